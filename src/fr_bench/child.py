@@ -1,0 +1,86 @@
+"""A child process's first and last moments. Imports nothing heavy, so that the first of them come early."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import MutableSequence
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fr_bench.worker import WorkerTask
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(
+    parent_pid: int,
+    log_path: str,
+    task: WorkerTask,
+    connection: Connection,
+    progress: MutableSequence[int],
+) -> None:
+    """Entry point of a spawned process: runs ``task`` and ends the process without returning."""
+    die_with_parent(parent_pid)
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    redirect_output(log_path)
+
+    from fr_bench.reporter import Reporter
+    from fr_bench.worker import run_worker
+
+    reporter = Reporter(connection, progress)
+    exit_code = 0
+    try:
+        run_worker(task, reporter)
+        reporter.send("done", modules=task.modules)
+    except Exception as error:
+        exit_code = 1
+        traceback.print_exc()
+        report_error(reporter, task, error, progress)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a process group with a receive still posted would wait for a message that never comes.
+    os._exit(exit_code)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel to kill this process when its parent dies, however that dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before we asked
+        os._exit(1)
+
+
+def redirect_output(log_path: str) -> None:
+    """Sends everything this process and its libraries print to ``log_path``."""
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def report_error(reporter, task: WorkerTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
+    """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
+    from fr_bench.errors import ConfigError, FrBenchError
+    from fr_bench.transport.spec import PeerLost
+
+    module = getattr(error, "module", None) or task.modules[0]
+    expected = isinstance(error, FrBenchError)
+    try:
+        reporter.send(
+            "error",
+            module=module,
+            step=progress[module - 1],
+            message=str(error) if expected else f"{type(error).__name__}: {error}",
+            peer_lost=isinstance(error, PeerLost),
+            is_config=isinstance(error, ConfigError),
+            wall_time=time.time(),
+        )
+    except OSError:
+        pass  # the parent is gone; so are we, in a moment

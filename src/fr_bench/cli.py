@@ -1,0 +1,111 @@
+"""``fr-bench SUBCOMMAND ...``: finds the subcommand, and turns what it raises into exit codes.
+
+Hydra has no subcommands, so this dispatcher takes the first word off and hands the rest on. It imports
+neither torch nor Hydra: help and completion must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+
+from fr_bench import __version__
+from fr_bench.errors import ConfigError, FrBenchError, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: ``module`` has ``main(argv: list[str]) -> int``, which returns the exit code."""
+
+    module: str
+    does: str
+
+
+COMMANDS = {
+    "train": Command("fr_bench.train_command", "one run, or a sweep with -m"),
+    "doctor": Command("fr_bench.doctor", "what this machine has: devices, transports, data sets, W&B, Slurm"),
+}
+
+LIBRARIES = ("torch", "hydra-core", "wandb")
+EXAMPLES = """\
+  fr-bench train experiment=quickstart            a first run on real images, half a minute on two cores
+  fr-bench train method=fr k=4 dataset=cifar10    Features Replay in four processes; settings are key=value
+  fr-bench train -m method=bp,fr k=1,2,4          a sweep: every combination, with a table at the end"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line ``argv`` (default: the process's) and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except FrBenchError as error:
+        print(f"fr-bench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("fr-bench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(_versions())
+        return 0
+    if words[0] in ("-sc", "--shell-completion"):
+        return _complete(words)
+    name, *rest = words
+    if name not in COMMANDS:
+        raise ConfigError(_unknown(name, words))
+    return int(import_module(COMMANDS[name].module).main(rest))
+
+
+def usage() -> str:
+    """Returns the help text: subcommands, examples, completion."""
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{command.does}" for name, command in COMMANDS.items())
+    return (
+        "usage: fr-bench SUBCOMMAND [ARGUMENTS]\n\n"
+        "Trains deep networks without backward locking, and measures it beside backpropagation.\n\n"
+        f"subcommands (each has --help):\n{commands}\n\n"
+        f"examples:\n{EXAMPLES}\n\n"
+        'completion in bash: eval "$(fr-bench -sc install=bash)"   fish: fr-bench -sc install=fish | source'
+    )
+
+
+def _unknown(name: str, words: list[str]) -> str:
+    if "=" in name or name in ("-m", "--multirun"):
+        return f"a subcommand comes first. Did you mean 'fr-bench train {' '.join(words)}'?"
+    known = ", ".join(COMMANDS)
+    return f"unknown subcommand '{name}'.{nearest(name, COMMANDS)} Subcommands: {known} (fr-bench --help)."
+
+
+def _versions() -> str:
+    found = {
+        item.name: item.version for item in metadata.distributions(path=sys.path) if item.name in LIBRARIES
+    }
+    libraries = ", ".join(f"{name} {found.get(name, 'not installed')}" for name in LIBRARIES)
+    return f"fr-bench {__version__} (Python {sys.version.split()[0]}, {libraries})"
+
+
+def _complete(words: list[str]) -> int:
+    """Serves Hydra's completion script, which knows no subcommands: completes them, or hides ``train``."""
+    action, _, shell = words[-1].partition("=")
+    if action not in ("install", "uninstall", "query") or shell not in ("bash", "fish"):
+        raise ConfigError(
+            f"{' '.join(words)}: needs install=bash, install=fish, uninstall=bash or uninstall=fish."
+        )
+    if action == "query":
+        line = os.environ.get("COMP_LINE", "")
+        _, typed, rest = [*line.split(maxsplit=2), "", "", ""][:3]
+        if typed not in COMMANDS or not (rest or line.endswith(" ")):
+            print("\n".join(name for name in COMMANDS if name.startswith(typed)))
+            return 0
+        if typed != "train":
+            return 0  # the others take folders, which the shell completes
+        os.environ["COMP_LINE"] = f"fr-bench {rest}"
+    return int(import_module(COMMANDS["train"].module).main(words))

@@ -1,0 +1,217 @@
+"""Composes the config of every job that a command line asks for, as Hydra will, before Hydra runs anything.
+
+Hydra by itself finds a mistake late: after the output folder exists, or in the middle of a sweep. So we ask
+its own config loader for the same configs first. This file alone uses Hydra's internals (hydra-core 1.3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hydra import version
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from fr_bench.config import NAMED_COMPONENTS, Config, check_name
+from fr_bench.errors import ConfigError
+from fr_bench.explain import MISTAKES, Known, explain
+
+CONFIG_PATH = "pkg://fr_bench.conf"
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the overrides that make it different, and its resolved config."""
+
+    overrides: list[str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a command line asks for.
+
+    Attributes:
+        jobs: one, or under ``-m`` every combination. A sweeper other than Hydra's basic one chooses its
+            values as it goes: then the one job here is the settings that all of them share.
+        sweep_dir: folder of the sweep, None for a single run.
+        num_jobs: how many runs it will be, None if that is the sweeper's to decide.
+    """
+
+    jobs: list[Job]
+    sweep_dir: str | None
+    num_jobs: int | None
+
+
+def register() -> None:
+    """Makes the schema and the ``run_id`` resolver known to Hydra; harmless to repeat."""
+    ConfigStore.instance().store(name="config_schema", node=Config, provider="fr_bench")
+    # Two jobs started in the same second must not share a folder, so a time stamp is not enough.
+    OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+
+
+def compose(arguments: argparse.Namespace) -> Composition:
+    """Composes all jobs.
+
+    Args:
+        arguments: of Hydra's own parser (overrides, multirun, config_dir, config_name, config_path).
+
+    Raises:
+        ConfigError: for any mistake; under ``-m`` the message names the combination.
+    """
+    with _config_loader(arguments) as loader:
+        composer = _Composer(loader, arguments.config_name or CONFIG_NAME, arguments.overrides)
+        return composer.compose(arguments.multirun)
+
+
+def plain_config(config: DictConfig, run_dir: str) -> dict[str, Any]:
+    """Returns the job's config with the types of the schema, resolved, as plain dicts and lists.
+
+    Args:
+        config: the composed config, with or without its ``hydra`` node; HydraConfig must be set, because
+            values may refer to ``${hydra:...}``.
+        run_dir: what ``run_dir`` becomes.
+
+    Raises:
+        OmegaConfBaseException: an unknown key, a wrong type, a missing value or reference.
+    """
+    typed = OmegaConf.structured(Config)
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    OmegaConf.set_struct(own, False)
+    own.run_dir = run_dir
+    merged = OmegaConf.merge(typed, own)
+    OmegaConf.copy_cache(from_config=config, to_config=merged)  # time stamp and run_id as in Hydra's folders
+    plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@contextmanager
+def _config_loader(arguments: argparse.Namespace) -> Iterator[ConfigLoader]:
+    """The loader that ``hydra.main`` would make from the same command line."""
+    version.setbase(VERSION_BASE)
+    register()
+    path = create_automatic_config_search_path(None, "fr_bench.cli", arguments.config_path or CONFIG_PATH)
+    assert isinstance(path, ConfigSearchPathImpl)
+    if arguments.config_dir is not None:
+        folder = os.path.abspath(arguments.config_dir)
+        if not os.path.isdir(folder):
+            raise ConfigError(f"--config-dir {arguments.config_dir}: there is no such folder ({folder}).")
+        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=path)
+    before = HydraConfig.instance().cfg
+    try:
+        yield hydra.config_loader
+    finally:
+        HydraConfig.instance().cfg = before
+        GlobalHydra.instance().clear()
+
+
+class _Composer:
+    def __init__(self, loader: ConfigLoader, config_name: str, overrides: list[str]) -> None:
+        self.loader = loader
+        self.config_name = config_name
+        self.overrides = overrides
+
+    def compose(self, multirun: bool) -> Composition:
+        if not multirun:
+            multirun = (
+                self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN
+            )
+        if multirun:
+            return self._compose_sweep()
+        config = self._load([*self.overrides, "hydra.mode=RUN"], RunMode.RUN)
+        return Composition([self._job(config, self.overrides, None)], None, 1)
+
+    def _compose_sweep(self) -> Composition:
+        master = self._load([*self.overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+        HydraConfig.instance().set_config(master)
+        sweep_dir = os.path.abspath(str(master.hydra.sweep.dir))
+        arguments = self._parse(list(master.hydra.overrides.task))
+        basic = str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
+        if basic:
+            parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+            arguments = [*self._parse(parameters), *arguments]
+        _refuse_run_dir(arguments)
+        if basic:
+            combinations = self._guard(lambda: BasicSweeper.split_arguments(arguments, None)[0])
+        else:
+            combinations = [[str(a.input_line) for a in arguments if not a.is_sweep_override()]]
+        jobs = [self._combine(master, list(chosen), number) for number, chosen in enumerate(combinations)]
+        return Composition(jobs, sweep_dir, len(jobs) if basic else None)
+
+    def _combine(self, master: DictConfig, overrides: list[str], number: int) -> Job:
+        try:
+            shared = list(master.hydra.overrides.hydra)
+            return self._job(self._load([*shared, *overrides], RunMode.RUN), overrides, number)
+        except ConfigError as error:
+            raise in_combination(overrides, error) from error
+
+    def _job(self, config: DictConfig, overrides: list[str], number: int | None) -> Job:
+        """``number`` is the job's place in the sweep, None for a single run."""
+
+        def resolve() -> Job:
+            for component in NAMED_COMPONENTS:  # first of all: the folders' names are made of these
+                if isinstance(OmegaConf.select(config, component), DictConfig):
+                    check_name(component, OmegaConf.select(config, f"{component}.name"))
+            HydraConfig.instance().set_config(config)  # values may refer to ${hydra:...}
+            with read_write(config.hydra), open_dict(config.hydra):
+                if number is None:
+                    folder = str(config.hydra.run.dir)
+                else:
+                    config.hydra.job.num = config.hydra.job.id = number
+                    folder = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+                config.hydra.runtime.output_dir = os.path.abspath(folder)
+            return Job(overrides, plain_config(config, os.path.abspath(folder)))
+
+        return self._guard(resolve)
+
+    def _load(self, overrides: list[str], mode: RunMode, sweeps: bool = True) -> DictConfig:
+        return self._guard(
+            lambda: self.loader.load_configuration(
+                self.config_name, overrides, mode, validate_sweep_overrides=sweeps
+            )
+        )
+
+    def _parse(self, overrides: list[str]) -> list[Override]:
+        parser = OverridesParser.create(config_loader=self.loader)
+        return self._guard(lambda: parser.parse_overrides(overrides))
+
+    def _guard(self, step: Any) -> Any:
+        try:
+            return step()
+        except MISTAKES as error:
+            raise explain(error, Known(self.loader, self.config_name, self.overrides)) from error
+
+
+def in_combination(overrides: list[str], error: ConfigError) -> ConfigError:
+    """Returns ``error`` with the combination of the sweep that it is in."""
+    return ConfigError(f"in the combination '{' '.join(overrides)}': {error}")
+
+
+def _refuse_run_dir(overrides: list[Override]) -> None:
+    for override in overrides:
+        if override.key_or_group == "run_dir":
+            raise ConfigError(
+                f"{override.input_line}: under -m every job has a folder of its own; hydra.sweep.dir=FOLDER "
+                "sets where they are."
+            )

@@ -1,0 +1,175 @@
+"""The typed schema of the config, and the checks across its keys that need neither torch nor data.
+
+Method, model, data set, optimizer and schedule are open groups: a YAML with a ``_target_`` is enough, so
+their contents are not declared here (their signatures are checked when the run is planned).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from fr_bench.errors import ConfigError, nearest
+
+COMPONENTS = ("method", "model", "dataset", "optimizer", "schedule")
+NAMED_COMPONENTS = ("method", "model", "dataset")
+CHOICES = {
+    "precision": ("fp32", "tf32", "bf16", "fp64"),
+    "device": ("auto", "cpu", "cuda"),
+    "transport": ("auto", "serial", "gloo", "nccl", "ipc"),
+    "console": ("auto", "live", "plain", "off"),
+    "wandb.mode": ("offline", "online", "disabled"),
+}
+SMALLEST = {
+    "k": 1,
+    "epochs": 1,
+    "max_steps": 1,
+    "batch_size": 1,
+    "eval_every": 1,
+    "threads": 1,
+    "log_every": 1,
+    "trace": 0,
+}
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases, which mirrors the run directory."""
+
+    mode: str = MISSING  # offline (needs no account), online, disabled
+    project: str = MISSING
+    entity: str | None = MISSING
+    group: str | None = MISSING
+    name: str | None = MISSING
+    tags: list[str] = MISSING
+
+
+@dataclass
+class Config:
+    """Top level of the config. The values are in conf/config.yaml: a key missing there is an error."""
+
+    method: Any = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    k: int = MISSING  # number of modules, each in its own process
+    seed: int = MISSING
+    epochs: int = MISSING
+    max_steps: int | None = MISSING  # stop after so many iterations
+    batch_size: int = MISSING
+    eval_every: int = MISSING  # epochs
+    precision: str = MISSING  # fp32, tf32, bf16, fp64
+    device: str = MISSING  # auto, cpu, cuda
+    devices: list[int] | None = MISSING  # GPU numbers, modules go round-robin
+    threads: int | None = MISSING  # CPU threads of a module; null: cores // k
+    transport: str = MISSING  # auto, serial (one process), gloo, nccl, ipc
+    partition: Any = MISSING  # equal, or the k - 1 block numbers at which to cut, such as [8, 18, 32]
+    channels_last: bool = MISSING
+    deterministic: bool = MISSING
+    module_lr: list[float] | None = MISSING  # k multipliers of the learning rate
+    clip_norm: float | None = MISSING  # largest gradient norm, module by module
+    freeze: list[int] = MISSING  # modules (from 1) that do not learn
+    log_every: int = MISSING  # iterations between `train` records
+    trace: int = MISSING  # iterations in trace.json; 0: none
+    console: str = MISSING  # auto, live, plain, off
+    run_dir: str = MISSING
+    wandb: WandbConfig = MISSING
+
+
+def check(config: dict[str, Any]) -> None:
+    """Checks a resolved config across its keys.
+
+    Raises:
+        ConfigError: names the key, its value, what is allowed and the nearest right spelling.
+    """
+    for component in COMPONENTS:
+        _check_component(component, config[component])
+    for key, smallest in SMALLEST.items():
+        if config[key] is not None and config[key] < smallest:
+            raise ConfigError(f"{key}={config[key]}: must be an integer of at least {smallest}.")
+    for key, choices in CHOICES.items():
+        _check_choice(key, config["wandb"]["mode"] if key == "wandb.mode" else config[key], choices)
+    if config["clip_norm"] is not None and config["clip_norm"] <= 0:
+        raise ConfigError(f"clip_norm={config['clip_norm']}: must be above 0, or null for no clipping.")
+    _check_devices(config["devices"], config["device"])
+    _check_partition(config["partition"], config["k"])
+    _check_modules(config["module_lr"], config["freeze"], config["k"])
+
+
+def check_name(component: str, name: object) -> None:
+    """Checks the ``name`` of a method, model or data set, which goes into the name of the run directory.
+
+    Raises:
+        ConfigError: it is missing, or not usable in a path.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]*", name):
+        given = "is missing" if name is None else f"is {name!r}"
+        raise ConfigError(
+            f"{component}.name {given}: the YAML of a {component} needs a `name:` made of letters, digits, "
+            "'-', '_' or '.'; run directories are named by it."
+        )
+
+
+def _check_component(component: str, node: Any) -> None:
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"{component}={node}: choose one with {component}=NAME; fr-bench train --help lists them."
+        )
+    if not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"{component} has no _target_, the dotted path of the class or function to call.")
+    if component in NAMED_COMPONENTS:
+        check_name(component, node.get("name"))
+    if component == "optimizer":
+        lr = node.get("lr")
+        if not isinstance(lr, int | float) or isinstance(lr, bool) or lr < 0:
+            raise ConfigError(f"optimizer.lr={lr}: must be a number of at least 0.")
+
+
+def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.{nearest(value, choices)}")
+
+
+def _check_devices(devices: list[int] | None, device: str) -> None:
+    if devices is None:
+        return
+    if not devices or min(devices) < 0:
+        raise ConfigError(
+            f"devices={devices}: must be a list of GPU numbers such as [0,1], or null for all of them."
+        )
+    if device == "cpu":
+        raise ConfigError(
+            f"devices={devices}: are GPU numbers, which mean nothing with device=cpu; drop one of the two."
+        )
+
+
+def _check_partition(partition: Any, k: int) -> None:
+    if partition == "equal":
+        return
+    rule = "must be 'equal' or a list of rising block numbers at which to cut"
+    if isinstance(partition, str):
+        raise ConfigError(f"partition={partition}: {rule}.{nearest(partition, ['equal'])}")
+    if not isinstance(partition, list) or not all(type(cut) is int for cut in partition):
+        raise ConfigError(f"partition={partition}: {rule}, such as [8,18,32] for k=4.")
+    if len(partition) != k - 1:
+        raise ConfigError(f"partition={partition}: has {len(partition)} cuts, k={k} modules need {k - 1}.")
+    for before, cut in zip([0, *partition], partition, strict=False):
+        if cut <= before:
+            kind = "an empty module" if cut in (before, 0) else "falling cuts"
+            raise ConfigError(f"partition={partition}: {kind} at cut {cut}; {rule}, from 1 on.")
+
+
+def _check_modules(module_lr: list[float] | None, freeze: Iterable[int], k: int) -> None:
+    if module_lr is not None:
+        if len(module_lr) != k:
+            raise ConfigError(f"module_lr={module_lr}: has {len(module_lr)} multipliers for k={k} modules.")
+        if min(module_lr) <= 0:
+            raise ConfigError(f"module_lr={module_lr}: must be above 0; freeze=[...] stops a module.")
+    for module in freeze:
+        if not 1 <= module <= k:
+            raise ConfigError(f"freeze={list(freeze)}: no module {module}; modules are 1 to k={k}.")

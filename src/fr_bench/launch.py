@@ -1,0 +1,116 @@
+"""One run, from the parent's side: plan, run directory, processes, records, sinks, outcome."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from fr_bench.collector import Collector
+from fr_bench.console import RunTitle, choose_console, print_summary
+from fr_bench.environment import describe_environment
+from fr_bench.errors import FrBenchError, Interrupted
+from fr_bench.plan import Plan, make_plan
+from fr_bench.run_directory import RunDirectory
+from fr_bench.sinks import JsonLinesSink, Sink, SinkGroup
+from fr_bench.summary import SummaryBuilder
+from fr_bench.supervisor import Supervisor, watch_signals
+from fr_bench.trace import write_trace
+from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
+
+
+def check_plan(config: dict[str, Any]) -> None:
+    """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    make_plan(config)
+    check_wandb(resolve_mode(config["wandb"]["mode"]))
+
+
+def run_training(config: dict[str, Any], run_directory: Path) -> dict[str, Any]:
+    """Runs the training that ``config`` (resolved, plain) describes, in ``run_directory``.
+
+    Returns:
+        The summary, as in summary.json. A directory that holds a finished run is left alone and its summary
+        returned.
+
+    Raises:
+        ConfigError: a mistake in the config.
+        RunFailed: with the first cause; what was logged until then stands.
+        Interrupted: a signal ended the run.
+    """
+    plan = make_plan(config)
+    directory = RunDirectory(run_directory)
+    finished = directory.create()
+    if finished is not None:
+        print(f"{run_directory} holds this run, finished; nothing to do", file=sys.stderr)
+        return finished.summary
+    return Run(plan, directory).train()
+
+
+class Run:
+    """A run whose directory is ours."""
+
+    def __init__(self, plan: Plan, directory: RunDirectory) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.quiet = plan.config["console"] == "off"
+        self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names))
+        in_parallel = len(plan.modules_by_process) == plan.k
+        self.collector = Collector(plan.k, plan.steps_per_epoch, plan.config["batch_size"], in_parallel)
+        described = {**plan.config, "plan": plan.description()}
+        directory.write_config(described)
+        directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
+
+    def train(self) -> dict[str, Any]:
+        """Trains, and leaves the directory with its final status whatever happens."""
+        sinks = SinkGroup(self._sinks())
+        state, error, module, exit_code = "failed", "", None, 1
+        try:
+            self._supervise(sinks)
+            state, exit_code = "finished", 0
+        except Interrupted as interruption:
+            state, error, exit_code = "interrupted", str(interruption), interruption.exit_code
+            raise
+        except BaseException as failure:
+            error = str(failure) or type(failure).__name__
+            module = getattr(failure, "module", None)
+            exit_code = failure.exit_code if isinstance(failure, FrBenchError) else 1
+            raise
+        finally:
+            summary = self.summary.build(state)
+            self.directory.write_summary(summary)
+            self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
+            sinks.finish(summary, exit_code)
+        if not self.quiet:
+            print_summary(summary, self.directory.path)
+        return summary
+
+    def _supervise(self, sinks: Sink) -> None:
+        with watch_signals() as signals, Supervisor(self.plan, self.directory.path) as supervisor:
+            for event in supervisor.events(signals):
+                self.directory.heartbeat()
+                for record in self.collector.add(event) if event else ():
+                    self.summary.add(record)
+                    sinks.write(record)
+        if self.collector.spans:
+            write_trace(self.directory.trace, self.collector.spans)
+
+    def _sinks(self) -> list[Sink]:
+        """metrics.jsonl first: it must not miss anything."""
+        plan, config = self.plan, self.plan.config
+        names = [config[group]["name"] for group in ("method", "model", "dataset")]
+        if not self.quiet:
+            print(f"{plan.k} modules, cuts after blocks {plan.cuts}, on {', '.join(plan.devices)}")
+            print(f"transport {plan.transport}: {plan.transport_reason}; {plan.threads} threads a module", flush=True)
+        sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
+        title = RunTitle(*names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
+        sinks.append(choose_console(config["console"], title))
+        mode = resolve_mode(config["wandb"]["mode"])
+        if mode != "disabled":
+            wandb_config = {**config, "plan": plan.description()}
+            settings = {key: value for key, value in config["wandb"].items() if key != "mode"}
+            sinks.append(WandbSink(self.directory.path, wandb_config, mode=mode, **settings))
+        return sinks

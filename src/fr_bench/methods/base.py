@@ -1,0 +1,112 @@
+"""The protocol of a training method: what each module does in iteration t.
+
+In iteration t module k (1) receives the features of batch t, (2) plays them forward and sends its own up,
+(3) learns, (4) sends an error gradient down. Methods differ in what module k < K keeps after its forward and
+in which gradient it learns from; module K learns from the loss of batch t in all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fr_bench.methods.policy import Policy
+from fr_bench.module import BatchResult, Module, Pass
+
+
+class Link(Protocol):
+    """What a method sees of its neighbours. Batches are named so that a transport can check them."""
+
+    def receive_features(self, batch: int) -> Tensor:
+        """Waits for h_{k-1}: the output of the module below, or the images in module 1."""
+
+    def send_features(self, h: Tensor, batch: int) -> None:
+        """Sends h_k up; returns before it has arrived."""
+
+    def receive_gradient(self, batch: int) -> Tensor:
+        """Waits for d_k, the error gradient from above with respect to h_k of ``batch``."""
+
+    def send_gradient(self, gradient: Tensor | None, batch: int) -> None:
+        """Sends the gradient with respect to h_{k-1} of ``batch`` down; does nothing in module 1."""
+
+    def targets(self, batch: int) -> Tensor:
+        """The labels of ``batch``, drawn here from the same seeded order as the images."""
+
+
+class Method:
+    """One module's part in a training method. Subclasses write the row of module k < K.
+
+    Subclasses implement :meth:`play_lower`, :meth:`learn_lower` and :meth:`policy`, take their hyper-parameters as keyword
+    arguments and refuse wrong ones with ``ConfigError`` in :meth:`check`.
+    """
+
+    def __init__(self, module: Module, link: Link) -> None:
+        self.module = module
+        self.link = link
+        self._live: Pass | None = None
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        """Module k < K: plays batch ``t`` forward, keeps what the method keeps, and returns h_k."""
+        raise NotImplementedError
+
+    def learn_lower(self, t: int) -> None:
+        """Module k < K: learns from what it kept, sends a gradient down and steps."""
+        raise NotImplementedError
+
+    def play(self, t: int) -> None:
+        """First half of iteration ``t``."""
+        x = self.link.receive_features(t)
+        if self.module.is_top:
+            self._live = self.module.play(x, t)
+        else:
+            self.link.send_features(self.play_lower(x, t), t)
+
+    def learn(self, t: int) -> BatchResult | None:
+        """Second half of iteration ``t``; module K returns the loss and errors of batch ``t``."""
+        if not self.module.is_top:
+            self.learn_lower(t)
+            return None
+        assert self._live is not None, "learn() follows play()"
+        live, self._live = self._live, None
+        result = self.module.loss(live, self.link.targets(t))
+        self.link.send_gradient(self.module.backward(live, result.loss), t)
+        self.module.step(t)
+        return BatchResult(result.loss.detach(), result.num_errors)
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        """Back-propagates ``d`` through ``live``, sends the input's gradient down, then steps.
+
+        The gradient goes first: the module below waits for it, nobody waits for our step.
+        """
+        self.link.send_gradient(self.module.backward(live, live.h, d), live.batch)
+        self.module.step(t)
+
+    def start_epoch(self) -> None:
+        """Called before the first iteration of every epoch; by default everything carries over."""
+
+    def kept_tensors(self) -> dict[str, list[Tensor]]:
+        """What is kept from one iteration to the next beside graphs, by category of the memory account:
+        ``history`` (features), ``stash`` (weight copies), ``synthesizer``."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold for this method to go on exactly, beside weights and optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+
+    @classmethod
+    def needs_targets(cls, **hyper_parameters: Any) -> bool:
+        """Whether module k < K needs the labels too; it then draws them from the same seeded order."""
+        return False
+
+    @classmethod
+    def policy(cls, **hyper_parameters: Any) -> Policy:
+        """The row of module k < K as data."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, **hyper_parameters: Any) -> None:
+        """Refuses wrong hyper-parameters with ``ConfigError`` before anything is started."""

@@ -1,0 +1,119 @@
+"""DDG, decoupled parallel backpropagation (Huo, Gu, Yang, Huang, ICML 2018): keep the graphs, delay the gradient.
+
+    module k < K, iteration t, with s = t - (K - k):
+        receive h_{k-1}^t | play t, keep the graph | send h_k^t | wait for d_k^{t-1} | backward s | send down | step
+    module K:
+        receive h_{K-1}^t | play t | loss, backward t | send down | step
+
+Kept after the forward: the graphs of the last K-k+1 batches. Gradient: d_k^{t-1}. Weights: w^s, those of the
+play, while the step changes w^t. An optimizer changes weights in place, which would break a graph that is still
+to be used, so each graph is built on its own copy of the weights: the stash. Batch norm's running statistics are
+no part of it; they move once a batch, at play.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.methods.base import Link
+from fr_bench.methods.delayed import DelayedMethod, check_choice
+from fr_bench.methods.policy import Policy
+from fr_bench.module import Module, Pass
+
+
+@dataclass
+class InFlight:
+    """A batch that was played and waits for its gradient: the graph, and the weight copies it was built on."""
+
+    live: Pass
+    weights: dict[str, Tensor]
+
+
+class DecoupledDelayedGradients(DelayedMethod[InFlight]):
+    """DDG.
+
+    Args:
+        weights: ``stashed`` is the published gradient, at the weights of the play. ``current`` is a deviation,
+            what the authors' public code does: activations of the play back-propagated through weights that
+            have been updated since, the gradient of no function.
+        warmup, carry_history: see :class:`DelayedMethod`.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        link: Link,
+        *,
+        weights: str = "stashed",
+        warmup: str = "skip",
+        carry_history: bool = True,
+    ) -> None:
+        super().__init__(module, link, warmup=warmup, carry_history=carry_history)
+        self.weights = weights
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        """Plays on a copy of the weights and keeps the graph with it."""
+        if self.weights == "stashed":
+            in_flight = self._play_stashed(x, t, self._copy_weights())
+        else:
+            # Hooks keep a reference to what the graph saves, without autograd's check that it is unchanged.
+            with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+                in_flight = InFlight(self.module.play(x, t), {})
+        self.keep(t, in_flight)
+        return in_flight.live.h
+
+    def learn_delayed(self, kept: InFlight, batch: int, t: int) -> None:
+        """Waits for the gradient of the kept graph and back-propagates it."""
+        d = self.link.receive_gradient(batch)
+        gradient = self.module.backward(kept.live, kept.live.h, d)
+        self.link.send_gradient(gradient, batch)
+        for name, parameter in self.module.network.named_parameters():
+            if kept.weights:
+                parameter.grad = kept.weights[name].grad
+        self.module.step(t)
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        named = self.module.network.named_parameters()
+        return {name: parameter.detach().clone().requires_grad_() for name, parameter in named}
+
+    def _play_stashed(
+        self, x: Tensor, batch: int, weights: dict[str, Tensor], update_statistics: bool = True
+    ) -> InFlight:
+        live = self.module.play(x, batch, weights=weights, update_statistics=update_statistics)
+        return InFlight(live, weights)
+
+    def kept_tensors(self) -> dict[str, list[Tensor]]:
+        """The stash; the inputs belong to the graphs."""
+        return {"stash": [copy for _, kept in self.kept for copy in kept.weights.values()]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Inputs and weight copies: graphs cannot be saved, they are rebuilt. ``current`` saves an empty pipe."""
+        if self.weights == "current":
+            return {"kept": [], "num_plays": 0}
+        kept = [
+            (batch, kept.live.x.detach(), {name: copy.detach() for name, copy in kept.weights.items()})
+            for batch, kept in self.kept
+        ]
+        return {"kept": kept, "num_plays": self.num_plays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Rebuilds the graphs without a second update of the statistics."""
+        for batch, x, copies in state["kept"]:
+            weights = {name: copy.clone().requires_grad_() for name, copy in copies.items()}
+            self.kept.append((batch, self._play_stashed(x, batch, weights, update_statistics=False)))
+        self.num_plays = state["num_plays"]
+
+    @classmethod
+    def check(cls, weights: str = "stashed", warmup: str = "skip", carry_history: bool = True) -> None:
+        """Raises ConfigError for a choice that does not exist."""
+        super().check(warmup, carry_history)
+        check_choice("weights", weights, ("stashed", "current"))
+
+    @classmethod
+    def policy(cls, weights: str = "stashed", **_: Any) -> Policy:
+        """See :class:`Policy`."""
+        return Policy(keeps="graphs", gradient="delayed", weights="stale" if weights == "stashed" else "mixed")

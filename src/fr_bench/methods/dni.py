@@ -1,0 +1,161 @@
+"""DNI, decoupled neural interfaces with synthetic gradients (Jaderberg et al., ICML 2017), and cDNI.
+
+    module k < K, iteration t:
+        receive h_{k-1}^t | play t, keep the graph | send h_k^t | train M_k on (h_k^{t-1}, d_k^{t-1}) |
+        predict M_k(h_k^t) | backward t | send down | step
+    module K:
+        receive h_{K-1}^t | play t | loss, backward t | send down | step
+
+Kept after the forward: the graph of batch t, for this iteration only. Gradient: the synthetic M_k(h_k^t), at once.
+Weights: w^t. What module k sends down, its synthetic gradient back-propagated, is the target of M_{k-1}: only the
+top's is the true one. M_k learns from iteration t before it is used in t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Link, Method
+from fr_bench.methods.policy import Policy
+from fr_bench.methods.synthesizer import Synthesizer
+from fr_bench.module import Module
+from fr_bench.seeds import derive_seed
+
+
+class DecoupledNeuralInterfaces(Method):
+    """DNI; with ``conditional`` cDNI.
+
+    M_k predicts the gradient of a sample's own loss: B times d_k, whose loss is divided by the batch size B.
+
+    Args:
+        optimizer: parameters -> optimizer of the synthesizer; its learning rate follows the run's schedule.
+        conditional: whether the synthesizer also sees the labels, which then every module draws for itself.
+        num_hidden, hidden_channels, kernel_size: of the synthesizer.
+        clip_norm: largest norm of the synthesizer's gradient; None for no limit.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        link: Link,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        conditional: bool = False,
+        num_hidden: int = 2,
+        hidden_channels: int = 128,
+        kernel_size: int = 5,
+        clip_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__(module, link)
+        self.conditional = conditional
+        self.clip_norm = clip_norm
+        self._prediction: Tensor | None = None  # M_k(h_k^{t-1}), with its graph, until its target comes
+        self._pending: tuple[Tensor, Tensor | None] | None = None  # what it was predicted from
+        if module.is_top:
+            return
+        num_classes = module.num_classes if conditional else 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(module.seed, "synthesizer", module.k))
+            self.synthesizer = Synthesizer(module.output_shape, num_hidden, hidden_channels, kernel_size, num_classes)
+        module.like_network(self.synthesizer)
+        self.optimizer = optimizer(self.synthesizer.parameters())
+        self.base_lr = self.optimizer.param_groups[0]["lr"]
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        """Plays with a graph."""
+        self._live = self.module.play(x, t)
+        return self._live.h
+
+    def learn_lower(self, t: int) -> None:
+        """Trains the synthesizer on the last batch, then learns from its prediction for this one."""
+        assert self._live is not None, "learn_lower() follows play_lower()"
+        live, self._live = self._live, None
+        if self._prediction is not None:
+            target = self.link.receive_gradient(t - 1) * self.module.global_batch_size
+            with self.module.watch.span("synthesize", t - 1):
+                self._train_synthesizer(target, t - 1)
+        with self.module.watch.span("synthesize", t):
+            prediction = self._predict(live.h.detach(), self.link.targets(t) if self.conditional else None)
+        d = prediction.detach().to(live.h.dtype) / self.module.global_batch_size
+        self.descend(live, d, t)
+
+    def _predict(self, h: Tensor, labels: Tensor | None) -> Tensor:
+        with self.module.autocast():
+            self._prediction = self.synthesizer(h, labels)
+        self._pending = (h, labels)
+        return self._prediction
+
+    def _train_synthesizer(self, target: Tensor, t: int) -> None:
+        assert self._prediction is not None
+        F.mse_loss(self._prediction.to(target.dtype), target).backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.synthesizer.parameters(), self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * self.module.schedule(t)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def kept_tensors(self) -> dict[str, list[Tensor]]:
+        """The synthesizer's weights, statistics and optimizer state."""
+        if self.module.is_top:
+            return {}
+        state = (value for values in self.optimizer.state.values() for value in values.values())
+        tensors = [*self.synthesizer.state_dict().values(), *(v for v in state if isinstance(v, Tensor))]
+        return {"synthesizer": tensors}
+
+    @classmethod
+    def needs_targets(cls, conditional: bool = False, **_: Any) -> bool:
+        """cDNI's modules do."""
+        return conditional
+
+    def state_dict(self) -> dict[str, Any]:
+        """The synthesizer, its optimizer, and the features whose target is still on its way."""
+        if self.module.is_top:
+            return {}
+        return {
+            "synthesizer": self.synthesizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pending": self._pending,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the synthesizer and repeats its pending prediction, without a second update of statistics."""
+        if self.module.is_top:
+            return
+        self.synthesizer.load_state_dict(state["synthesizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["pending"] is not None:
+            statistics = {name: buffer.clone() for name, buffer in self.synthesizer.named_buffers()}
+            self._predict(*state["pending"])
+            for name, buffer in self.synthesizer.named_buffers():
+                buffer.copy_(statistics[name])
+
+    @classmethod
+    def policy(cls, **_: Any) -> Policy:
+        """See :class:`Policy`."""
+        return Policy(keeps="graph", gradient="synthetic")
+
+    @classmethod
+    def check(
+        cls,
+        optimizer: Any = None,
+        conditional: bool = False,
+        num_hidden: int = 2,
+        hidden_channels: int = 128,
+        kernel_size: int = 5,
+        clip_norm: float | None = 1.0,
+    ) -> None:
+        """Raises ConfigError for sizes that make no synthesizer."""
+        for key, value, low in (("num_hidden", num_hidden, 0), ("hidden_channels", hidden_channels, 1)):
+            if not isinstance(value, int) or value < low:
+                raise ConfigError(f"method.{key}={value}: must be a whole number from {low} on")
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ConfigError(f"method.kernel_size={kernel_size}: must be odd, so that the size is kept")
+        if clip_norm is not None and clip_norm <= 0:
+            raise ConfigError(f"method.clip_norm={clip_norm}: must be positive, or null for no limit")

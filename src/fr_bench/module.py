@@ -1,0 +1,180 @@
+"""Module k of K: its blocks, its optimizer, and the passes that methods are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fr_bench.network import Network
+from fr_bench.stopwatch import Stopwatch
+
+
+@dataclass
+class Pass:
+    """A forward pass whose graph is alive.
+
+    Attributes:
+        batch: index of the mini-batch.
+        x: the module's input; after :meth:`Module.backward` its ``grad`` is the error gradient for below.
+        h: the module's output.
+    """
+
+    batch: int
+    x: Tensor
+    h: Tensor
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What the top module learned about a batch; tensors stay on the device until they are logged.
+
+    Attributes:
+        loss: scalar; the sum over samples divided by the global batch size.
+        num_errors: scalar; wrongly classified samples.
+    """
+
+    loss: Tensor
+    num_errors: Tensor
+
+
+class Module:
+    """One of the K modules. ``k`` counts from 1 as in the paper; module K is the top.
+
+    Args:
+        network: the module's blocks, on its device.
+        optimizer: over the network's parameters.
+        base_lr: learning rate of this module before the schedule.
+        schedule: iteration -> factor on every learning rate.
+        global_batch_size: what the loss's sum is divided by.
+        frozen: the module runs but never steps (DESIGN's control for 'learning is real').
+        clip_norm: largest norm of the module's gradient, or None.
+        num_classes, seed: of the run.
+        precision: ``bf16`` runs the passes under autocast; the others need nothing here.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        *,
+        base_lr: float,
+        schedule: Callable[[int], float],
+        k: int,
+        num_modules: int,
+        global_batch_size: int,
+        num_classes: int,
+        seed: int,
+        watch: Stopwatch,
+        frozen: bool = False,
+        clip_norm: float | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.base_lr = base_lr
+        self.schedule = schedule
+        self.k = k
+        self.num_modules = num_modules
+        self.global_batch_size = global_batch_size
+        self.num_classes = num_classes
+        self.seed = seed
+        self.output_shape: tuple[int, ...] = ()  # of h_k, batch included; known after the rehearsal
+        self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
+        self.watch = watch
+        self.frozen = frozen
+        self.clip_norm = clip_norm
+        self.precision = precision
+
+    @property
+    def is_top(self) -> bool:
+        """Whether this is module K, which sees the loss."""
+        return self.k == self.num_modules
+
+    @property
+    def delay(self) -> int:
+        """K - k: how many iterations old the mini-batch is that a delayed gradient belongs to."""
+        return self.num_modules - self.k
+
+    def play(
+        self,
+        x: Tensor,
+        batch: int,
+        *,
+        graph: bool = True,
+        update_statistics: bool = True,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Pass:
+        """Runs the module forward on a batch that has just arrived; see :meth:`_forward`."""
+        with self.watch.span("play", batch):
+            return self._forward(x, batch, graph, update_statistics, weights)
+
+    def replay(self, x: Tensor, batch: int, *, update_statistics: bool = True) -> Pass:
+        """Runs the module forward, with current weights and a graph, on an input that it kept."""
+        with self.watch.span("replay", batch):
+            return self._forward(x, batch, True, update_statistics, None)
+
+    def _forward(
+        self, x: Tensor, batch: int, graph: bool, update_statistics: bool, weights: Mapping[str, Tensor] | None
+    ) -> Pass:
+        x = x.detach()
+        if graph and self.k > 1:
+            x.requires_grad_()
+        with torch.set_grad_enabled(graph), self.network.statistics(update_statistics), self.autocast():
+            if weights is None:
+                h = self.network(x, batch)
+            else:
+                h = torch.func.functional_call(self.network, dict(weights), (x, batch))
+        return Pass(batch, x, h)
+
+    def loss(self, live: Pass, targets: Tensor) -> BatchResult:
+        """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
+        with self.watch.span("loss", live.batch):
+            logits = live.h.float() if live.h.dtype == torch.bfloat16 else live.h
+            loss = F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
+            num_errors = (logits.detach().argmax(dim=1) != targets).sum()
+        return BatchResult(loss, num_errors)
+
+    def backward(self, live: Pass, output: Tensor, d: Tensor | None = None) -> Tensor | None:
+        """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1).
+
+        Args:
+            live: the pass whose graph is used up.
+            output: ``live.h`` or the loss computed from it.
+            d: the error gradient with respect to ``output``; None for a scalar loss.
+        """
+        with self.watch.span("backward", live.batch):
+            torch.autograd.backward(output, d)
+        return live.x.grad
+
+    def step(self, t: int) -> None:
+        """Updates the weights with the gradients at hand and the learning rate of iteration ``t``."""
+        if self.gradient_tap is not None:
+            self.gradient_tap()
+        with self.watch.span("step", t):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.base_lr * self.schedule(t)
+            if not self.frozen:
+                if self.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def like_network(self, other: nn.Module) -> None:
+        """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""
+        weight = next(self.network.parameters())
+        four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
+        other.to(device=weight.device, dtype=weight.dtype)
+        if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
+            other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass in this module's precision."""
+        if self.precision != "bf16":
+            return nullcontext()
+        device = next(self.network.parameters()).device
+        return torch.autocast(device.type, dtype=torch.bfloat16)

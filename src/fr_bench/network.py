@@ -1,0 +1,82 @@
+"""The blocks of one module as a single ``nn.Module``, with random streams keyed by block and mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fr_bench.seeds import derive_seed
+
+
+class InPlaceError(ValueError):
+    """A module changed its own input, which a history or a sender may still hold."""
+
+
+class Network(nn.Module):
+    """Blocks in order, under their own names: parameter ``conv1.weight`` of block ``stem`` is ``stem.conv1.weight``.
+
+    A block that draws random numbers (dropout) draws the same ones whenever it sees the same mini-batch:
+    its stream is keyed by (seed, block, batch), not by the order of calls, so that a replay repeats the play.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[str, nn.Module]], seed: int) -> None:
+        super().__init__()
+        for name, block in blocks:
+            self.add_module(name, block)
+        self._seed = seed
+        self._draws: dict[str, bool] = {}
+        self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
+        if not self.training:
+            for block in self.children():
+                x = block(x)
+            return x
+        source, version = x, x._version
+        for name, block in self.named_children():
+            x = self._forward_keyed(name, block, x, batch)
+            if source._version != version:
+                raise InPlaceError(
+                    f"block '{name}' changes the input of its module in place, which may still be needed: "
+                    "make its first operation out of place (for example ReLU(inplace=False))"
+                )
+        return x
+
+    def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
+        draws = self._draws.get(name)
+        if draws is False:
+            return block(x)
+        generator = _default_generator(x.device)
+        generator.manual_seed(derive_seed(self._seed, "stochastic block", name, batch))
+        if draws is None:  # the first pass tells whether this block draws at all
+            before = generator.get_state()
+            h = block(x)
+            self._draws[name] = not torch.equal(before, generator.get_state())
+            return h
+        return block(x)
+
+    @contextmanager
+    def statistics(self, update: bool) -> Iterator[None]:
+        """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
+        if update:
+            yield
+            return
+        tracking = [norm for norm in self._batch_norms if norm.track_running_stats]
+        for norm in tracking:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm in tracking:
+                norm.track_running_stats = True
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator

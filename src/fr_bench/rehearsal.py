@@ -1,0 +1,65 @@
+"""One untimed forward and backward before training starts, in lock step through all modules.
+
+It settles what the channels carry (shapes, dtypes and strides as the kernels really produce them), pays for
+what first passes pay for (kernels chosen, memory allocated) and finds a module that changes its input in place.
+Nothing remains of it: gradients are dropped, batch-norm statistics stay, and random streams are keyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fr_bench.errors import ConfigError
+from fr_bench.module import Module
+from fr_bench.network import InPlaceError
+from fr_bench.transport.link import Batches
+from fr_bench.transport.open import Boundaries
+from fr_bench.transport.side import SideChannel
+from fr_bench.transport.spec import TensorSpec
+
+
+def rehearse(
+    modules: Sequence[Module], sides: Sequence[SideChannel], images: Batches | None, labels: Batches | None
+) -> list[Boundaries]:
+    """Runs batch 0 through this process's modules (ascending) and back; returns their boundaries.
+
+    Raises:
+        ConfigError: a module changes its input in place.
+    """
+    passes = []
+    for module in modules:
+        module.watch.running = False
+    for module, side in zip(modules, sides, strict=True):
+        x = images.batch(0) if images is not None and module.k == 1 else side.receive_from_below()
+        try:
+            module.play(x, 0, graph=False, update_statistics=False)
+        except InPlaceError as error:
+            raise ConfigError(f"module {module.k}: {error}") from error
+        live = module.play(x, 0, update_statistics=False)
+        if not module.is_top:
+            side.send_up(live.h)
+        module.output_shape = tuple(live.h.shape)
+        passes.append(live)
+    boundaries = []
+    for module, side, live in reversed(list(zip(modules, sides, passes, strict=True))):
+        if module.is_top:
+            assert labels is not None
+            d = None
+            output = module.loss(live, labels.batch(0)).loss
+        else:
+            d = side.receive_from_above()
+            output = live.h
+        gradient = module.backward(live, output, d)
+        if gradient is not None:
+            side.send_down(gradient)
+        boundaries.append(
+            Boundaries(
+                features_in=TensorSpec.of(live.x) if module.k > 1 else None,
+                features_out=None if module.is_top else TensorSpec.of(live.h),
+                gradients_in=None if d is None else TensorSpec.of(d),
+                gradients_out=None if gradient is None else TensorSpec.of(gradient),
+            )
+        )
+        module.optimizer.zero_grad(set_to_none=True)
+        module.watch.running = True
+    return boundaries[::-1]

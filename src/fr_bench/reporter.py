@@ -1,0 +1,28 @@
+"""Events that a module sends to the parent process, which alone writes files and talks to W&B."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableSequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Reporter:
+    """The worker's end: flat events over a pipe, and the iteration each module is in, in shared memory.
+
+    Every event carries ``event`` (its kind) and ``time_ns`` (``time.monotonic_ns``, one clock for all
+    processes of a machine).
+    """
+
+    def __init__(self, connection: Connection, progress: MutableSequence[int]) -> None:
+        self._connection = connection
+        self._progress = progress
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Sends one event to the parent."""
+        self._connection.send({"event": event, "time_ns": time.monotonic_ns(), **fields})
+
+    def enter_iteration(self, k: int, t: int) -> None:
+        """Notes that module ``k`` is in iteration ``t``: what the parent says of a module that dies."""
+        self._progress[k - 1] = t

@@ -1,0 +1,73 @@
+"""Learning-rate schedules: the factor on the base learning rate, a pure function of the iteration.
+
+A schedule knows nothing of modules: the learning rate of iteration t is the same for all of them,
+whether they step or not. Every schedule may begin with a linear warm-up of ``warmup_epochs``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fr_bench.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Base: linear warm-up from 0, then :meth:`after_warmup`."""
+
+    warmup_epochs: float = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ConfigError(f"schedule.warmup_epochs={self.warmup_epochs}: must be 0 or more")
+
+    def factor(self, t: int, steps_per_epoch: int, epochs: float) -> float:
+        """Returns the factor of iteration ``t`` (from 0) in a run of ``epochs`` epochs."""
+        warmup_steps = self.warmup_epochs * steps_per_epoch
+        warmup = min(1.0, (t + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+        return warmup * self.after_warmup(t / steps_per_epoch, epochs)
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        """Returns the factor at ``epoch`` (a fraction of an epoch counts) without the warm-up."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The base learning rate throughout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(Schedule):
+    """Multiplies by ``gamma`` at each milestone.
+
+    A milestone below 1 is a fraction of the run, from 1 on it is an epoch: ``[0.5, 0.75]`` of 300 epochs
+    is the paper's ``[150, 225]``, and keeps its shape when the run is shorter.
+    """
+
+    milestones: Sequence[float] = (0.5, 0.75)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(milestone <= 0 for milestone in self.milestones):
+            raise ConfigError(f"schedule.milestones={list(self.milestones)}: must be positive")
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        """Returns ``gamma`` to the number of milestones passed."""
+        starts = (milestone * epochs if milestone < 1 else milestone for milestone in self.milestones)
+        return self.gamma ** sum(epoch >= start for start in starts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a cosine from 1 to ``final`` over the run (Loshchilov and Hutter 2017, without restarts)."""
+
+    final: float = 0.0
+
+    def after_warmup(self, epoch: float, epochs: float) -> float:
+        """Returns the cosine's value at ``epoch``."""
+        progress = min(epoch / epochs, 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))

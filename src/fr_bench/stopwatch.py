@@ -1,0 +1,68 @@
+"""Where a module's time goes: named spans on the machine-wide monotonic clock."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """One stretch of a module's time. Nanoseconds of ``time.monotonic_ns``, which all processes share."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    batch: int
+
+
+# Each span's share in the `time` records (the four of the run directory's contract).
+KINDS = {
+    "wait features": "wait_s",
+    "wait gradient": "wait_s",
+    "load images": "play_s",
+    "play": "play_s",
+    "replay": "learn_s",
+    "loss": "learn_s",
+    "backward": "learn_s",
+    "synthesize": "learn_s",
+    "step": "learn_s",
+    "send features": "send_s",
+    "send gradient": "send_s",
+}
+
+
+class Stopwatch:
+    """Sums spans by name and, while ``tracing``, keeps each of them.
+
+    On a GPU a span is the time that the host spent: launching, or waiting where the transport waits.
+    """
+
+    def __init__(self) -> None:
+        self.tracing = False
+        self.running = True  # off while something untimed (rehearsal, diagnostics) uses the module
+        self.spans: list[Span] = []
+        self._sums_ns: defaultdict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def span(self, name: str, batch: int) -> Iterator[None]:
+        """Times the body as ``name`` (a key of KINDS), working on mini-batch ``batch``."""
+        if not self.running:
+            yield
+            return
+        start_ns = time.monotonic_ns()
+        yield
+        end_ns = time.monotonic_ns()
+        self._sums_ns[name] += end_ns - start_ns
+        if self.tracing:
+            self.spans.append(Span(name, start_ns, end_ns, batch))
+
+    def take(self) -> dict[str, float]:
+        """Returns the seconds by kind (``play_s, learn_s, wait_s, send_s``) since the last call."""
+        seconds = dict.fromkeys(("play_s", "learn_s", "wait_s", "send_s"), 0.0)
+        for name, total_ns in self._sums_ns.items():
+            seconds[KINDS[name]] += total_ns / 1e9
+        self._sums_ns.clear()
+        return seconds

@@ -1,0 +1,103 @@
+"""summary.json: what one run came to, gathered from its records as they pass by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+Record = dict[str, Any]
+TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
+
+
+class SummaryBuilder:
+    """Takes every record of a run; ``build`` at any time gives the summary of the run until then."""
+
+    def __init__(self, config: Record, cuts: list[int], num_blocks: int) -> None:
+        """
+        Args:
+            config: resolved, plain.
+            cuts: the K-1 block indices at which the network is cut.
+            num_blocks: of the whole network.
+        """
+        self._config = config
+        self._cuts = cuts
+        self._num_blocks = num_blocks
+        self._step, self._epoch, self._train_time = 0, 0.0, 0.0
+        self._best: Record | None = None
+        self._last: Record | None = None
+        self._devices: dict[int, str] = {}
+        self._peaks: dict[int, int] = {}
+        self._efficiency: float | None = None
+        self._busy_s: defaultdict[int, float] = defaultdict(float)
+        self._wait_s: defaultdict[int, float] = defaultdict(float)
+        self._timed_until: defaultdict[int, int] = defaultdict(int)  # the last `time` record's step, by module
+
+    def add(self, record: Record) -> None:
+        """Takes one record."""
+        self._step = max(self._step, record["step"])
+        self._epoch = max(self._epoch, record["epoch"])
+        self._train_time = max(self._train_time, record["train_time"])
+        if record["kind"] == "eval":
+            self._last = record
+            if self._best is None or _deciding_error(record) < _deciding_error(self._best):
+                self._best = record
+        elif record["kind"] == "memory":
+            module = record["module"]
+            self._devices[module] = record["device"]
+            self._peaks[module] = max(self._peaks.get(module, 0), record["peak"])
+        elif record["kind"] == "time":
+            self._add_time(record)
+
+    def _add_time(self, record: Record) -> None:
+        """Its seconds are means over the iterations since the module's last one."""
+        module = record["module"]
+        num_iterations = record["step"] - self._timed_until[module]
+        self._timed_until[module] = record["step"]
+        self._wait_s[module] += num_iterations * record["wait_s"]
+        self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
+        self._efficiency = record.get("efficiency", self._efficiency)
+
+    def build(self, state: str) -> Record:
+        """Returns the summary; what no record has told yet is None.
+
+        ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
+        smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
+        waiting for its neighbours. Times are means over the whole run, pipe fill included; lists are by module.
+
+        Args:
+            state: as in status.json.
+        """
+        config, modules = self._config, range(1, self._config["k"] + 1)
+        steps, seconds = self._step, self._train_time
+        return {
+            "state": state,
+            "method": config["method"]["name"],
+            "model": config["model"]["name"],
+            "dataset": config["dataset"]["name"],
+            "k": config["k"],
+            "seed": config["seed"],
+            "cuts": self._cuts,
+            "num_blocks": self._num_blocks,
+            "best_test_error": self._best and self._best["test_error"],
+            "best_epoch": self._best and self._best["epoch"],
+            "last_test_error": self._last and self._last["test_error"],
+            "steps": steps,
+            "epochs": self._epoch,
+            "train_time": seconds,
+            "images_per_s": steps * config["batch_size"] / seconds if seconds else None,
+            "step_time_s": seconds / steps if steps else None,
+            "epoch_time_s": seconds / self._epoch if self._epoch else None,
+            "efficiency": self._efficiency,
+            "waiting_share": [self._waiting_share(module) for module in modules],
+            "peak_memory": [self._peaks.get(module) for module in modules],
+            "devices": [self._devices.get(module) for module in modules],
+        }
+
+    def _waiting_share(self, module: int) -> float | None:
+        total_s = self._wait_s[module] + self._busy_s[module]
+        return self._wait_s[module] / total_s if total_s else None
+
+
+def _deciding_error(record: Record) -> float:
+    error: float = record.get("validation_error", record["test_error"])
+    return error

@@ -1,0 +1,188 @@
+"""The parent's view of its processes: starts them, relays their events, finds the first cause, ends them all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.multiprocessing
+
+from fr_bench import child
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
+from fr_bench.plan import Plan
+from fr_bench.transport.open import ModulePorts, make_ports
+from fr_bench.worker import WorkerTask
+
+POLL_S = 0.2
+# How long after the first sign of failure other modules may still tell what they saw.
+GRACE_S = 0.5
+TERMINATE_S = 1.0
+BEFORE_TRAINING = -1
+
+SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
+
+
+class SignalWatch:
+    """Remembers the first signal that asks the run to end."""
+
+    received: int | None = None
+
+    def handle(self, number: int, _frame: Any) -> None:
+        """The signal handler."""
+        self.received = self.received or number
+
+
+@contextmanager
+def watch_signals() -> Iterator[SignalWatch]:
+    """Catches the signals that end a run, also where a shell's ``nohup ... &`` had SIGINT ignored."""
+    watch = SignalWatch()
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
+    caught = [
+        number
+        for number in SIGNAL_EXIT_CODES
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)  # nohup means it
+    ]
+    previous = {number: signal.signal(number, watch.handle) for number in caught}
+    try:
+        yield watch
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Supervisor:
+    """The processes of one run. Use as a context manager: leaving it ends every process that is still alive."""
+
+    def __init__(self, plan: Plan, run_directory: Path) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        groups = plan.modules_by_process
+        self._store: dist.TCPStore | None = None
+        if len(groups) > 1:
+            # The parent holds the rendezvous store, on a port of the system's choice.
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._progress = context.RawArray("q", [BEFORE_TRAINING] * plan.k)
+        # Kept for as long as the processes may still be opening them: a semaphore is gone with its last reference here.
+        self._ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
+        self._modules: list[int] = []  # the first module of each process
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        self._run_directory = run_directory
+        for modules in groups:
+            receiving, sending = context.Pipe(duplex=False)
+            store_port = self._store.port if self._store else None
+            task = WorkerTask(plan, modules, [self._ports[k - 1] for k in modules], store_port, run_directory)
+            log_path = str(run_directory / f"rank_{modules[0]}.log")
+            process = context.Process(
+                target=child.main, args=(os.getpid(), log_path, task, sending, self._progress), daemon=True
+            )
+            process.start()
+            sending.close()  # so that the pipe ends when the child does
+            self._modules.append(modules[0])
+            self._connections.append(receiving)
+            self._processes.append(process)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def events(self, signals: SignalWatch) -> Iterator[dict[str, Any]]:
+        """Yields the events of all modules until every process has ended well; {} now and then when none come.
+
+        Raises:
+            Interrupted: a signal came.
+            RunFailed: a process raised or died; the message names the first cause, its module and its step.
+            ConfigError: a module found a mistake in the config.
+        """
+        errors: list[dict[str, Any]] = []
+        deadline = float("inf")
+        while True:
+            finished = all(process.exitcode == 0 for process in self._processes)
+            received = self._receive(0 if finished else POLL_S)
+            errors += [event for event in received if event["event"] == "error"]
+            yield from (event for event in received if event["event"] != "error")
+            if finished and not received:
+                return
+            if signals.received is not None:
+                name = signal.Signals(signals.received).name
+                raise Interrupted(f"stopped by {name}", SIGNAL_EXIT_CODES[signal.Signals(signals.received)])
+            if errors or any(process.exitcode not in (None, 0) for process in self._processes):
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            if time.monotonic() >= deadline:
+                raise self._first_cause(errors)
+            if not received:
+                yield {}
+
+    def _receive(self, timeout_s: float) -> list[dict[str, Any]]:
+        """Drains the pipes in the order of the modules: what module 1 caused never comes after its effect."""
+        open_connections = [connection for connection in self._connections if not connection.closed]
+        if not open_connections:
+            time.sleep(min(timeout_s, 0.01))
+            return []
+        ready = wait(open_connections, timeout_s)
+        received = []
+        for connection in open_connections:
+            if connection not in ready:
+                continue
+            try:
+                while connection.poll():
+                    received.append(connection.recv())
+            except (EOFError, OSError):
+                connection.close()
+        return received
+
+    def _first_cause(self, errors: list[dict[str, Any]]) -> FrBenchError:
+        """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
+        own = sorted((e for e in errors if not e["peer_lost"]), key=lambda event: event["time_ns"])
+        if own:
+            return self._as_exception(own[0])
+        for module, process in zip(self._modules, self._processes, strict=True):
+            code = process.exitcode
+            if code is not None and code < 0:
+                how = f"was killed by {signal.Signals(-code).name}"
+                if -code == signal.SIGKILL:
+                    how += " (by hand, or by the system for want of memory: see dmesg)"
+                return RunFailed(f"module {module} {how} {self._when(module)}", module)
+        if errors:
+            return self._as_exception(min(errors, key=lambda event: event["time_ns"]))
+        module, code = next(
+            (module, process.exitcode)
+            for module, process in zip(self._modules, self._processes, strict=True)
+            if process.exitcode not in (None, 0)
+        )
+        log = self._run_directory / f"rank_{module}.log"
+        return RunFailed(f"module {module} ended with exit code {code} {self._when(module)}; see {log}", module)
+
+    def _as_exception(self, event: dict[str, Any]) -> FrBenchError:
+        if event["is_config"]:
+            return ConfigError(event["message"])
+        module = event["module"]
+        log = self._run_directory / f"rank_{module}.log"
+        return RunFailed(f"module {module} failed {self._when(module)}: {event['message']}; see {log}", module)
+
+    def _when(self, module: int) -> str:
+        step = self._progress[module - 1]
+        return "before the first step" if step == BEFORE_TRAINING else f"in step {step}"
+
+    def stop(self) -> None:
+        """Ends what is still alive: SIGTERM, and SIGKILL for what does not heed it."""
+        for process in self._processes:
+            if process.is_alive():
+                process.terminate()
+        deadline = time.monotonic() + TERMINATE_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()

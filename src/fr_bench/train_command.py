@@ -1,0 +1,196 @@
+"""``fr-bench train``: checks every job of the command line, lets Hydra run them, and tells how they ended.
+
+    parse flags -> compose and check all jobs (a mistake ends it here: exit 2, nothing made)
+                -> hydra.main -> TrainTask, job by job -> outcomes -> table (sweep) and exit code
+
+A job never calls sys.exit, which would end a sweep: it records its outcome and returns its objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fr_bench.compose import (
+    CONFIG_NAME,
+    CONFIG_PATH,
+    VERSION_BASE,
+    Job,
+    compose,
+    in_combination,
+    plain_config,
+    register,
+)
+from fr_bench.config import check
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted
+from fr_bench.outcomes import Outcome, OutcomeLog, exit_code, table
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``fr-bench train`` with Hydra's flags and overrides; returns the exit code.
+
+    Raises:
+        ConfigError: for a mistake in the command or the config, before anything is made or started.
+    """
+    arguments = parse(argv)
+    # Hydra's parser wants all overrides side by side; ours takes them in any order.
+    argv = [word for word in argv if word not in arguments.overrides] + arguments.overrides
+    if arguments.shell_completion:
+        return _show(argv)
+    composition = compose(arguments)
+    if arguments.help or arguments.hydra_help or arguments.info:
+        return _show(argv)
+    _check_all(composition.jobs, check)
+    if arguments.cfg:
+        return _show(argv)
+    _check_folder(composition.sweep_dir or composition.jobs[0].config["run_dir"])
+    from fr_bench.launch import check_plan  # imports torch, which the paths above must not
+
+    _check_all(composition.jobs, check_plan)
+    if composition.sweep_dir is None:
+        outcomes = OutcomeLog(None)
+        code = _run_hydra(argv, TrainTask(outcomes))
+        return exit_code(outcomes.read(), 1, code)
+    # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
+    outcomes = OutcomeLog(Path(composition.sweep_dir))
+    code = _run_hydra([*argv, f"hydra.sweep.dir={_quote(composition.sweep_dir)}"], TrainTask(outcomes))
+    print(table(outcomes.read(), composition.num_jobs))
+    return exit_code(outcomes.read(), composition.num_jobs, code)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parses Hydra's flags.
+
+    Raises:
+        ConfigError: for a flag that Hydra does not have, or two that exclude each other.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        arguments, unknown = parser.parse_known_intermixed_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}.") from error
+    if unknown:
+        word = unknown[0].lstrip("-").replace("-", "_")
+        example = word if "=" in word else f"{word}=VALUE"
+        raise ConfigError(f"unknown flag '{unknown[0]}': settings are written without dashes, as {example}.")
+    given = [f"--{flag}" for flag in ("run", "multirun", "cfg", "info") if getattr(arguments, flag)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other.")
+    if arguments.experimental_rerun:
+        raise ConfigError("--experimental-rerun: runs keep config.yaml, not the pickle that this flag needs.")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigError("--resolve goes with --cfg or --help.")
+    return arguments
+
+
+class TrainTask:
+    """What Hydra calls for every job. Importable and picklable, so that a launcher may run it elsewhere."""
+
+    def __init__(self, outcomes: OutcomeLog) -> None:
+        self.outcomes = outcomes
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Runs one job; returns its best test error, None if it failed."""
+        register()  # this may be another process than the one that composed
+        job = HydraConfig.get()
+        run_dir = Path(job.runtime.output_dir)
+        number = job.job.num if job.mode == RunMode.MULTIRUN else None
+        outcome = Outcome(number, list(job.overrides.task), str(run_dir))
+        try:
+            from fr_bench.launch import run_training
+
+            summary = run_training(plain_config(config, str(run_dir)), run_dir)
+            outcome.finish(summary["best_test_error"])
+        except FrBenchError as error:
+            print(f"fr-bench: {error}", file=sys.stderr, flush=True)
+            outcome.fail(str(error), error.exit_code)
+            if isinstance(error, ConfigError):
+                _remove_if_empty(run_dir)
+            if isinstance(error, Interrupted):
+                raise KeyboardInterrupt from error  # the only thing that stops a sweep
+        except KeyboardInterrupt:
+            outcome.fail("interrupted", 130)
+            raise
+        except Exception as error:  # a bug of ours: show all of it, and let the other jobs run
+            traceback.print_exc()
+            outcome.fail(repr(error), 1)
+        finally:
+            self.outcomes.add(outcome)
+        return outcome.best_test_error
+
+
+def _show(argv: list[str]) -> int:
+    """Lets Hydra print what was asked for. It runs nothing, so what fails is the command."""
+    register()
+    return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None))) else 0
+
+
+def _check_all(jobs: list[Job], check_one: object) -> None:
+    assert callable(check_one)
+    for job in jobs:
+        try:
+            check_one(job.config)
+        except ConfigError as error:
+            if len(jobs) == 1:
+                raise
+            raise in_combination(job.overrides, error) from error
+
+
+def _check_folder(folder: str) -> None:
+    """Checks that ``folder`` can be made, which Hydra does before it calls us."""
+    for path in (Path(folder), *Path(folder).parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ConfigError(f"cannot make the folder {folder}: {path} is a file.")
+            if not os.access(path, os.W_OK):
+                raise ConfigError(f"cannot make the folder {folder}: {path} is not writable.")
+            return
+
+
+def _run_hydra(argv: list[str], task: TrainTask) -> int:
+    """Returns Hydra's own exit code: 0, or 1 if it failed outside our task (it has then said why)."""
+    run = hydra.main(config_path=CONFIG_PATH, config_name=CONFIG_NAME, version_base=VERSION_BASE)(task)
+    with _arguments(argv):
+        try:
+            run()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+@contextlib.contextmanager
+def _arguments(argv: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv. The original stays in sys.orig_argv."""
+    before = sys.argv
+    sys.argv = ["fr-bench", *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _remove_if_empty(run_dir: Path) -> None:
+    """Hydra makes the folder before it calls us; a mistake found late leaves none behind either."""
+    inside = [folder for folder in run_dir.parents if Path.cwd() in folder.parents]
+    with contextlib.suppress(OSError):  # the first folder that is not empty ends it
+        for folder in (run_dir, *inside):
+            folder.rmdir()
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,191 @@
+"""The training loop of the modules in one process: one module, or all of them under the serial transport."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fr_bench.diagnostics import SufficientDirection
+from fr_bench.evaluation import EvaluationSet, evaluate
+from fr_bench.memory import account
+from fr_bench.meter import LossMeter
+from fr_bench.methods.base import Method
+from fr_bench.module import BatchResult, Module
+from fr_bench.reporter import Reporter
+from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.side import SideChannel
+
+
+@dataclass
+class Player:
+    """A module with its method and its connections."""
+
+    module: Module
+    method: Method
+    link: ModuleLink
+    side: SideChannel
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long the loop runs and how often it reports.
+
+    Attributes:
+        num_steps: iterations of the run.
+        steps_per_epoch: iterations of an epoch.
+        eval_every: epochs between evaluations; the end of the run is evaluated in any case.
+        log_every: iterations between ``train`` records.
+        trace: iterations to record span by span, from the first in which all modules learn.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    eval_every: int
+    log_every: int
+    trace: int
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends after ``step`` iterations."""
+        return step % self.steps_per_epoch == 0 or step == self.num_steps
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the run evaluates after ``step`` iterations."""
+        return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
+
+
+class Trainer:
+    """Runs iterations 0..num_steps-1.
+
+        for t:  modules ascending   play t     (receive features, forward, send up)
+                modules descending  learn t    (true, delayed or synthetic gradient, send down, step)
+
+    In a process of its own a module just alternates the two. There is no barrier between iterations: neighbours
+    wait for each other's messages alone. The loop pauses for an evaluation or a diagnostic, and starts again
+    behind a barrier, so that the training clock does not run while another module still does something else.
+    """
+
+    def __init__(
+        self,
+        players: Sequence[Player],
+        extent: Extent,
+        reporter: Reporter,
+        evaluation_sets: Sequence[EvaluationSet],
+        direction: SufficientDirection | None = None,
+    ) -> None:
+        self.players = players
+        self.extent = extent
+        self.reporter = reporter
+        self.evaluation_sets = evaluation_sets
+        self.direction = direction
+        self.top = players[-1].module if players[-1].module.is_top else None
+        self.meter = LossMeter(players[-1].device, self.top.global_batch_size) if self.top else None
+        # Traced from the first iteration in which all modules learn, if the run gets there.
+        self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
+        self._trained_ns = 0  # since the last `time` record
+        self._reported_step = 0
+
+    def run(self) -> None:
+        """Trains from the first iteration to the last."""
+        t = 0
+        while t < self.extent.num_steps:
+            if self.direction is not None and self.direction.windows.contains(t):
+                self.direction.measure(t)
+            stop = self._next_pause(t)
+            self.players[0].side.barrier()
+            self._train(t, stop)
+            self._report_direction(stop)
+            if self.extent.evaluates(stop):
+                self._evaluate(stop)
+            t = stop
+        for player in self.players:
+            if player.module.watch.spans:
+                self.reporter.send("trace", module=player.module.k, spans=player.module.watch.spans)
+
+    def _next_pause(self, t: int) -> int:
+        """The step after which the loop leaves the training clock: an evaluation, or a diagnostic's turn."""
+        period = self.extent.steps_per_epoch * self.extent.eval_every
+        stop = min((t // period + 1) * period, self.extent.num_steps)
+        if self.direction is None:
+            return stop
+        windows = self.direction.windows
+        return t + 1 if windows.contains(t) else min(stop, windows.next_from(t))
+
+    def _train(self, start: int, stop: int) -> None:
+        """One stretch on the training clock."""
+        self.reporter.send("stretch_begin", modules=self._numbers())
+        since_ns = time.monotonic_ns()
+        for t in range(start, stop):
+            if t % self.extent.steps_per_epoch == 0:
+                for player in self.players:
+                    player.method.start_epoch()
+            result = self._iterate(t)
+            if result is not None:
+                self._log(t, result)
+            if t + 1 == stop:
+                self._synchronize()
+                self.reporter.send("stretch_end", modules=self._numbers())
+            if t + 1 == stop or self.extent.ends_epoch(t + 1):
+                now_ns = time.monotonic_ns()
+                self._trained_ns += now_ns - since_ns
+                since_ns = now_ns
+            if self.extent.ends_epoch(t + 1):
+                self._report_time_and_memory(t + 1)
+
+    def _iterate(self, t: int) -> BatchResult | None:
+        result = None
+        tracing = self.trace_start <= t < self.trace_start + self.extent.trace
+        for player in self.players:
+            self.reporter.enter_iteration(player.module.k, t)
+            player.module.watch.tracing = tracing
+            player.method.play(t)
+        for player in reversed(self.players):
+            result = player.method.learn(t) or result
+        return result
+
+    def _log(self, t: int, result: BatchResult) -> None:
+        assert self.meter is not None and self.top is not None
+        self.meter.add(result, t)
+        step = t + 1
+        if step % self.extent.log_every == 0 or step == self.extent.num_steps:
+            loss, error = self.meter.take("interval")
+            learning_rate = self.top.base_lr * self.top.schedule(t)
+            self.reporter.send("train", step=step, loss=loss, error=error, lr=learning_rate)
+
+    def _report_time_and_memory(self, step: int) -> None:
+        num_iterations = step - self._reported_step
+        wall_s = self._trained_ns / 1e9 / num_iterations
+        self._reported_step, self._trained_ns = step, 0
+        for player in self.players:
+            k = player.module.k
+            seconds = {name: total / num_iterations for name, total in player.module.watch.take().items()}
+            self.reporter.send("time", step=step, module=k, wall_s=wall_s, **seconds)
+            num_bytes = account(player.module, player.method, player.link.buffer_bytes, player.device)
+            self.reporter.send("memory", step=step, module=k, device=str(player.device), **num_bytes)
+
+    def _report_direction(self, step: int) -> None:
+        if self.direction is None:
+            return
+        for k, products in self.direction.finish(step - 1):
+            self.reporter.send("direction", step=step, module=k, **products)
+
+    def _evaluate(self, step: int) -> None:
+        modules = [player.module for player in self.players]
+        sides = [player.side for player in self.players]
+        record: dict[str, float] = {}
+        for split in self.evaluation_sets:
+            record |= evaluate(modules, sides, split) or {}
+        if self.meter is not None:
+            train_loss, train_error = self.meter.take("epoch")
+            self.reporter.send("eval", step=step, train_loss=train_loss, train_error=train_error, **record)
+
+    def _synchronize(self) -> None:
+        for player in self.players:
+            if player.device.type == "cuda":
+                torch.cuda.synchronize(player.device)
+
+    def _numbers(self) -> list[int]:
+        return [player.module.k for player in self.players]

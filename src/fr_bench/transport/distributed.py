@@ -1,0 +1,93 @@
+"""Channels over torch.distributed: gloo (host memory) and nccl (K distinct GPUs).
+
+Each direction has a process group of its own, so that a gradient never queues behind features. Every receive
+is posted before it is needed, into memory that is then handed over, and sends return at once. On a GPU, gloo
+messages pass through pinned host memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fr_bench.transport.spec import PeerLost, TensorSpec, flat
+
+# Two messages may be on their way in each direction: one that is being used and one that is ahead of it.
+DEPTH = 2
+
+
+class DistributedSender:
+    """Asynchronous sends to ``peer`` (a rank); at most DEPTH are unfinished."""
+
+    def __init__(self, group: dist.ProcessGroup, peer: int, spec: TensorSpec, what: str, through_host: bool) -> None:
+        self._group = group
+        self._peer = peer
+        self._spec = spec
+        self._what = what
+        self._through_host = through_host
+        self._unfinished: deque[tuple[dist.Work, Tensor]] = deque()
+
+    def send(self, tensor: Tensor, batch: int) -> None:
+        """See :class:`fr_bench.transport.channel.Sender`."""
+        message = self._spec.conform(tensor.detach(), self._what)
+        if self._through_host:
+            message = self._spec.empty(pin_memory=True).copy_(message)  # waits for the device
+        try:
+            while len(self._unfinished) >= DEPTH:
+                self._unfinished.popleft()[0].wait()
+            work = dist.isend(flat(message), self._peer, group=self._group)
+        except RuntimeError as error:
+            raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
+        assert work is not None
+        self._unfinished.append((work, message))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Messages that may wait to be sent."""
+        return DEPTH * self._spec.num_bytes
+
+
+class DistributedReceiver:
+    """Receives from ``peer`` (a rank), always with one receive posted ahead."""
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        peer: int,
+        spec: TensorSpec,
+        what: str,
+        device: torch.device,
+        through_host: bool,
+    ) -> None:
+        self._group = group
+        self._peer = peer
+        self._spec = spec
+        self._what = what
+        self._device = device
+        self._through_host = through_host
+        self._posted = self._post()
+
+    def receive(self, batch: int) -> Tensor:
+        """See :class:`fr_bench.transport.channel.Receiver`. gloo and nccl keep the order of messages."""
+        work, message = self._posted
+        try:
+            work.wait()
+            self._posted = self._post()
+        except RuntimeError as error:
+            raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
+        return message.to(self._device, non_blocking=True) if self._through_host else message
+
+    def _post(self) -> tuple[dist.Work, Tensor]:
+        where = torch.device("cpu") if self._through_host else self._device
+        message = self._spec.empty(where, pin_memory=self._through_host)
+        work = dist.irecv(flat(message), self._peer, group=self._group)
+        assert work is not None
+        return work, message
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The posted message."""
+        return self._spec.num_bytes

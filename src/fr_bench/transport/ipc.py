@@ -1,0 +1,143 @@
+"""Channels through memory that two processes share: shared memory on the CPU, CUDA IPC on one GPU.
+
+A channel is a ring of DEPTH slots, allocated once by the sender, whose handle crosses over once at start-up.
+From then on only two semaphores move: ``free`` counts the slots that may be written, ``filled`` those that may
+be read.
+
+    sender     wait free | copy into slot i | post filled          i = 0, 1, 0, 1, ...
+    receiver              wait filled | copy out of slot i | post free
+
+On a GPU the copies are queued on streams, so each post also carries an inter-process event which the other
+side's stream waits for before it touches the slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.synchronize import Semaphore
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.transport.channel import check_batch
+from fr_bench.transport.spec import PeerLost, TensorSpec
+
+DEPTH = 2
+
+
+@dataclass
+class RingPorts:
+    """What the parent makes for one channel before its processes exist: semaphores can only be inherited."""
+
+    free: Semaphore
+    filled: Semaphore
+    sender_end: Connection
+    receiver_end: Connection
+
+    @classmethod
+    def create(cls, context: BaseContext) -> RingPorts:
+        """Ports of a ring with all slots free."""
+        sender_end, receiver_end = context.Pipe()
+        return cls(context.Semaphore(DEPTH), context.Semaphore(0), sender_end, receiver_end)  # type: ignore[arg-type]
+
+
+class RingSender:
+    """The end that allocates the ring. ``connect`` completes the exchange of handles."""
+
+    def __init__(self, ports: RingPorts, spec: TensorSpec, what: str, device: torch.device) -> None:
+        self._ports = ports
+        self._spec = spec
+        self._what = what
+        self._device = device
+        self._slots = _allocate(spec, device)
+        self._batches = torch.zeros(DEPTH, dtype=torch.int64).share_memory_()
+        self._filled_events = _make_events(device)
+        self._free_events: list[torch.cuda.Event] = []
+        self._index = 0
+        handles = [event.ipc_handle() for event in self._filled_events]
+        _exchange(lambda: ports.sender_end.send((self._slots, self._batches, handles)), what)
+
+    def connect(self) -> None:
+        """Waits for the receiver's half of the exchange."""
+        handles = _exchange(self._ports.sender_end.recv, self._what)
+        self._free_events = _open_events(self._device, handles)
+
+    def send(self, tensor: Tensor, batch: int) -> None:
+        """See :class:`fr_bench.transport.channel.Sender`."""
+        message = self._spec.conform(tensor.detach(), self._what)
+        self._ports.free.acquire()
+        if self._free_events:
+            torch.cuda.current_stream(self._device).wait_event(self._free_events[self._index])
+        self._slots[self._index].copy_(message)
+        self._batches[self._index] = batch
+        if self._filled_events:
+            self._filled_events[self._index].record(torch.cuda.current_stream(self._device))
+        self._index = (self._index + 1) % DEPTH
+        self._ports.filled.release()
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The ring, counted at the end that allocated it."""
+        return DEPTH * self._spec.num_bytes
+
+
+class RingReceiver:
+    """The end that opens the sender's ring."""
+
+    buffer_bytes = 0
+
+    def __init__(self, ports: RingPorts, spec: TensorSpec, what: str, device: torch.device) -> None:
+        self._ports = ports
+        self._spec = spec
+        self._what = what
+        self._device = device
+        self._slots, self._batches, handles = _exchange(ports.receiver_end.recv, what)
+        self._filled_events = _open_events(device, handles)
+        self._free_events = _make_events(device)
+        self._index = 0
+        mine = [event.ipc_handle() for event in self._free_events]
+        _exchange(lambda: ports.receiver_end.send(mine), what)
+
+    def receive(self, batch: int) -> Tensor:
+        """See :class:`fr_bench.transport.channel.Receiver`."""
+        message = self._spec.empty(self._device)
+        self._ports.filled.acquire()
+        check_batch(int(self._batches[self._index]), batch, self._what)
+        if self._filled_events:
+            torch.cuda.current_stream(self._device).wait_event(self._filled_events[self._index])
+        message.copy_(self._slots[self._index])
+        if self._free_events:
+            self._free_events[self._index].record(torch.cuda.current_stream(self._device))
+        self._index = (self._index + 1) % DEPTH
+        self._ports.free.release()
+        return message
+
+
+def _allocate(spec: TensorSpec, device: torch.device) -> list[Tensor]:
+    slots = [spec.empty(device) for _ in range(DEPTH)]
+    return [slot.share_memory_() for slot in slots] if device.type == "cpu" else slots
+
+
+def _make_events(device: torch.device) -> list[torch.cuda.Event]:
+    """One inter-process event a slot, recorded once so that the first wait finds it done; none on the CPU."""
+    if device.type == "cpu":
+        return []
+    events = [torch.cuda.Event(interprocess=True) for _ in range(DEPTH)]
+    for event in events:
+        event.record(torch.cuda.current_stream(device))
+    return events
+
+
+def _open_events(device: torch.device, handles: list[Any]) -> list[torch.cuda.Event]:
+    return [torch.cuda.Event.from_ipc_handle(device, handle) for handle in handles]
+
+
+def _exchange(operation: Callable[[], Any], what: str) -> Any:
+    try:
+        return operation()
+    except (EOFError, OSError) as error:
+        raise PeerLost(f"{what}: the neighbour went away while the channel was opened: {error!r}") from error

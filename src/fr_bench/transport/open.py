@@ -1,0 +1,111 @@
+"""Opens the training channels of this process's modules, once the rehearsal has told what travels on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from fr_bench.transport.channel import LocalChannel, Receiver, Sender
+from fr_bench.transport.distributed import DistributedReceiver, DistributedSender
+from fr_bench.transport.ipc import RingPorts, RingReceiver, RingSender
+from fr_bench.transport.spec import TensorSpec
+
+
+@dataclass
+class Ends:
+    """The channel ends of one module; None where there is no neighbour."""
+
+    features_in: Receiver | None = None
+    features_out: Sender | None = None
+    gradients_in: Receiver | None = None
+    gradients_out: Sender | None = None
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """What passes module k's two cuts: features and gradients share the shape, not always the strides.
+
+    Module 1 has nothing below and module K nothing above: None there.
+    """
+
+    features_in: TensorSpec | None
+    features_out: TensorSpec | None
+    gradients_in: TensorSpec | None
+    gradients_out: TensorSpec | None
+
+
+@dataclass
+class ModulePorts:
+    """Module k's shared-memory ports, made by the parent: channels to the module below and above."""
+
+    features_in: RingPorts | None = None
+    features_out: RingPorts | None = None
+    gradients_in: RingPorts | None = None
+    gradients_out: RingPorts | None = None
+
+
+def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
+    """The serial transport: the ends of all K modules, which live in this process."""
+    ends = [Ends() for _ in boundaries]
+    for k, (below, above) in enumerate(zip(ends, ends[1:], strict=False), start=1):
+        features, gradients = boundaries[k - 1].features_out, boundaries[k].gradients_out
+        assert features is not None and gradients is not None
+        up = LocalChannel(features, f"features from module {k} to {k + 1}")
+        down = LocalChannel(gradients, f"gradients from module {k + 1} to {k}")
+        below.features_out, above.features_in = up, up
+        above.gradients_out, below.gradients_in = down, down
+    return ends
+
+
+def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
+    """gloo or nccl: a process group a direction. All modules call this together."""
+    up = dist.new_group(backend=backend)
+    down = dist.new_group(backend=backend)
+    through_host = backend == "gloo" and device.type == "cuda"
+    below, above = k - 2, k  # ranks
+    ends = Ends()
+    if boundaries.features_in is not None and boundaries.gradients_out is not None:
+        what = f"features from module {k - 1} to {k}"
+        ends.features_in = DistributedReceiver(up, below, boundaries.features_in, what, device, through_host)
+        what = f"gradients from module {k} to {k - 1}"
+        ends.gradients_out = DistributedSender(down, below, boundaries.gradients_out, what, through_host)
+    if boundaries.features_out is not None and boundaries.gradients_in is not None:
+        what = f"features from module {k} to {k + 1}"
+        ends.features_out = DistributedSender(up, above, boundaries.features_out, what, through_host)
+        what = f"gradients from module {k + 1} to {k}"
+        ends.gradients_in = DistributedReceiver(down, above, boundaries.gradients_in, what, device, through_host)
+    return ends
+
+
+def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
+    """ipc: senders allocate first, then receivers open what they were sent, then the senders hear back."""
+    ends, senders = Ends(), []
+    if ports.features_out is not None and boundaries.features_out is not None:
+        what = f"features from module {k} to {k + 1}"
+        ends.features_out = up = RingSender(ports.features_out, boundaries.features_out, what, device)
+        senders.append(up)
+    if ports.gradients_out is not None and boundaries.gradients_out is not None:
+        what = f"gradients from module {k} to {k - 1}"
+        ends.gradients_out = down = RingSender(ports.gradients_out, boundaries.gradients_out, what, device)
+        senders.append(down)
+    if ports.features_in is not None and boundaries.features_in is not None:
+        what = f"features from module {k - 1} to {k}"
+        ends.features_in = RingReceiver(ports.features_in, boundaries.features_in, what, device)
+    if ports.gradients_in is not None and boundaries.gradients_in is not None:
+        what = f"gradients from module {k + 1} to {k}"
+        ends.gradients_in = RingReceiver(ports.gradients_in, boundaries.gradients_in, what, device)
+    for sender in senders:
+        sender.connect()
+    return ends
+
+
+def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]
+    """The ports of all modules for ``transport=ipc``; ``context`` is the spawn context of the processes."""
+    ports = [ModulePorts() for _ in range(num_modules)]
+    for below, above in zip(ports, ports[1:], strict=False):
+        below.features_out = above.features_in = RingPorts.create(context)
+        above.gradients_out = below.gradients_in = RingPorts.create(context)
+    return ports

@@ -1,0 +1,194 @@
+"""Weights & Biases: mirrors a run's records. The only file that imports wandb, and only when a sink is made."""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fr_bench.errors import ConfigError, RunFailed, nearest
+
+MODES = ("offline", "online", "disabled")
+OLD_NAMES = {"dryrun": "offline", "run": "online"}  # which wandb still takes in WANDB_MODE
+X_AXES = ("step", "epoch", "train_time")
+CLOUD = "https://api.wandb.ai"
+
+
+def resolve_mode(config_mode: str) -> str:
+    """Returns ``offline``, ``online`` or ``disabled``: what the variable WANDB_MODE says, else the config.
+
+    Raises:
+        ConfigError: WANDB_MODE is set to something else.
+    """
+    mode = os.environ.get("WANDB_MODE", "") or config_mode
+    mode = OLD_NAMES.get(mode, mode)
+    if mode not in MODES:
+        raise ConfigError(f"WANDB_MODE={mode}: must be one of {', '.join(MODES)}.{nearest(mode, MODES)}")
+    return mode
+
+
+def check_wandb(mode: str) -> None:
+    """Checks that ``mode`` (resolved) can work here, without the network.
+
+    Raises:
+        ConfigError: wandb is not installed, or ``online`` has no key; the message says how to mend it.
+    """
+    if mode == "disabled":
+        return
+    if installed_version() is None:
+        raise ConfigError(
+            f"wandb.mode={mode}: wandb is not installed; pip install wandb, or use wandb.mode=disabled "
+            "(all records are in metrics.jsonl either way)."
+        )
+    if mode == "online" and find_credentials() is None:
+        raise ConfigError(
+            f"wandb.mode=online: no API key for {_host()}; run `wandb login` or set WANDB_API_KEY, "
+            "or use wandb.mode=offline and `wandb sync` the run later."
+        )
+
+
+def installed_version() -> str | None:
+    """The version of wandb, None without one. (A folder ./wandb with logs can be imported too, hence no import.)"""
+    try:
+        return metadata.version("wandb")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def find_credentials() -> str | None:
+    """Says where wandb will find its key for the server in use, never the key itself; None if nowhere."""
+    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        if os.environ.get(variable):
+            return variable
+    if _setting("api_key"):
+        return "settings file of wandb"
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(str(Path(path).expanduser())).authenticators(_host()):
+                return path
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return None
+
+
+def _host() -> str:
+    return urlsplit(os.environ.get("WANDB_BASE_URL") or _setting("base_url") or CLOUD).netloc
+
+
+def _setting(name: str) -> str | None:
+    """From wandb's own settings files, which ``wandb login`` writes; a later file wins."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read([folder / "settings", Path("wandb") / "settings"])
+    except configparser.Error:
+        return None
+    return parser.get("default", name, fallback=None)
+
+
+class WandbSink:
+    """One W&B run for one run directory, under ``<run_dir>/wandb``.
+
+    Keys are ``<kind>/<field>`` and, where a record belongs to a module, ``<kind>/module_<k>/<field>``. Every row
+    has ``step``, ``epoch`` and ``train_time``, and any of the three can be the x axis of any plot; ``step`` is the
+    default. (W&B's own step counts rows and is never set: it drops rows that come late.)
+
+    W&B is a mirror: if it breaks in the middle of a run, the run goes on without it and says so once.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: dict[str, Any],
+        *,
+        mode: str,
+        project: str,
+        entity: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
+        """
+        Args:
+            run_dir: the run directory.
+            config: resolved, plain; it becomes the config of the W&B run.
+            mode: ``offline`` or ``online`` (see ``resolve_mode``).
+            project: in W&B, as are the following.
+            entity: default: the key's own.
+            group: default ``<dataset>-<model>``.
+            name: default ``<method>-k<k>-s<seed>``.
+            tags: of the run.
+
+        Raises:
+            RunFailed: W&B could not be started.
+        """
+        import wandb
+
+        method, model, dataset = (config[part]["name"] for part in ("method", "model", "dataset"))
+        id_path = run_dir / "wandb" / "run_id"
+        (run_dir / "wandb").mkdir(exist_ok=True)  # or wandb may choose a hidden folder
+        try:
+            self._run = wandb.init(
+                dir=run_dir,
+                id=id_path.read_text().strip() if id_path.exists() else None,
+                resume="allow",
+                reinit="finish_previous",
+                mode=mode,  # type: ignore[arg-type]  # one of its literals
+                project=project,
+                entity=entity,
+                group=group or f"{dataset}-{model}",
+                name=name or f"{method}-k{config['k']}-s{config['seed']}",
+                tags=tags,
+                job_type="train",
+                config=config,
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise RunFailed(
+                f"W&B could not be started ({mode}): {error}. With wandb.mode=offline nothing needs the network, "
+                "and `wandb sync` uploads the run later."
+            ) from error
+        id_path.write_text(self._run.id + "\n")
+        self._define_metrics()
+        self._broken = False
+
+    def _define_metrics(self) -> None:
+        for axis in X_AXES:
+            self._run.define_metric(axis)
+        for kind in ("train", "eval", "memory", "time"):
+            self._run.define_metric(f"{kind}/*", step_metric="step")
+        for split in ("test", "validation"):
+            self._run.define_metric(f"eval/{split}_error", step_metric="step", summary="min")
+
+    @property
+    def location(self) -> str:
+        """Where to look: the URL of an online run, the command that uploads an offline one."""
+        return f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else str(self._run.url)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Logs one record as one row; only numbers."""
+        row = {axis: record[axis] for axis in X_AXES}
+        prefix = record["kind"] + (f"/module_{record['module']}" if "module" in record else "")
+        for field, value in record.items():
+            if field not in ("kind", "module", *X_AXES) and isinstance(value, int | float):
+                row[f"{prefix}/{field}"] = value
+        self._mirror(lambda: self._run.log(row))
+
+    def finish(self, summary: dict[str, Any] | None, exit_code: int) -> None:
+        """Ends the W&B run, as failed unless ``exit_code`` is 0, with the run's summary added to its own."""
+        self._mirror(lambda: self._run.summary.update(summary or {}))
+        self._mirror(lambda: self._run.finish(exit_code=exit_code))
+
+    def _mirror(self, action: Any) -> None:
+        if self._broken:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever the service or its socket raises
+            self._broken = True
+            print(f"W&B stopped ({error}); the run goes on, and metrics.jsonl has everything", file=sys.stderr)

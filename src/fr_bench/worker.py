@@ -1,0 +1,252 @@
+"""One process from birth to death: builds its modules from the plan, rehearses, connects, trains, saves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hydra.utils import instantiate
+from safetensors.torch import save_file
+
+from fr_bench.data import (
+    Dataset,
+    EvaluationImages,
+    EvaluationLabels,
+    SeededOrder,
+    TrainImages,
+    TrainLabels,
+    build_dataset,
+)
+from fr_bench.diagnostics import SufficientDirection, Windows
+from fr_bench.evaluation import EvaluationSet
+from fr_bench.methods.base import Method
+from fr_bench.models import build_blocks
+from fr_bench.module import Module
+from fr_bench.network import Network
+from fr_bench.partition import module_slices
+from fr_bench.plan import DTYPES, Plan
+from fr_bench.rehearsal import rehearse
+from fr_bench.reporter import Reporter
+from fr_bench.stopwatch import Stopwatch
+from fr_bench.trainer import Extent, Player, Trainer
+from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
+from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
+
+CONNECT_TIMEOUT = timedelta(minutes=5)
+# Longer than any step; a dead neighbour is noticed by the parent, not by this.
+EXCHANGE_TIMEOUT = timedelta(hours=24)
+
+
+@dataclass
+class WorkerTask:
+    """What the parent hands to a process. Pickled, so plain data, pipes and semaphores only.
+
+    Attributes:
+        modules: the modules (from 1) of this process.
+        ports: shared-memory ports of those modules; only under ``ipc``.
+        store_port: where the parent's rendezvous store listens; None under ``serial``.
+        run_directory: final weights go under it.
+    """
+
+    plan: Plan
+    modules: list[int]
+    ports: list[ModulePorts]
+    store_port: int | None
+    run_directory: Path
+
+
+def run_worker(task: WorkerTask, reporter: Reporter) -> None:
+    """Runs the modules of ``task`` to the end of training.
+
+    Raises:
+        PeerLost: a neighbour went away (never the first cause).
+        ConfigError, RunFailed: with their messages.
+    """
+    plan = task.plan
+    configure_torch(plan)
+    if task.store_port is not None:
+        join_group(plan, task.modules[0], task.store_port)
+    dataset = build_dataset(plan.config["dataset"], plan.config["seed"])
+    sources = Sources(plan, dataset, task.modules)
+    modules = build_modules(plan, dataset, task.modules)
+    devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
+    sides: list[SideChannel] = list(LocalSide.chain(plan.k))
+    if task.store_port is not None:
+        sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
+    boundaries = rehearse(modules, sides, sources.images, sources.labels)
+    all_ends = connect(task, boundaries, devices)
+    players = []
+    for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
+        link = sources.link(module, ends)
+        players.append(Player(module, build_method(plan, module, link), link, side, device))
+    config = plan.config
+    extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
+    direction = None
+    sigma = config["diagnostics"]["sigma"]
+    if sigma["every"]:
+        first = max(delays["batch_delay"] for delays in plan.staleness)
+        windows = Windows(sigma["every"], sigma["window"], first)
+        direction = SufficientDirection(modules, sides, sources.images, sources.labels, windows)
+    trainer = Trainer(players, extent, reporter, sources.evaluation_sets, direction)
+    reporter.send("ready", modules=task.modules)
+    trainer.run()
+    for module in modules:
+        save_weights(module, task.run_directory / "checkpoints" / "final")
+    sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
+
+
+def build_method(plan: Plan, module: Module, link: ModuleLink) -> Method:
+    """The method of ``module``, with the hyper-parameters of its config."""
+    settings = {key: value for key, value in plan.config["method"].items() if key != "name"}
+    return instantiate({**settings, "_partial_": True}, _convert_="all")(module, link)
+
+
+def configure_torch(plan: Plan) -> None:
+    """Threads, precision and determinism of this process."""
+    torch.set_num_threads(plan.threads)
+    on_gpu = plan.devices[0] != "cpu"
+    if plan.config["deterministic"]:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+    if on_gpu:
+        torch.backends.cudnn.benchmark = not plan.config["deterministic"]
+        allow = plan.config["precision"] == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = allow
+        torch.backends.cudnn.allow_tf32 = allow
+
+
+def join_group(plan: Plan, k: int, store_port: int) -> None:
+    """Joins the gloo group of all modules: rehearsal, evaluation and barriers use it under every transport."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    if plan.devices[k - 1] != "cpu":
+        torch.cuda.set_device(plan.devices[k - 1])
+    store = dist.TCPStore("127.0.0.1", store_port, is_master=False, timeout=CONNECT_TIMEOUT)
+    dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.k, timeout=EXCHANGE_TIMEOUT)
+
+
+def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.device]) -> list[Ends]:
+    """Opens the training channels of this process's modules."""
+    transport, k = task.plan.transport, task.modules[0]
+    if transport == "serial":
+        return open_local(boundaries)
+    if transport == "ipc":
+        return [open_rings(k, boundaries[0], devices[0], task.ports[0])]
+    return [open_distributed(k, boundaries[0], devices[0], transport)]
+
+
+class Sources:
+    """The images of module 1 and the labels of module K, where this process has those modules."""
+
+    def __init__(self, plan: Plan, dataset: Dataset, modules: list[int]) -> None:
+        config = plan.config
+        self._dataset = dataset
+        self._at_bottom = 1 in modules
+        self._at_top = plan.k in modules
+        self._bottom_device = torch.device(plan.devices[0])
+        self._top_device = torch.device(plan.devices[-1])
+        self._batch_size = config["batch_size"]
+        self._format: dict[str, Any] = {
+            "device": self._bottom_device,
+            "dtype": DTYPES[config["precision"]],
+            "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
+        }
+        self._plan = plan
+        order = self._order = SeededOrder(len(dataset.train.labels), config["batch_size"], config["seed"])
+        self.images = None
+        self.labels = None
+        if self._at_bottom:
+            augmentation = config["dataset"].get("augmentation") or {}
+            self.images = TrainImages(
+                dataset.train.images,
+                order,
+                augmentation,
+                dataset.mean,
+                dataset.std,
+                config["seed"],
+                **self._format,
+            )
+        if self._at_top:
+            self.labels = TrainLabels(dataset.train.labels, order, self._top_device)
+        self.evaluation_sets = [self._evaluation_set("test", dataset.test)]
+        if dataset.validation is not None:
+            self.evaluation_sets.append(self._evaluation_set("validation", dataset.validation))
+
+    def _evaluation_set(self, name: str, split: Any) -> EvaluationSet:
+        images = labels = None
+        if self._at_bottom:
+            images = EvaluationImages(
+                split.images, self._dataset.mean, self._dataset.std, self._batch_size, **self._format
+            )
+        if self._at_top:
+            labels = EvaluationLabels(split.labels, self._batch_size, self._top_device)
+        num_batches = -(-len(split.labels) // self._batch_size)
+        return EvaluationSet(name, num_batches, images, labels)
+
+    def link(self, module: Module, ends: Ends) -> ModuleLink:
+        """The link of ``module`` over its channel ends."""
+        labels = self.labels if module.is_top else None
+        if labels is None and self._plan.targets_everywhere:
+            device = torch.device(self._plan.devices[module.k - 1])
+            labels = TrainLabels(self._dataset.train.labels, self._order, device)
+        return ModuleLink(
+            module.watch,
+            images=self.images if module.k == 1 else None,
+            labels=labels,
+            features_in=ends.features_in,
+            features_out=ends.features_out,
+            gradients_in=ends.gradients_in,
+            gradients_out=ends.gradients_out,
+        )
+
+
+def build_modules(plan: Plan, dataset: Dataset, numbers: list[int]) -> list[Module]:
+    """Builds modules ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
+    weights depend on the seed alone."""
+    config = plan.config
+    blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    slices = module_slices(plan.cuts, len(blocks))
+    schedule = instantiate({key: value for key, value in config["schedule"].items() if key != "name"})
+    memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
+    modules = []
+    for k in numbers:
+        network = Network(blocks[slices[k - 1]], config["seed"])
+        network.to(device=plan.devices[k - 1], dtype=DTYPES[config["precision"]], memory_format=memory_format)
+        network.train()
+        multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
+        settings = {key: value for key, value in config["optimizer"].items() if key != "name"}
+        optimizer = instantiate({**settings, "_partial_": True}, _convert_="all")(network.parameters())
+        modules.append(
+            Module(
+                network,
+                optimizer,
+                base_lr=config["optimizer"]["lr"] * multiplier,
+                schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
+                k=k,
+                num_modules=plan.k,
+                global_batch_size=config["batch_size"],
+                num_classes=dataset.num_classes,
+                seed=config["seed"],
+                watch=Stopwatch(),
+                frozen=k in config["freeze"],
+                clip_norm=config["clip_norm"],
+                precision=config["precision"],
+            )
+        )
+    return modules
+
+
+def save_weights(module: Module, folder: Path) -> None:
+    """Writes parameters and buffers under ``block.name`` keys, to a temporary name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in module.network.state_dict().items()}
+    path = folder / f"module_{module.k}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_file(state, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,160 @@
+"""Runs of the real program on tiny problems: in this process (serial) or in K real ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fr_bench.launch import run_training
+from fr_bench.plan import make_plan
+from fr_bench.reporter import Reporter
+from fr_bench.transport.open import ModulePorts
+from fr_bench.worker import WorkerTask, run_worker
+
+METHODS: dict[str, dict[str, Any]] = {
+    "bp": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": "bp"},
+    "fr": {"_target_": "fr_bench.methods.fr.FeaturesReplay", "name": "fr"},
+    "ddg": {"_target_": "fr_bench.methods.ddg.DecoupledDelayedGradients", "name": "ddg"},
+    "dni": {
+        "_target_": "fr_bench.methods.dni.DecoupledNeuralInterfaces",
+        "name": "dni",
+        "conditional": False,
+        "num_hidden": 1,
+        "hidden_channels": 8,
+        "kernel_size": 5,
+        "clip_norm": 1.0,
+        "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.05, "momentum": 0.9},
+    },
+}
+
+METHODS["cdni"] = {**METHODS["dni"], "name": "cdni", "conditional": True}
+
+CONFIG: dict[str, Any] = {
+    "model": {"_target_": "tiny_models.residual", "name": "tiny"},
+    "dataset": {
+        "_target_": "fr_bench.data.synthetic.load",
+        "name": "synthetic",
+        "channels": 3,
+        "height": 8,
+        "width": 8,
+        "num_classes": 4,
+        "num_train": 44,
+        "num_test": 22,
+        "limit": None,
+        "validation": 0,
+        "augmentation": {"crop_padding": 1, "flip": True},
+    },
+    "optimizer": {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"_target_": "fr_bench.schedules.MultiStep", "name": "multistep", "milestones": [0.5], "gamma": 0.1},
+    "seed": 3,
+    "epochs": 2,
+    "max_steps": None,
+    "batch_size": 8,
+    "eval_every": 1,
+    "precision": "fp32",
+    "device": "cpu",
+    "devices": None,
+    "threads": 1,
+    "partition": "equal",
+    "channels_last": True,
+    "deterministic": False,
+    "module_lr": None,
+    "clip_norm": None,
+    "freeze": [],
+    "log_every": 1,
+    "diagnostics": {"sigma": {"every": 0, "window": 1}},
+    "trace": 0,
+    "run_dir": "unused",
+    "wandb": {"mode": "disabled", "project": "fr-bench", "entity": None, "group": None, "name": None, "tags": []},
+    "console": "off",
+}
+
+
+def tiny_config(method: str, k: int, transport: str = "serial", **changes: Any) -> dict[str, Any]:
+    """A run of 10 iterations of 8 images on a small convolutional network with batch norm.
+
+    ``changes`` are top-level keys; a dict updates the group of that name.
+    """
+    config = copy.deepcopy(CONFIG)
+    config |= {"method": copy.deepcopy(METHODS[method]), "k": k, "transport": transport}
+    for key, value in changes.items():
+        if isinstance(value, dict) and "_target_" not in value:
+            config[key] |= value
+        else:
+            config[key] = value
+    return config
+
+
+class Result:
+    """What a run left: records by kind, weights by name."""
+
+    def __init__(self, records: list[dict[str, Any]], weights: dict[str, torch.Tensor]) -> None:
+        self.records = records
+        self.weights = weights
+
+    @property
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.of("train")]
+
+    @property
+    def evaluations(self) -> list[tuple[float, ...]]:
+        keys = ("train_loss", "train_error", "test_loss", "test_error")
+        return [tuple(record[key] for key in keys) for record in self.of("eval")]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record.get("kind", record.get("event")) == kind]
+
+
+def read_weights(run_directory: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted((run_directory / "checkpoints" / "final").glob("*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+def read_records(run_directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_processes(config: dict[str, Any], run_directory: Path) -> Result:
+    """The whole program below the command line: parent, processes, files."""
+    run_training(config, run_directory)
+    return Result(read_records(run_directory), read_weights(run_directory))
+
+
+class ListConnection:
+    """Stands where the pipe to the parent is."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def send(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+
+def run_serial(config: dict[str, Any], run_directory: Path) -> Result:
+    """All modules in this process, without a parent: the worker itself, fast."""
+    plan = make_plan(config | {"transport": "serial"})
+    connection = ListConnection()
+    reporter = Reporter(connection, [-1] * plan.k)  # type: ignore[arg-type]
+    modules = list(range(1, plan.k + 1))
+    threads = torch.get_num_threads()
+    try:
+        run_worker(WorkerTask(plan, modules, [ModulePorts()] * plan.k, None, run_directory), reporter)
+    finally:
+        torch.set_num_threads(threads)
+    return Result(connection.events, read_weights(run_directory))
+
+
+def assert_same(one: Result, other: Result) -> None:
+    """Bit for bit: every logged loss, every evaluation, every weight, every buffer."""
+    assert one.losses == other.losses
+    assert one.evaluations == other.evaluations
+    assert one.weights.keys() == other.weights.keys()
+    for name, value in one.weights.items():
+        assert torch.equal(value, other.weights[name]), f"{name} differs"

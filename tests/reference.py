@@ -1,0 +1,256 @@
+"""The methods once more, written from the indices of the papers in plain PyTorch, one process, no transport.
+
+    h[k][t]   output of module k for batch t;  h[0][t] are the images
+    d[k][t]   gradient of the loss with respect to h[k] that module k+1 computes in iteration t
+    w[k]      weights of module k; in iteration t they are w^t until the update at its end
+
+Every quantity of iteration t is computed from the weights w^t of *before* any update of iteration t, except
+where the chain rule itself needs nothing else. Nothing here is imported from fr_bench.methods.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fr_bench.data import SeededOrder, TrainImages, TrainLabels, build_dataset
+from fr_bench.models import build_blocks
+from fr_bench.seeds import derive_seed
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+class Reference:
+    """The common ground: modules w[1..K], batches x[t], y[t], optimizers."""
+
+    def __init__(self, config: dict[str, Any], cuts: list[int]) -> None:
+        torch.set_num_threads(1)
+        self.K = len(cuts) + 1
+        self.B = config["batch_size"]
+        dtype = DTYPES[config["precision"]]
+        data = build_dataset(config["dataset"], config["seed"])
+        order = SeededOrder(len(data.train.labels), self.B, config["seed"])
+        cpu, layout = torch.device("cpu"), torch.channels_last
+        augmentation = config["dataset"]["augmentation"]
+        self.images = TrainImages(
+            data.train.images, order, augmentation, data.mean, data.std, config["seed"],
+            device=cpu, dtype=dtype, memory_format=layout,
+        )  # fmt: skip
+        self.labels = TrainLabels(data.train.labels, order, cpu)
+        self.steps_per_epoch = len(data.train.labels) // self.B
+        self.T = config["epochs"] * self.steps_per_epoch
+        blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])
+        ends = [0, *cuts, len(blocks)]
+        self.names = [[name for name, _ in blocks[a:b]] for a, b in zip(ends, ends[1:], strict=False)]
+        self.w = [nn.Sequential()] + [
+            nn.Sequential(*(block for _, block in blocks[a:b])).to(dtype=dtype, memory_format=layout)
+            for a, b in zip(ends, ends[1:], strict=False)
+        ]
+        settings = config["optimizer"]
+        self.optimizers = [
+            torch.optim.SGD(
+                module.parameters(),
+                lr=settings["lr"],
+                momentum=settings["momentum"],
+                weight_decay=settings["weight_decay"],
+            )
+            for module in self.w[1:]
+        ]
+        self.base_lr = settings["lr"]
+        self.milestones = [m * config["epochs"] for m in config["schedule"]["milestones"]]
+        self.gamma = config["schedule"]["gamma"]
+        self.losses: list[float] = []
+
+    def lr(self, t: int) -> float:
+        return self.base_lr * self.gamma ** sum(t / self.steps_per_epoch >= m for m in self.milestones)
+
+    def update(self, k: int, t: int) -> None:
+        optimizer = self.optimizers[k - 1]
+        optimizer.param_groups[0]["lr"] = self.lr(t)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def forward_without_statistics(self, k: int, x: Tensor) -> Tensor:
+        """A forward whose effect on batch norm's buffers is undone."""
+        before = {name: buffer.clone() for name, buffer in self.w[k].named_buffers()}
+        with torch.no_grad():
+            h = self.w[k](x)
+            for name, buffer in self.w[k].named_buffers():
+                buffer.copy_(before[name])
+        return h
+
+    def loss(self, logits: Tensor, t: int) -> Tensor:
+        loss = F.cross_entropy(logits, self.labels.batch(t), reduction="sum") / self.B
+        self.losses.append(loss.item())
+        return loss
+
+    def top(self, x: Tensor, t: int) -> Tensor | None:
+        """Module K's forward, loss and backward on batch t; returns the gradient of its input."""
+        x = x.detach().requires_grad_(self.K > 1)
+        self.loss(self.w[self.K](x), t).backward()
+        return x.grad
+
+    def weights(self) -> dict[str, Tensor]:
+        result = {}
+        for names, module in zip(self.names, self.w[1:], strict=True):
+            for key, value in module.state_dict().items():
+                index, rest = key.split(".", 1)
+                result[f"{names[int(index)]}.{rest}"] = copy.deepcopy(value)
+        return result
+
+
+def bp(config: dict[str, Any], cuts: list[int]) -> Reference:
+    """An ordinary training loop over the whole network; the cuts mean nothing to it."""
+    r = Reference(config, cuts)
+    for t in range(r.T):
+        h = r.images.batch(t)
+        for module in r.w[1:]:
+            h = module(h)
+        r.loss(h, t).backward()
+        for k in range(1, r.K + 1):
+            r.update(k, t)
+    return r
+
+
+def fr(config: dict[str, Any], cuts: list[int], **options: Any) -> Reference:
+    """FR: in iteration t module k < K replays h[k-1][s], s = t - (K-k), with w^t and uses d[k][t-1]."""
+    warmup, bn_stats = options.get("warmup", "skip"), options.get("bn_stats", "replay")
+    r = Reference(config, cuts)
+    h: dict[tuple[int, int], Tensor] = {}
+    d: dict[tuple[int, int], Tensor] = {}
+    for t in range(r.T):
+        h[0, t] = r.images.batch(t)
+        for k in range(1, r.K):  # play
+            if bn_stats == "replay":
+                h[k, t] = r.forward_without_statistics(k, h[k - 1, t])
+            else:
+                h[k, t] = r.w[k](h[k - 1, t]).detach()
+        for k in range(1, r.K + 1):  # replay; reads d of iteration t-1, writes d of iteration t
+            s = t - (r.K - k)
+            if k == r.K:
+                gradient = r.top(h[k - 1, t], t)
+            elif s >= 0:
+                x = h[k - 1, s].clone().requires_grad_(k > 1)
+                buffers = {name: b.clone() for name, b in r.w[k].named_buffers()}
+                r.w[k](x).backward(d[k, t - 1])
+                if bn_stats == "play":
+                    for name, buffer in r.w[k].named_buffers():
+                        buffer.data.copy_(buffers[name])
+                gradient = x.grad
+            elif warmup == "zero":
+                for p in r.w[k].parameters():
+                    p.grad = torch.zeros_like(p)
+                gradient = None
+            else:
+                continue
+            if k > 1 and gradient is not None:
+                d[k - 1, t] = gradient
+        for k in range(1, r.K + 1):
+            r.update(k, t)
+    return r
+
+
+
+def ddg(config: dict[str, Any], cuts: list[int], **options: Any) -> Reference:
+    """DDG: in iteration t module k < K uses d[k][t-1] on the graph of batch s = t - (K-k), built with w^s."""
+    r = Reference(config, cuts)
+    h: dict[tuple[int, int], Tensor] = {}
+    d: dict[tuple[int, int], Tensor] = {}
+    graph: dict[tuple[int, int], tuple[nn.Module, Tensor, Tensor]] = {}
+    for t in range(r.T):
+        h[0, t] = r.images.batch(t)
+        for k in range(1, r.K):  # play, on a snapshot of the module; its batch-norm buffers are the real ones
+            snapshot = copy.deepcopy(r.w[k])
+            x = h[k - 1, t].clone().requires_grad_(k > 1)
+            out = snapshot(x)
+            for name, buffer in r.w[k].named_buffers():
+                buffer.copy_(snapshot.get_buffer(name))
+            graph[k, t] = snapshot, x, out
+            h[k, t] = out.detach()
+        for k in range(1, r.K + 1):
+            s = t - (r.K - k)
+            gradient = None
+            if k == r.K:
+                gradient = r.top(h[k - 1, t], t)
+            elif s >= 0:
+                snapshot, x, out = graph.pop((k, s))
+                out.backward(d[k, t - 1])
+                for p, stale in zip(r.w[k].parameters(), snapshot.parameters(), strict=True):
+                    p.grad = stale.grad
+                gradient = x.grad
+            elif options.get("warmup", "skip") == "zero":
+                for p in r.w[k].parameters():
+                    p.grad = torch.zeros_like(p)
+            if k > 1 and gradient is not None:
+                d[k - 1, t] = gradient
+        for k in range(1, r.K + 1):
+            r.update(k, t)
+    return r
+
+
+def synthesizer(shape: torch.Size, settings: dict[str, Any], num_labels: int, seed: int) -> nn.Sequential:
+    """Hidden 5x5 convolutions with batch norm and ReLU, a linear one that starts at zero."""
+    torch.manual_seed(seed)
+    width, size = settings["hidden_channels"], settings["kernel_size"]
+    layers: list[nn.Module] = []
+    channels = shape[1] + num_labels
+    for _ in range(settings["num_hidden"]):
+        convolution = nn.Conv2d(channels, width, size, padding=size // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    last = nn.Conv2d(channels, shape[1], size, padding=size // 2)
+    for p in last.parameters():
+        p.data.zero_()
+    return nn.Sequential(*layers, last)
+
+
+def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
+    """DNI and cDNI: module k < K steps on B^-1 M[k](h[k][t]); M[k] regresses B h-gradients sent by module k+1."""
+    settings = config["method"]
+    r = Reference(config, cuts)
+    h: dict[int, Tensor] = {}
+    M: dict[int, nn.Sequential] = {}
+    optimizers: dict[int, torch.optim.Optimizer] = {}
+    num_labels = config["dataset"]["num_classes"] if settings["conditional"] else 0
+    for t in range(r.T):
+        h[0] = r.images.batch(t)
+        graphs: dict[int, tuple[Tensor, Tensor]] = {}
+        for k in range(1, r.K):
+            x = h[k - 1].clone().requires_grad_(k > 1)
+            out = r.w[k](x)
+            graphs[k] = x, out
+            h[k] = out.detach()
+        predictions: dict[int, Tensor] = {}
+        d: dict[int, Tensor | None] = {}
+        for k in range(1, r.K + 1):
+            if k == r.K:
+                d[k - 1] = r.top(h[k - 1], t)
+                continue
+            if k not in M:
+                seed = derive_seed(config["seed"], "synthesizer", k)
+                M[k] = synthesizer(h[k].shape, settings, num_labels, seed)
+                M[k].to(dtype=h[k].dtype, memory_format=torch.channels_last)
+                optimizers[k] = torch.optim.SGD(M[k].parameters(), lr=settings["optimizer"]["lr"], momentum=0.9)
+            seen = h[k]
+            if num_labels:
+                one_hot = F.one_hot(r.labels.batch(t), num_labels).to(seen.dtype)
+                seen = torch.cat((seen, one_hot[:, :, None, None].expand(-1, -1, *seen.shape[2:])), dim=1)
+            predictions[k] = M[k](seen)
+            x, out = graphs[k]
+            out.backward(predictions[k].detach() / r.B)
+            d[k - 1] = x.grad
+        for k in range(1, r.K + 1):
+            r.update(k, t)
+            if k < r.K:  # M[k] learns from iteration t before iteration t + 1
+                target = d[k]
+                assert target is not None
+                F.mse_loss(predictions[k], target * r.B).backward()
+                nn.utils.clip_grad_norm_(M[k].parameters(), settings["clip_norm"])
+                optimizers[k].param_groups[0]["lr"] = settings["optimizer"]["lr"] * r.lr(t) / r.base_lr
+                optimizers[k].step()
+                optimizers[k].zero_grad()
+    return r

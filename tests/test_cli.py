@@ -1,0 +1,531 @@
+"""The command line: help, completion, checks and exit codes. The runs themselves are stubbed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fr_bench.cli import COMMANDS, main
+from fr_bench.errors import ConfigError, Interrupted, RunFailed
+
+SMALL = ["model=mlp", "dataset=digits"]
+
+
+class FakeLaunch(types.ModuleType):
+    """Stands in for fr_bench.launch: notes the configs it is given and trains nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("fr_bench.launch")
+        self.planned: list[dict[str, Any]] = []
+        self.started: list[dict[str, Any]] = []
+        self.refuse: Callable[[dict[str, Any]], None] = lambda config: None
+        self.train: Callable[[dict[str, Any]], float] = lambda config: 0.25
+
+    def check_plan(self, config: dict[str, Any]) -> None:
+        self.planned.append(config)
+        self.refuse(config)
+
+    def run_training(self, config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+        self.started.append(config)
+        assert run_dir.is_dir() and config["run_dir"] == str(run_dir)
+        return {"best_test_error": self.train(config)}
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLaunch:
+    fake = FakeLaunch()
+    monkeypatch.setitem(sys.modules, "fr_bench.launch", fake)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def train(*words: str) -> int:
+    return main(["train", *words])
+
+
+def fails(error: Exception) -> Callable[[dict[str, Any]], Any]:
+    def fail(config: dict[str, Any]) -> Any:
+        raise error
+
+    return fail
+
+
+# --- the dispatcher
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_lists_the_subcommands_and_three_examples(words, capsys):
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)
+    examples = text.partition("examples:")[2].partition("\n\n")[0]
+    assert examples.count("fr-bench train") == 3
+
+
+def test_version_names_the_libraries(capsys):
+    assert main(["--version"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("fr-bench 0.") and "torch" in text and "hydra-core" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian"], "'train'"),
+        (["k=4"], "'fr-bench train k=4'"),
+        (["-m", "k=1,2"], "'fr-bench train -m k=1,2'"),
+    ],
+)
+def test_an_unknown_subcommand_gets_the_nearest_one(words, hint, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert hint in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_every_subcommand_has_a_module_of_ours():
+    for command in COMMANDS.values():
+        assert (
+            (Path(__file__).parents[1] / "src" / Path(*command.module.split("."))).with_suffix(".py").exists()
+        )
+
+
+# --- completion
+
+
+def complete(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    return capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fr-bench tr", ["train"]),
+        ("fr-bench ", list(COMMANDS)),
+        ("fr-bench train method=f", ["method=fr"]),
+        ("fr-bench train schedule=co", ["schedule=constant", "schedule=cosine"]),
+        ("fr-bench train -m k=1,2 batch", ["batch_size="]),
+        ("fr-bench train optimizer.mom", ["optimizer.momentum="]),
+        ("fr-bench doctor ", []),
+    ],
+)
+def test_completion(line, expected, monkeypatch, capsys):
+    assert complete(line, monkeypatch, capsys) == expected
+
+
+def test_the_completion_script_is_for_fr_bench(capsys):
+    assert main(["-sc", "install=bash"]) == 0
+    assert "-F hydra_bash_completion fr-bench" in capsys.readouterr().out
+
+
+def test_completion_for_a_shell_that_hydra_does_not_know_is_refused(capsys):
+    assert main(["-sc", "install=tcsh"]) == 2
+    assert "install=bash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["-sc", "query=bash"], ["--version"]],
+)
+def test_looking_around_imports_no_torch(words, tmp_path):
+    code = f"import sys; from fr_bench.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"
+    environment = {"COMP_LINE": "fr-bench train method=", "PATH": ""}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- what Hydra's flags show
+
+
+def test_cfg_job_shows_the_config_and_runs_nothing(launch, tmp_path, capsys):
+    assert train("--cfg", "job", "k=2") == 0
+    assert "\nk: 2\n" in capsys.readouterr().out
+    assert not launch.planned and not launch.started and not list(tmp_path.iterdir())
+
+
+def test_train_help_lists_groups_settings_and_examples(launch, capsys):
+    assert train("--help") == 0
+    text = capsys.readouterr().out
+    assert (
+        "schedule: constant, cosine, multistep" in text
+        and "batch_size: 128" in text
+        and "fr-bench train -m" in text
+    )
+
+
+def test_info_passes_through(launch, capsys):
+    assert train("--info", "searchpath") == 0
+    assert "pkg://fr_bench.conf" in capsys.readouterr().out
+
+
+# --- defaults, groups and files of one's own
+
+
+def test_the_defaults_are_the_papers(launch):
+    assert train() == 0
+    [config] = launch.started
+    assert (config["method"]["name"], config["model"]["name"], config["dataset"]["name"]) == (
+        "fr",
+        "resnet164",
+        "cifar10",
+    )
+    assert (config["k"], config["epochs"], config["batch_size"]) == (4, 300, 128)
+    optimizer = config["optimizer"]
+    assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.01, 0.9, 5e-4)
+    assert config["schedule"]["milestones"] == [0.5, 0.75]
+
+
+def test_the_run_gets_a_plain_resolved_config_without_hydra(launch):
+    assert train(*SMALL) == 0
+    [config] = launch.started
+    assert json.loads(json.dumps(config)) == config
+    assert "hydra" not in config and "${" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("schedule", ["multistep", "cosine", "constant"])
+def test_every_optimizer_and_schedule_is_called_as_its_yaml_says(launch, optimizer, schedule):
+    import torch
+    from hydra.utils import instantiate
+
+    assert train(*SMALL, f"optimizer={optimizer}", f"schedule={schedule}") == 0
+    [config] = launch.started
+    assert instantiate(config["schedule"], _convert_="all").factor(0, 10, 5) <= 1
+    assert instantiate(config["optimizer"], [torch.nn.Parameter(torch.ones(1))], _convert_="all").param_groups
+
+
+def test_an_experiment_changes_groups_and_values_and_the_command_line_wins_over_it(launch):
+    assert train("experiment=quickstart") == 0
+    assert train("experiment=quickstart", "method=bp", "k=2", "optimizer.lr=0.3") == 0
+    first, second = launch.started
+    assert (first["model"]["name"], first["epochs"], first["optimizer"]["lr"]) == ("resnet20", 15, 0.05)
+    assert (second["method"]["name"], second["k"], second["optimizer"]["lr"]) == ("bp", 2, 0.3)
+    assert second["model"]["name"] == "resnet20"
+
+
+@pytest.mark.parametrize("name", ["fast", "serial"])
+def test_debug_configs_run_in_one_process(launch, name):
+    assert train("experiment=quickstart", f"debug={name}") == 0
+    assert launch.started[0]["transport"] == "serial"
+
+
+def test_a_method_of_ones_own_is_one_yaml_in_config_dir(launch, tmp_path):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: mine.Method\nname: mine\ndepth: 3\n")
+    assert train("--config-dir", "mine", "method=mine", "method.depth=4", *SMALL) == 0
+    assert launch.started[0]["method"] == {"_target_": "mine.Method", "name": "mine", "depth": 4}
+
+
+def test_local_defaults_come_before_the_experiment(launch, tmp_path):
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\nthreads: 3\nepochs: 7\n")
+    assert train("--config-dir", "mine", "experiment=quickstart") == 0
+    assert (launch.started[0]["threads"], launch.started[0]["epochs"]) == (3, 15)
+
+
+def test_flags_and_settings_mix_in_any_order(launch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert train("k=2", "--config-dir", "mine", *SMALL, "--multirun", "seed=1,2") == 0
+    assert [(config["k"], config["seed"]) for config in launch.started] == [(2, 1), (2, 2)]
+
+
+def test_a_primary_config_of_ones_own(launch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.yaml").write_text("defaults: [config, _self_]\nk: 3\n")
+    assert train("--config-dir", "mine", "--config-name", "study", *SMALL) == 0
+    assert launch.started[0]["k"] == 3
+
+
+# --- run directories
+
+
+def test_two_runs_of_one_second_have_different_folders(launch):
+    assert train(*SMALL) == 0 and train(*SMALL) == 0
+    first, second = (config["run_dir"] for config in launch.started)
+    assert first != second
+    assert Path(first).parent.name == "digits-mlp-fr-k4-s0"
+
+
+def test_run_dir_is_used_as_given(launch, tmp_path):
+    assert train(*SMALL, "run_dir=here/run") == 0
+    assert launch.started[0]["run_dir"] == str(tmp_path / "here" / "run")
+
+
+def test_hydra_leaves_nothing_of_its_own_in_the_run_dir(launch, tmp_path):
+    assert train(*SMALL, "run_dir=run") == 0
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_the_jobs_of_a_sweep_have_folders_that_say_what_they_are(launch):
+    assert train("-m", *SMALL, "method=bp,fr") == 0
+    names = [Path(config["run_dir"]).name for config in launch.started]
+    assert names == ["0-digits-mlp-bp-k4-s0", "1-digits-mlp-fr-k4-s0"]
+
+
+def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):
+    assert train("-m", *SMALL, "k=1,2", "run_dir=here") == 2
+    assert "run_dir=here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_dir_that_cannot_be_made_is_a_mistake(launch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(*SMALL, "run_dir=file/run") == 2
+    assert "file is a file" in capsys.readouterr().err and not launch.started
+
+
+# --- mistakes
+
+MISTAKES = [
+    (["metod=fr"], ["metod=fr", "'method'"]),
+    (["lr=0.1"], ["lr=0.1", "'optimizer.lr'"]),
+    (["method.wramup=zero"], ["method.wramup=zero", "'method.warmup'"]),
+    (["wandb.mdoe=online"], ["wandb.mdoe=online", "'wandb.mode'", "tags"]),
+    (["hydra.sweep.dirr=x"], ["hydra.sweep.dirr=x", "'hydra.sweep.dir'"]),
+    (["+sede=3"], ["+sede=3", "'seed'"]),
+    (["method=frr"], ["method=frr", "'fr'", "Available: bp, "]),
+    (["experiment=quickstrat"], ["experiment=quickstrat", "'quickstart'"]),
+    (["dataset=null"], ["dataset=null"]),
+    (["k"], ["'k'", "key=value"]),
+    (["epchs"], ["'epchs'", "'epochs=VALUE'"]),
+    (["partition=[1,2"], ["partition=[1,2"]),
+    (["k=1,2"], ["k=1,2", "-m"]),
+    (["k=two"], ["k=two", "an integer"]),
+    (["epochs=2.5"], ["epochs=2.5", "an integer"]),
+    (["k=null"], ["k=null", "null"]),
+    (["deterministic=maybe"], ["deterministic=maybe", "true or false"]),
+    (["freeze=3"], ["freeze=3", "a list"]),
+    (["module_lr=[1,x]", "k=2"], ["module_lr=[1,x]", "a number"]),
+    (["wandb=online"], ["wandb=online", "wandb.mode"]),
+    (["k=???"], ["k", "no value"]),
+    (["wandb.name=${nothing}"], ["wandb.name", "nothing"]),
+    (["k=0"], ["k=0", "at least 1"]),
+    (["epochs=0"], ["epochs=0", "at least 1"]),
+    (["max_steps=0"], ["max_steps=0", "at least 1"]),
+    (["batch_size=-1"], ["batch_size=-1", "at least 1"]),
+    (["log_every=0"], ["log_every=0", "at least 1"]),
+    (["threads=0"], ["threads=0", "at least 1"]),
+    (["trace=-1"], ["trace=-1", "at least 0"]),
+    (["precision=fp23"], ["precision=fp23", "'fp32'", "bf16"]),
+    (["transport=glo"], ["transport=glo", "'gloo'"]),
+    (["wandb.mode=onlin"], ["wandb.mode=onlin", "'online'", "disabled"]),
+    (["partition=equl"], ["partition=equl", "'equal'"]),
+    (["partition=[8,18]"], ["partition=[8, 18]", "k=4", "3"]),
+    (["partition=[8,8,32]"], ["partition=[8, 8, 32]", "empty module"]),
+    (["partition=[0,8,32]"], ["partition=[0, 8, 32]", "empty module"]),
+    (["partition=[8,32,18]"], ["partition=[8, 32, 18]", "falling cuts"]),
+    (["partition=[8,x,18]"], ["partition=", "block numbers"]),
+    (["module_lr=[2,1]"], ["module_lr=[2.0, 1.0]", "k=4"]),
+    (["module_lr=[2,1,1,0]"], ["module_lr=", "above 0"]),
+    (["freeze=[5]"], ["freeze=[5]", "k=4"]),
+    (["clip_norm=0"], ["clip_norm=0", "above 0"]),
+    (["devices=[0]", "device=cpu"], ["devices=[0]", "device=cpu"]),
+    (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
+    (["method.name=a/b"], ["method.name", "a/b"]),
+    (["~method.name"], ["method.name", "missing"]),
+    (["~method._target_"], ["method", "_target_"]),
+    (["--epochs=3"], ["--epochs", "epochs=3"]),
+    (["--cfg", "jbo"], ["jbo", "job"]),
+    (["--multirun", "--cfg", "job"], ["--multirun", "--cfg"]),
+    (["--config-dir", "nowhere"], ["nowhere"]),
+    (["--config-name", "confg"], ["confg", "'config'"]),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_clear_line_and_exit_code_2(words, named, launch, tmp_path, capsys):
+    assert train(*words) == 2
+    captured = capsys.readouterr()
+    assert all(part in captured.err for part in named), captured.err
+    assert captured.err.startswith("fr-bench: ") and captured.err.count("\n") == 1, captured.err
+    assert not launch.started and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["k=0"], ["method=frr"], ["k=two"], ["metod=fr"]])
+def test_cfg_refuses_what_train_refuses(words, launch, capsys):
+    assert train(*words) == 2
+    message = capsys.readouterr().err
+    assert train(*words, "--cfg", "job") == 2
+    assert capsys.readouterr().err == message
+
+
+def test_what_the_plan_refuses_is_a_mistake_too(launch, tmp_path, capsys):
+    launch.refuse = fails(ConfigError("k=99: the model has 8 blocks"))
+    assert train(*SMALL) == 2
+    assert capsys.readouterr().err == "fr-bench: k=99: the model has 8 blocks\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("# @package _global_\nepohcs: 3\n", ["experiment/mine.yaml", "'epochs'"]),
+        ("# @package _global_\nk: two\n", ["experiment/mine.yaml", "an integer"]),
+        ("k: 3\n", ["experiment/mine.yaml", "# @package _global_"]),
+        ("# @package _global_\ndefaults: [override /method: frr]\n", ["method=frr", "'fr'"]),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(text, named, launch, tmp_path, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(text)
+    assert train("--config-dir", "mine", "experiment=mine") == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in named), message
+
+
+# --- sweeps
+
+
+@pytest.mark.parametrize(
+    ("words", "combination"),
+    [
+        (["method=bp,frr", "k=1,2"], "method=frr k=1"),
+        (["k=2,0"], "k=0"),
+        (["k=range(0,3)"], "k=0"),
+        (["k=2,two"], "k=two"),
+        (["k=4,2", "partition=[1,2,3]"], "k=2"),
+        (["method=glob(b*)", "k=2,-1"], "method=bp k=-1"),
+    ],
+)
+def test_a_mistake_in_any_combination_is_found_before_the_first_job(
+    words, combination, launch, tmp_path, capsys
+):
+    assert train("-m", *SMALL, *words) == 2
+    message = capsys.readouterr().err
+    assert combination in message and "in the combination" in message and message.count("\n") == 1, message
+    assert not launch.started and not list(tmp_path.iterdir())
+
+
+def test_a_sweep_declared_in_a_file_is_checked_too(launch, tmp_path, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      k: 1,0\n"
+    (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(text)
+    assert train("-m", *SMALL, "--config-dir", "mine", "experiment=mine") == 2
+    assert "in the combination 'k=0" in capsys.readouterr().err and not launch.started
+
+
+def test_every_combination_is_planned_before_the_first_job(launch, tmp_path, capsys):
+    def refuse(config):
+        if config["method"]["name"] == "fr" and config["k"] == 2:
+            raise ConfigError("k=2: too many")
+
+    launch.refuse = refuse
+    assert train("-m", *SMALL, "method=bp,fr", "k=1,2") == 2
+    assert "method=fr k=2" in capsys.readouterr().err
+    assert len(launch.planned) == 4 and not launch.started and not list(tmp_path.iterdir())
+
+
+def test_a_sweep_runs_every_combination_and_ends_with_a_table(launch, capsys):
+    launch.train = lambda config: config["k"] / 100
+    assert train("-m", *SMALL, "method=glob([bp,fr])", "k=range(1,3)") == 0
+    assert [(config["method"]["name"], config["k"]) for config in launch.started] == [
+        ("bp", 1),
+        ("bp", 2),
+        ("fr", 1),
+        ("fr", 2),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5].split()[:2] == ["job", "state"]
+    assert "finished" in lines[-1] and "2.00 %" in lines[-1] and "method=fr k=2" in lines[-1]
+    assert launch.started[-1]["run_dir"].endswith(lines[-1].split()[-1])
+
+
+def test_a_sweep_runs_on_past_a_failed_job_and_ends_with_1(launch, capsys):
+    def fail_on_two(config):
+        if config["k"] == 2:
+            raise RunFailed("module 2 died at step 7", module=2)
+        return 0.25
+
+    launch.train = fail_on_two
+    assert train("-m", *SMALL, "k=1,2,3") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("fr-bench: module 2 died at step 7\n") == 1 and "Traceback" not in captured.err
+    *table, last = captured.out.splitlines()[-4:]
+    assert [line.split()[1] for line in table] == ["finished", "failed", "finished"]
+    assert last == "job 1 failed: module 2 died at step 7"
+
+
+@pytest.mark.parametrize("code", [75, 130])
+def test_an_interruption_stops_the_sweep(code, launch, capsys):
+    launch.train = fails(Interrupted("stopped", code))
+    assert train("-m", *SMALL, "k=1,2,3") == code
+    assert len(launch.started) == 1
+    assert "2 of 3 jobs did not run" in capsys.readouterr().out
+
+
+def test_a_second_sweep_in_the_same_folder_is_not_told_about_the_first(launch, capsys):
+    folder = "hydra.sweep.dir='it\\'s here'"
+    assert train("-m", *SMALL, "k=1,2", folder) == 0
+    launch.train = fails(RunFailed("broken"))
+    capsys.readouterr()
+    assert train("-m", *SMALL, "k=3", folder) == 1
+    table = capsys.readouterr().out.partition("job ")[2].splitlines()
+    assert table[1].split()[:2] == ["0", "failed"] and table[2:] == ["job 0 failed: broken"]
+
+
+def test_hydra_mode_in_a_config_makes_a_sweep_without_the_flag(launch):
+    assert train(*SMALL, "k=1,2", "hydra.mode=MULTIRUN") == 0
+    assert [config["k"] for config in launch.started] == [1, 2]
+
+
+# --- how a single run ends
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RunFailed("module 2 died"), 1),
+        (ConfigError("dataset=cifar10: not here"), 2),
+        (Interrupted("stopped", 75), 75),
+        (Interrupted("stopped", 130), 130),
+    ],
+)
+def test_a_run_that_ends_badly_says_why_once_and_gives_its_code(error, code, launch, capsys):
+    launch.train = fails(error)
+    assert train(*SMALL) == code
+    captured = capsys.readouterr()
+    assert captured.err == f"fr-bench: {error}\n" and "Traceback" not in captured.out
+
+
+def test_a_mistake_found_late_leaves_no_run_directory(launch, tmp_path):
+    launch.train = fails(ConfigError("dataset=cifar10: not here"))
+    assert train(*SMALL) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_shows_its_traceback(launch, capsys):
+    launch.train = fails(ZeroDivisionError("a bug"))
+    assert train(*SMALL) == 1
+    message = capsys.readouterr().err
+    assert message.count("ZeroDivisionError: a bug") == 1 and "in fail" in message
+
+
+def test_ctrl_c_gives_130(launch):
+    launch.train = fails(KeyboardInterrupt())  # type: ignore[arg-type]
+    assert train(*SMALL) == 130
+
+
+def test_the_process_exits_with_the_code(tmp_path):
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", "train", "k=0"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fr-bench: k=0: must be an integer of at least 1.\n"
+    assert not list(tmp_path.iterdir())

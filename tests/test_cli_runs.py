@@ -1,0 +1,123 @@
+"""The command line with real runs behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.utils import get_object
+
+from fr_bench.cli import main
+from fr_bench.compose import compose
+from fr_bench.config import COMPONENTS, NAMED_COMPONENTS
+from fr_bench.train_command import parse
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = [file for group in COMPONENTS for file in sorted((CONF / group).glob("*.yaml"))]
+
+BROKEN_MODEL = """
+import math
+
+import torch
+from torch import nn
+
+
+class BreaksLater(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if x.device.type != "meta":
+            self.calls += 1
+            if self.training and self.calls > 3:
+                raise RuntimeError("this block broke")
+        return x
+
+
+def build(input_shape, num_classes, breaks):
+    last = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))
+    return [("first", BreaksLater() if breaks else nn.Identity()), ("last", last)]
+"""
+
+
+def fr_bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    return subprocess.run(
+        [sys.executable, "-m", "fr_bench", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_run_exits_with_0_and_fills_the_folder_it_was_given(tmp_path):
+    done = fr_bench(tmp_path, "train", "debug=fast", "k=2", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["k"], summary["steps"]) == ("fr", 2, 20)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["run_dir"] == str(tmp_path / "run") and "hydra" not in config
+
+
+def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
+    done = fr_bench(tmp_path, "train", "-m", "debug=fast", "max_steps=5", "method=bp,fr", "k=1,2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") >= 4
+    assert len(list(tmp_path.glob("multirun/*/*/summary.json"))) == 4
+
+
+def test_a_sweep_survives_a_broken_job(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN_MODEL)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "broken.yaml").write_text(
+        "_target_: broken.build\nname: broken\nbreaks: true\n"
+    )
+    words = ["-cd", "mine", "debug=fast", "max_steps=5", "method=bp", "k=1", "model=broken"]
+    done = fr_bench(tmp_path, "train", "-m", *words, "model.breaks=true,false")
+    assert done.returncode == 1, done.stderr
+    assert "this block broke" in done.stderr
+    states = [line.split()[1] for line in done.stdout.partition("job  ")[2].splitlines()[1:3]]
+    assert states == ["failed", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["k=99"], ["k=99"]),
+        (["batch_size=100000"], ["batch_size=100000"]),
+        (["transport=nccl"], ["transport=nccl"]),
+        (["+method.wramup=zero"], ["wramup", "warmup"]),
+        (["method.warmup=zeor"], ["zeor", "zero"]),
+        (["model._target_=fr_bench.models.nothing"], ["model", "nothing"]),
+        (["-m", "k=1,2,99"], ["k=99", "in the combination"]),
+    ],
+)
+def test_what_only_the_plan_can_see_is_found_before_anything_is_made(words, named, tmp_path):
+    done = fr_bench(tmp_path, "train", "debug=fast", *words)
+    assert done.returncode == 2, done.stderr
+    assert all(part in done.stderr for part in named) and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", FILES, ids=[f"{file.parent.name}/{file.stem}" for file in FILES])
+def test_every_component_names_something_that_exists(file):
+    group = file.parent.name
+    node = compose(parse([f"{group}={file.stem}"])).jobs[0].config[group]
+    assert callable(get_object(node["_target_"]))
+    if group in NAMED_COMPONENTS:
+        assert node["name"] == file.stem
+
+
+@pytest.mark.parametrize("group", ["experiment", "debug"])
+def test_every_experiment_and_debug_config_composes(group, tmp_path):
+    for file in sorted((CONF / group).glob("*.yaml")):
+        assert main(["train", f"{group}={file.stem}", "--cfg", "job"]) == 0

@@ -1,0 +1,64 @@
+"""The training clock and the records made from events."""
+
+from __future__ import annotations
+
+from fr_bench.collector import Collector, TrainingClock
+
+SECOND = 10**9
+
+
+def test_the_clock_runs_from_the_first_module_to_the_slowest_and_stands_in_between() -> None:
+    clock = TrainingClock(num_modules=2)
+    clock.begin(10 * SECOND)
+    assert clock.at(11 * SECOND) == 1
+    clock.end([2], 14 * SECOND)
+    assert clock.at(15 * SECOND) == 5  # module 1 still trains
+    clock.end([1], 16 * SECOND)
+    assert clock.at(100 * SECOND) == 6
+    clock.begin(200 * SECOND)
+    clock.end([1], 203 * SECOND)
+    clock.end([2], 204 * SECOND)
+    assert clock.at(300 * SECOND) == 10
+
+
+def train_event(step: int, time_s: float) -> dict:
+    return {"event": "train", "step": step, "time_ns": int(time_s * SECOND), "loss": 1.0, "error": 0.5, "lr": 0.1}
+
+
+def test_images_per_second_count_training_time_only() -> None:
+    collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 0})
+    (first,) = collector.add(train_event(2, 1))
+    assert first["images_per_s"] == 16 and first["epoch"] == 0.5 and first["train_time"] == 1
+    collector.add({"event": "stretch_end", "modules": [1], "time_ns": 2 * SECOND})
+    collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 50 * SECOND})
+    (second,) = collector.add(train_event(4, 51))
+    assert second["train_time"] == 3 and second["images_per_s"] == 8
+
+
+def time_event(module: int, busy_s: float, wall_s: float) -> dict:
+    fields = {"play_s": busy_s / 3, "learn_s": busy_s * 2 / 3, "wait_s": wall_s - busy_s, "send_s": 0.0}
+    return {"event": "time", "step": 4, "module": module, "time_ns": module, "wall_s": wall_s, **fields}
+
+
+def test_efficiency_is_the_busiest_modules_work_over_the_step_time() -> None:
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    assert collector.add(time_event(2, busy_s=1.5, wall_s=2.0)) == []
+    records = collector.add(time_event(1, busy_s=1.8, wall_s=2.0))
+    assert [record["module"] for record in records] == [1, 2]
+    assert all(abs(record["efficiency"] - 0.9) < 1e-9 for record in records)
+
+
+def test_modules_that_take_turns_have_no_pipeline_efficiency() -> None:
+    collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=False)
+    (record,) = collector.add(time_event(1, busy_s=1.0, wall_s=2.0))
+    assert "efficiency" not in record and record["kind"] == "time"
+
+
+def test_sigma_of_the_whole_network_sums_the_products_of_the_modules() -> None:
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    event = {"event": "direction", "step": 4, "time_ns": 0}
+    collector.add({**event, "module": 1, "dot": 1.0, "true": 4.0, "used": 1.0})
+    records = collector.add({**event, "module": 2, "dot": 12.0, "true": 12.0, "used": 12.0})
+    assert [(record["module"], record["sigma"]) for record in records] == [(0, 13 / 16), (1, 0.25), (2, 1.0)]
+    assert records[1]["cosine"] == 0.5 and records[1]["norm_ratio"] == 0.5

@@ -1,0 +1,73 @@
+"""fr-bench doctor tells what there is, and never a secret."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fr_bench import doctor
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+
+
+def as_json(capsys: pytest.CaptureFixture[str]) -> dict:
+    assert doctor.main(["--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_text_has_a_line_for_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    for part in ("versions", "CPU", "memory", "/dev/shm", "GPU", "transport=serial", "W&B", "Slurm", "data set digits"):
+        assert part in text
+
+
+def test_the_json_is_about_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    report = as_json(capsys)
+    assert report["cpu"]["usable_cores"] == len(os.sched_getaffinity(0))
+    assert report["cpu"]["memory_bytes"] > report["cpu"]["available_bytes"] > 0
+    assert set(report["transports"]["problems"]) == {"serial", "gloo", "ipc", "nccl"}
+    assert report["transports"]["problems"]["serial"] is None
+    assert report["transports"]["problems"][report["transports"]["auto"]] is None
+
+
+@pytest.mark.skipif(bool(doctor.gpus()), reason="has a GPU")
+def test_a_transport_that_cannot_work_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nccl connects GPUs" in as_json(capsys)["transports"]["problems"]["nccl"]
+
+
+def test_a_key_is_found_but_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert as_json(capsys)["wandb"]["key_from"] is None
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for arguments in ([], ["--json"]):
+        doctor.main(arguments)
+        text = capsys.readouterr().out
+        assert "WANDB_API_KEY" in text and KEY not in text
+
+
+def test_a_slurm_allocation_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sinfo", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    slurm = as_json(capsys)["slurm"]
+    assert slurm["job"] == "17" and {"sinfo", "squeue"} <= set(slurm["commands"])
+
+
+def test_a_mistake_in_the_arguments_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--jsn"]) == 2
+    assert "--jsn" in capsys.readouterr().err

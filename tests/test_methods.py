@@ -1,0 +1,201 @@
+"""What the methods promise beyond exactness: gradients, switches, state, learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from harness import METHODS, assert_same, run_serial, tiny_config
+from test_exactness import assert_matches_reference
+
+from fr_bench.methods.base import Method
+from fr_bench.module import Module
+from fr_bench.plan import make_plan
+
+
+class GradientLog:
+    """Records the gradients that every module steps with, by module, batch and parameter."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gradients: dict[tuple[int, int], list[torch.Tensor]] = {}
+        original = Module.step
+
+        def step(module: Module, t: int) -> None:
+            gradients = [p.grad.clone() for p in module.network.parameters() if p.grad is not None]
+            self.gradients[module.k, t] = gradients
+            original(module, t)
+
+        monkeypatch.setattr(Module, "step", step)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_on_frozen_weights_fr_has_bp_gradients_of_k_minus_k_iterations_ago(
+    k: int, dropout: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = GradientLog(monkeypatch)
+    still = {
+        "optimizer": {"lr": 0.0, "weight_decay": 0.0},
+        "model": {"_target_": "tiny_models.residual", "name": "tiny", "dropout": dropout},
+    }
+    run_serial(tiny_config("bp", k, **still), tmp_path / "bp")
+    bp, log.gradients = log.gradients, {}
+    run_serial(tiny_config("fr", k, **still), tmp_path / "fr")
+    assert set(log.gradients) == {(j, t) for j in range(1, k + 1) for t in range(10) if t >= k - j}
+    for (j, t), gradients in log.gradients.items():
+        expected = bp[j, t - (k - j)]
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg"])
+def test_warmup_zero_steps_with_a_zero_gradient(method: str, tmp_path: Path) -> None:
+    config = tiny_config(method, 4)
+    config["method"]["warmup"] = "zero"
+    cuts = make_plan(config).cuts
+    zero = getattr(reference, method)(config, cuts, warmup="zero")
+    assert_matches_reference(run_serial(config, tmp_path), zero)
+    assert zero.losses != getattr(reference, method)(config, cuts).losses
+
+
+@pytest.mark.parametrize("bn_stats", ["play", "both"])
+def test_bn_stats_says_which_pass_moves_running_statistics(bn_stats: str, tmp_path: Path) -> None:
+    config = tiny_config("fr", 3)
+    config["method"]["bn_stats"] = bn_stats
+    simulated = reference.fr(config, make_plan(config).cuts, bn_stats=bn_stats)
+    result = run_serial(config, tmp_path)
+    assert_matches_reference(result, simulated)
+    expected = {"play": 10, "both": 10 + 8}[bn_stats]  # module 1 plays 10 batches and replays 8
+    assert result.weights["block1.norm.num_batches_tracked"] == expected
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg"])
+@pytest.mark.parametrize("transport", ["serial"])
+def test_without_carried_history_every_epoch_warms_up_again(
+    method: str, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of five iterations: module k steps in the last 5 - (K-k) iterations of each."""
+    log = GradientLog(monkeypatch)
+    config = tiny_config(method, 3, transport)
+    config["method"]["carry_history"] = False
+    run_serial(config, tmp_path)
+    assert {t for j, t in log.gradients if j == 1} == {2, 3, 4, 7, 8, 9}
+    assert {t for j, t in log.gradients if j == 2} == {1, 2, 3, 4, 6, 7, 8, 9}
+    assert {t for j, t in log.gradients if j == 3} == set(range(10))
+
+
+def test_ddg_with_current_weights_departs_from_the_published_gradient(tmp_path: Path) -> None:
+    """The authors' code back-propagates old activations through new weights; alike only while weights stand still."""
+    stashed = run_serial(tiny_config("ddg", 3), tmp_path / "stashed")
+    config = tiny_config("ddg", 3)
+    config["method"]["weights"] = "current"
+    current = run_serial(config, tmp_path / "current")
+    assert current.losses[:2] == stashed.losses[:2]
+    assert current.losses != stashed.losses
+    still: dict[str, Any] = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}}
+    config = tiny_config("ddg", 3, **still)
+    frozen_stashed = run_serial(config, tmp_path / "frozen stashed")
+    config["method"]["weights"] = "current"
+    assert_same(run_serial(config, tmp_path / "frozen current"), frozen_stashed)
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg", "dni", "cdni"])
+def test_a_method_goes_on_exactly_from_its_state(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving and restoring every method between two iterations changes nothing (weights and optimizer stay)."""
+    whole = run_serial(tiny_config(method, 3), tmp_path / "whole")
+    original = Method.play
+    restored = []
+
+    def play(self: Method, t: int) -> None:
+        if t == 6:
+            state = self.state_dict()
+            fresh = type(self).__new__(type(self))
+            fresh.__dict__.update(self.__dict__)
+            for name in ("kept", "_prediction", "_pending"):
+                if name in fresh.__dict__:
+                    setattr(self, name, type(fresh.__dict__[name])() if name == "kept" else None)
+            self.load_state_dict(state)
+            restored.append(self.module.k)
+        original(self, t)
+
+    monkeypatch.setattr(Method, "play", play)
+    assert_same(run_serial(tiny_config(method, 3), tmp_path / "restored"), whole)
+    assert restored == [1, 2, 3]
+
+
+def test_frozen_modules_keep_their_weights_and_the_others_learn(tmp_path: Path) -> None:
+    still = run_serial(tiny_config("fr", 3, freeze=[1, 2, 3]), tmp_path / "still").weights
+    top = run_serial(tiny_config("fr", 3, freeze=[1, 2]), tmp_path / "top").weights
+    plan = make_plan(tiny_config("fr", 3))
+    frozen = plan.block_names[: plan.cuts[1]]
+    for name, value in top.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, still[name]) == (name.split(".")[0] in frozen), name
+
+
+def test_module_lr_multiplies_one_modules_rate(tmp_path: Path) -> None:
+    once = run_serial(tiny_config("bp", 2, module_lr=[1, 1]), tmp_path / "once").losses
+    twice = run_serial(tiny_config("bp", 2, module_lr=[2, 1]), tmp_path / "twice").losses
+    both = run_serial(tiny_config("bp", 2, optimizer={"lr": 0.1}), tmp_path / "both").losses
+    other = run_serial(tiny_config("bp", 2, optimizer={"lr": 0.1}, module_lr=[1, 0.5]), tmp_path / "other").losses
+    assert once[0] == twice[0] and once[1] != twice[1]
+    assert twice == other != both
+
+
+def test_clip_norm_limits_each_modules_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *arguments: Any) -> None:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run_serial(tiny_config("bp", 2, clip_norm=0.01, epochs=1), tmp_path)
+    assert len(norms) == 10 and max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_direction_diagnostic_changes_nothing(method: str, k: int, tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3}
+    without = run_serial(tiny_config(method, k, model=model), tmp_path / "without")
+    sigma = {"sigma": {"every": 3, "window": 2}}
+    measured = run_serial(tiny_config(method, k, model=model, diagnostics=sigma), tmp_path / "with")
+    assert_same(measured, without)
+    assert len(measured.of("direction")) >= 2 * k
+
+
+def test_sigma_of_bp_is_one_exactly_and_so_is_module_k_of_every_method(tmp_path: Path) -> None:
+    sigma = {"sigma": {"every": 2, "window": 2}}
+    for method in METHODS:
+        events = run_serial(tiny_config(method, 3, diagnostics=sigma), tmp_path / method).of("direction")
+        for event in events:
+            if method == "bp" or event["module"] == 3:
+                assert event["dot"] == event["true"] == event["used"] > 0
+
+
+def test_sigma_of_fr_on_frozen_weights_is_the_product_with_the_delayed_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With still weights N_k is BP's gradient of batch t and G_k that of batch t - (K-k): computed here by hand."""
+    log = GradientLog(monkeypatch)
+    still: dict[str, Any] = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}}
+    run_serial(tiny_config("bp", 3, **still), tmp_path / "bp")
+    truth = dict(log.gradients)
+    sigma = {"sigma": {"every": 4, "window": 2}}
+    events = run_serial(tiny_config("fr", 3, diagnostics=sigma, **still), tmp_path / "fr").of("direction")
+    first = next(event for event in events if event["module"] == 1)
+    assert first["step"] == 4  # all modules learn from iteration 2 on: the window is iterations 2 and 3
+
+    def weights_only(gradients: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([g.double().flatten() for g in gradients if g.dim() == 4])
+
+    n = weights_only(truth[1, 2]) + weights_only(truth[1, 3])
+    g = weights_only(truth[1, 0]) + weights_only(truth[1, 1])
+    assert first["dot"] == pytest.approx(float(n @ g), rel=1e-5)
+    assert first["true"] == pytest.approx(float(n @ n), rel=1e-5)
+    assert first["used"] == pytest.approx(float(g @ g), rel=1e-5)

@@ -1,0 +1,195 @@
+"""The run directory: one owner, whole files, strict JSON."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fr_bench import run_directory
+from fr_bench.errors import ConfigError
+from fr_bench.run_directory import FinishedRun, RunDirectory
+
+
+def claimed(path: Path) -> RunDirectory:
+    run = RunDirectory(path)
+    assert run.create() is None
+    return run
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    return json.loads((path / "status.json").read_text())
+
+
+def claim_at(path: Path, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    try:
+        results.put("won" if RunDirectory(path).create() is None else "finished")
+    except ConfigError as error:
+        results.put(str(error))
+
+
+def test_of_processes_that_claim_one_folder_at_once_exactly_one_gets_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    path = tmp_path / "run"
+    processes = [context.Process(target=claim_at, args=(path, barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    outcomes = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert outcomes.count("won") == 1
+    assert sum("a run is going on there" in outcome for outcome in outcomes) == 3
+    assert status_of(path)["pid"] in [process.pid for process in processes]
+
+
+def test_a_new_run_is_running_and_says_where(tmp_path: Path) -> None:
+    before = time.time()
+    claimed(tmp_path / "deep" / "run")
+    status = status_of(tmp_path / "deep" / "run")
+    assert status["state"] == "running" and status["pid"] == os.getpid() and status["host"]
+    assert before <= status["started"] == status["heartbeat"] <= time.time()
+    assert status["error"] is status["module"] is status["exit_code"] is None
+
+
+def test_an_empty_folder_that_hydra_made_is_taken(tmp_path: Path) -> None:
+    claimed(tmp_path)
+
+
+def test_a_finished_run_is_reported_with_its_summary_and_left_alone(tmp_path: Path) -> None:
+    run = claimed(tmp_path)
+    run.write_summary({"best_test_error": 0.01})
+    run.set_status("finished", exit_code=0)
+    before = (tmp_path / "status.json").read_bytes()
+    assert RunDirectory(tmp_path).create() == FinishedRun(tmp_path, {"best_test_error": 0.01})
+    assert (tmp_path / "status.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("running", "a run is going on"), ("failed", "failed"), ("interrupted", "was interrupted")]
+)
+def test_a_folder_with_an_unfinished_run_is_refused_with_what_to_do(tmp_path: Path, state: str, told: str) -> None:
+    claimed(tmp_path).set_status(state)
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"{told}.*choose another run_dir"):
+        RunDirectory(tmp_path).create()
+    assert (tmp_path / "status.json").read_bytes() == before
+
+
+def test_a_run_that_was_killed_is_recognised_by_its_silence(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    status = status_of(tmp_path) | {"heartbeat": time.time() - 3600}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    with pytest.raises(ConfigError, match=r"cut off \(3600 s without a sign of life\)"):
+        RunDirectory(tmp_path).create()
+
+
+def test_a_status_that_is_not_yet_written_belongs_to_a_run_that_is_starting(tmp_path: Path) -> None:
+    (tmp_path / "status.json").touch()
+    with pytest.raises(ConfigError, match="a run is going on there"):
+        RunDirectory(tmp_path).create()
+
+
+def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    with pytest.raises(ConfigError, match=r"holds config\.yaml, which this run would overwrite"):
+        RunDirectory(tmp_path).create()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        RunDirectory(tmp_path / "file").create()
+    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
+        RunDirectory(tmp_path / "file" / "below").create()
+
+
+def test_a_failure_is_recorded_with_its_module(tmp_path: Path) -> None:
+    claimed(tmp_path).set_status("failed", error="module 2 was killed", module=2, exit_code=1)
+    status = status_of(tmp_path)
+    assert (status["state"], status["error"], status["module"], status["exit_code"]) == (
+        "failed",
+        "module 2 was killed",
+        2,
+        1,
+    )
+
+
+def test_the_heartbeat_moves_but_does_not_write_at_every_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = claimed(tmp_path)
+    first = status_of(tmp_path)["heartbeat"]
+    run.heartbeat()
+    assert status_of(tmp_path)["heartbeat"] == first
+    monkeypatch.setattr(run_directory.time, "time", lambda: first + 60)
+    run.heartbeat()
+    assert status_of(tmp_path)["heartbeat"] == first + 60
+    assert status_of(tmp_path)["started"] == first
+
+
+def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:
+    run = claimed(tmp_path)
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for index in range(200):
+            run.set_status("running", error="x" * (index * 50))
+        done.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    num_read = 0
+    while not done.is_set():
+        assert status_of(tmp_path)["state"] == "running"
+        num_read += 1
+    writer.join()
+    assert num_read > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]  # no temporary file stays
+
+
+def test_the_config_is_read_back_as_it_was(tmp_path: Path) -> None:
+    config = {
+        "k": 4,
+        "optimizer": {"lr": 1e-5, "weight_decay": 5e-4, "foreach": None},
+        "partition": [8, 18, 32],
+        "dataset": {"name": "1e-5", "label": "yes", "path": "~/data: mine"},
+        "freeze": [],
+    }
+    claimed(tmp_path).write_config(config)
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=True) == config
+
+
+def test_json_is_strict_and_its_floats_are_exact(tmp_path: Path) -> None:
+    run = claimed(tmp_path)
+    run.write_summary({"a": 0.1 + 0.2, "b": float("nan"), "list": [float("inf"), 1], "nested": {"c": -float("inf")}})
+    text = (tmp_path / "summary.json").read_text()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": 0.30000000000000004,
+        "b": None,
+        "list": [None, 1],
+        "nested": {"c": None},
+    }
+
+
+def test_every_file_has_its_place(tmp_path: Path) -> None:
+    run = claimed(tmp_path)
+    run.write_environment({"hostname": "here"})
+    assert json.loads((tmp_path / "env.json").read_text()) == {"hostname": "here"}
+    assert run.metrics == tmp_path / "metrics.jsonl"
+    assert run.rank_log(3) == tmp_path / "rank_3.log"
+    assert run.checkpoints == tmp_path / "checkpoints"
+    assert run.wandb == tmp_path / "wandb"

@@ -1,0 +1,39 @@
+"""The learning rate is a function of the iteration."""
+
+from __future__ import annotations
+
+import pytest
+
+from fr_bench.errors import ConfigError
+from fr_bench.schedules import Constant, Cosine, MultiStep
+
+
+def test_fractions_of_the_run_give_the_papers_epochs() -> None:
+    by_fraction, by_epoch = MultiStep(milestones=[0.5, 0.75]), MultiStep(milestones=[150, 225])
+    for epoch, factor in [(0, 1), (149, 1), (150, 0.1), (224, 0.1), (225, 0.01), (299, 0.01)]:
+        for schedule in (by_fraction, by_epoch):
+            assert schedule.factor(epoch * 390, 390, 300) == pytest.approx(factor)
+    assert by_fraction.factor(150 * 390 - 1, 390, 300) == 1
+
+
+def test_cosine_falls_from_one_to_its_end() -> None:
+    schedule = Cosine(final=0.1)
+    assert schedule.factor(0, 10, 4) == 1
+    assert schedule.factor(20, 10, 4) == pytest.approx(0.55)
+    assert schedule.factor(40, 10, 4) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", [Constant(warmup_epochs=2), MultiStep(warmup_epochs=2), Cosine(warmup_epochs=2)])
+def test_warmup_rises_linearly_and_then_is_gone(schedule: Constant) -> None:
+    plain = type(schedule)()
+    assert schedule.factor(0, 5, 10) == pytest.approx(0.1 * plain.factor(0, 5, 10))
+    assert schedule.factor(4, 5, 10) == pytest.approx(0.5 * plain.factor(4, 5, 10))
+    assert schedule.factor(9, 5, 10) == plain.factor(9, 5, 10)
+    assert schedule.factor(20, 5, 10) == plain.factor(20, 5, 10)
+
+
+def test_impossible_schedules_are_refused() -> None:
+    with pytest.raises(ConfigError, match="milestones"):
+        MultiStep(milestones=[0, 0.5])
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        Constant(warmup_epochs=-1)

@@ -1,0 +1,255 @@
+"""metrics.jsonl and W&B get every record, whole and exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fr_bench import wandb_sink
+from fr_bench.errors import ConfigError
+from fr_bench.sinks import JsonLinesSink, Record, SinkGroup
+from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
+
+CONFIG: dict[str, Any] = {
+    "method": {"name": "fr"},
+    "model": {"name": "resnet20"},
+    "dataset": {"name": "digits"},
+    "k": 2,
+    "seed": 7,
+    "optimizer": {"lr": 0.05, "foreach": None},
+}
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def train_record(step: int, **fields: Any) -> Record:
+    position = {"step": step, "epoch": step / 10, "train_time": step / 7}
+    return {"kind": "train", **position, "loss": 1 / step, "error": 0.5, "lr": 0.1, **fields}
+
+
+# metrics.jsonl
+
+
+def test_every_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLinesSink(path)
+    for step in (1, 2, 3):
+        sink.write(train_record(step))
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [
+            train_record(each) for each in range(1, step + 1)
+        ]
+
+
+def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    values = [0.1 + 0.2, 1e-300, 5e-324, 2.0**60 + 1, 1 / 3]
+    sink = JsonLinesSink(tmp_path / "metrics.jsonl")
+    for value in values:
+        sink.write({"loss": value})
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == values
+
+
+def test_a_loss_that_is_not_a_number_is_null(tmp_path: Path) -> None:
+    sink = JsonLinesSink(tmp_path / "metrics.jsonl")
+    sink.write({"loss": float("nan"), "error": float("inf")})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": null, "error": null}\n'
+
+
+# Several sinks
+
+
+class ListSink:
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.seen: list[Any] = []
+        self.failure = failure
+
+    def write(self, record: Record) -> None:
+        self.seen.append(record)
+
+    def finish(self, summary: Record | None, exit_code: int) -> None:
+        self.seen.append((summary, exit_code))
+        if self.failure:
+            raise self.failure
+
+
+def test_a_group_tells_everyone_and_a_failing_sink_does_not_keep_the_others_from_finishing() -> None:
+    first, second = ListSink(OSError("disk full")), ListSink()
+    group = SinkGroup([first, second])
+    group.write({"kind": "train"})
+    with pytest.raises(OSError, match="disk full"):
+        group.finish(None, 1)
+    assert first.seen == second.seen == [{"kind": "train"}, (None, 1)]
+
+
+# W&B
+
+
+def wandb_records(run_dir: Path) -> Iterator[Any]:
+    """Reads the run's .wandb file: LevelDB's log format with records of wandb's protobuf in it."""
+    from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
+
+    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    data, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:  # a header never crosses a block's end
+            offset += 32768 - offset % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        parts += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # whole, or the last part of several
+            record = WandbRecord()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def items(update: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in update}
+
+
+def history(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [items(record.history.item) for record in wandb_records(run_dir) if record.HasField("history")]
+    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+
+
+def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
+    sink = WandbSink(tmp_path, CONFIG, mode="offline", project="fr-bench", tags=["a-tag"])
+    expected = []
+    for step in range(1, 19):
+        sink.write(train_record(step))
+        expected.append(
+            {"step": step, "epoch": step / 10, "train_time": step / 7}
+            | {"train/loss": 1 / step, "train/error": 0.5, "train/lr": 0.1}
+        )
+    position = {"step": 18, "epoch": 1.8, "train_time": 2.5}
+    sink.write({"kind": "memory", **position, "module": 2, "device": "cpu", "peak": 2**33})
+    sink.write({"kind": "time", **position, "module": 1, "wait_s": 0.25})
+    sink.write({"kind": "eval", **position, "train_loss": 0.5, "test_error": 0.125})
+    expected += [
+        {**position, "memory/module_2/peak": 2**33},
+        {**position, "time/module_1/wait_s": 0.25},
+        {**position, "eval/train_loss": 0.5, "eval/test_error": 0.125},
+    ]
+    sink.finish({"best_test_error": 0.125, "cuts": [4], "efficiency": None}, 0)
+
+    assert history(tmp_path) == expected
+    records = list(wandb_records(tmp_path))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.project, run.run_group, run.display_name, run.job_type) == (
+        "fr-bench",
+        "digits-resnet20",
+        "fr-k2-s7",
+        "train",
+    )
+    assert list(run.tags) == ["a-tag"]
+    assert (tmp_path / "wandb" / "run_id").read_text().strip() == run.run_id
+    config = items(run.config.update)
+    assert {key: config[key] for key in CONFIG} == CONFIG
+    metrics = {metric.name or metric.glob_name: metric for metric in (r.metric for r in records if r.HasField("metric"))}
+    assert {"step", "epoch", "train_time"} <= metrics.keys()
+    assert metrics["train/*"].step_metric == metrics["eval/test_error"].step_metric == "step"
+    assert metrics["eval/test_error"].summary.min
+    summary: dict[str, Any] = {}
+    for record in records:
+        summary |= items(record.summary.update)
+    assert summary["best_test_error"] == 0.125 and summary["cuts"] == [4]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+
+
+def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Path) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run_id").write_text("abcd1234\n")
+    sink = WandbSink(tmp_path, CONFIG, mode="offline", project="p", group="my-group", name="my-name")
+    sink.write(train_record(1))
+    sink.finish(None, 130)
+    records = list(wandb_records(tmp_path))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.run_id, run.run_group, run.display_name) == ("abcd1234", "my-group", "my-name")
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [130]
+
+
+def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sink = WandbSink(tmp_path, CONFIG, mode="offline", project="p")
+    import wandb
+
+    wandb.teardown()  # its service is gone, as after a crash
+    for step in (1, 2, 3):
+        sink.write(train_record(step))
+    sink.finish(None, 0)
+    assert capsys.readouterr().err.count("W&B stopped") == 1
+
+
+def test_wandb_is_imported_by_nobody_who_does_not_use_it() -> None:
+    program = "import sys, fr_bench.wandb_sink as w; w.check_wandb(w.resolve_mode('offline')); assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "config_mode", "mode"),
+    [
+        (None, "offline", "offline"),
+        ("disabled", "online", "disabled"),
+        ("online", "disabled", "online"),
+        ("dryrun", "online", "offline"),
+        ("", "online", "online"),
+    ],
+)
+def test_the_variable_wandb_mode_wins(
+    variable: str | None, config_mode: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert resolve_mode(config_mode) == mode
+
+
+def test_a_misspelt_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ConfigError, match=r"WANDB_MODE=ofline.*Did you mean 'offline'"):
+        resolve_mode("online")
+
+
+def test_online_without_a_key_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"no API key for api\.wandb\.ai; run `wandb login`"):
+        check_wandb("online")
+    check_wandb("offline")
+    check_wandb("disabled")
+
+
+def test_a_key_is_found_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    check_wandb("online")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    with pytest.raises(ConfigError, match=r"no API key for wandb\.example\.org"):
+        check_wandb("online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    check_wandb("online")
+
+
+def test_a_server_of_ones_own_is_known_from_the_settings_of_wandb_login(tmp_path: Path) -> None:
+    settings = tmp_path / "home" / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    (tmp_path / "home" / ".netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
+    check_wandb("online")
+
+
+def test_without_wandb_only_disabled_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_sink, "installed_version", lambda: None)
+    check_wandb("disabled")
+    with pytest.raises(ConfigError, match=r"not installed; pip install wandb, or use wandb\.mode=disabled"):
+        check_wandb("offline")

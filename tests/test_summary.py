@@ -1,0 +1,100 @@
+"""summary.json, built from records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fr_bench.summary import SummaryBuilder
+
+CONFIG: dict[str, Any] = {
+    "method": {"name": "fr"},
+    "model": {"name": "resnet20"},
+    "dataset": {"name": "digits"},
+    "k": 2,
+    "seed": 7,
+    "batch_size": 8,
+}
+
+
+def builder(*records: dict[str, Any]) -> SummaryBuilder:
+    summary = SummaryBuilder(CONFIG, cuts=[4], num_blocks=9)
+    for record in records:
+        summary.add(record)
+    return summary
+
+
+def record(kind: str, step: int, **fields: Any) -> dict[str, Any]:
+    """Ten steps an epoch, half a second a step."""
+    return {"kind": kind, "step": step, "epoch": step / 10, "train_time": step / 2, **fields}
+
+
+def evaluation(step: int, test_error: float, **fields: float) -> dict[str, Any]:
+    return record("eval", step, train_loss=1.0, train_error=0.5, test_loss=1.0, test_error=test_error, **fields)
+
+
+def timing(step: int, module: int, wait_s: float, busy_s: float = 0.1, efficiency: float = 0.5) -> dict[str, Any]:
+    seconds = {"play_s": busy_s, "learn_s": busy_s, "send_s": busy_s, "wait_s": wait_s}
+    return record("time", step, module=module, efficiency=efficiency, **seconds)
+
+
+def test_it_names_the_run() -> None:
+    summary = builder().build("failed")
+    named = {key: summary[key] for key in ("state", "method", "model", "dataset", "k", "seed", "cuts", "num_blocks")}
+    assert named == {
+        "state": "failed",
+        "method": "fr",
+        "model": "resnet20",
+        "dataset": "digits",
+        "k": 2,
+        "seed": 7,
+        "cuts": [4],
+        "num_blocks": 9,
+    }
+
+
+def test_what_no_record_has_told_is_none() -> None:
+    summary = builder().build("failed")
+    for key in ("best_test_error", "last_test_error", "best_epoch", "images_per_s", "step_time_s", "efficiency"):
+        assert summary[key] is None
+    assert summary["peak_memory"] == summary["waiting_share"] == summary["devices"] == [None, None]
+    assert summary["steps"] == 0
+
+
+def test_best_and_last_test_error_are_told_apart_and_the_first_best_counts() -> None:
+    summary = builder(
+        evaluation(10, 0.3), evaluation(20, 0.0), evaluation(30, 0.0), evaluation(40, 0.2)
+    ).build("finished")
+    assert (summary["best_test_error"], summary["best_epoch"], summary["last_test_error"]) == (0.0, 2.0, 0.2)
+
+
+def test_with_a_validation_set_the_best_epoch_is_chosen_on_it() -> None:
+    summary = builder(
+        evaluation(10, 0.30, validation_error=0.20), evaluation(20, 0.10, validation_error=0.25)
+    ).build("finished")
+    assert (summary["best_test_error"], summary["best_epoch"]) == (0.30, 1.0)
+    assert summary["last_test_error"] == 0.10
+
+
+def test_speed_is_the_mean_over_the_run() -> None:
+    summary = builder(record("train", 15, loss=1.0), evaluation(20, 0.5)).build("finished")
+    assert (summary["steps"], summary["train_time"], summary["epochs"]) == (20, 10.0, 2.0)
+    assert (summary["step_time_s"], summary["epoch_time_s"], summary["images_per_s"]) == (0.5, 5.0, 16.0)
+
+
+def test_peak_memory_is_the_largest_of_each_module() -> None:
+    records = [
+        record("memory", step, module=module, device=f"cuda:{module}", peak=peak)
+        for step, module, peak in [(10, 1, 500), (10, 2, 100), (20, 1, 400), (20, 2, 300)]
+    ]
+    summary = builder(*records).build("finished")
+    assert summary["peak_memory"] == [500, 300]
+    assert summary["devices"] == ["cuda:1", "cuda:2"]
+
+
+def test_the_waiting_share_weighs_every_iteration_the_same() -> None:
+    # Module 1: 10 iterations waiting 0.1 of 0.4 s, then 30 waiting 0.7 of 1.0 s: 22 of 34 s.
+    records = [timing(10, 1, 0.1), timing(10, 2, 0.0), timing(40, 1, 0.7), timing(40, 2, 0.0, efficiency=0.8)]
+    summary = builder(*records).build("finished")
+    assert abs(summary["waiting_share"][0] - 22 / 34) < 1e-12
+    assert summary["waiting_share"][1] == 0.0
+    assert summary["efficiency"] == 0.8

@@ -1,0 +1,114 @@
+"""Channels carry what was agreed on, as it is; what was not is refused in Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fr_bench.errors import ConfigError
+from fr_bench.transport.channel import LocalChannel
+from fr_bench.transport.choose import check_precision, choose_transport, module_devices, why_not
+from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_dense_tensor_travels_as_its_own_storage(layout: torch.memory_format) -> None:
+    tensor = torch.randn(2, 3, 4, 5).contiguous(memory_format=layout)
+    spec = TensorSpec.of(tensor)
+    arrived = spec.empty()
+    flat(arrived).copy_(flat(spec.conform(tensor, "test")))
+    assert flat(tensor).data_ptr() == tensor.data_ptr()
+    assert torch.equal(arrived, tensor)
+    assert arrived.stride() == tensor.stride()
+
+
+def test_a_tensor_with_gaps_is_not_dense_and_travels_contiguous() -> None:
+    gaps = torch.randn(4, 6)[:, ::2]
+    assert not is_dense(gaps)
+    assert TensorSpec.of(gaps).stride == (3, 1)
+    assert is_dense(torch.randn(3, 1, 4).permute(2, 1, 0))
+
+
+def test_conform_keeps_a_conforming_tensor_and_restrides_another() -> None:
+    spec = TensorSpec.of(torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))
+    good = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert spec.conform(good, "test") is good
+    other = good.contiguous()
+    assert spec.conform(other, "test").stride() == good.stride()
+    assert torch.equal(spec.conform(other, "test"), good)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.float64)])
+def test_another_shape_or_dtype_is_refused_by_name(wrong: torch.Tensor) -> None:
+    spec = TensorSpec.of(torch.zeros(2, 3))
+    with pytest.raises(TransportError, match="features from module 1 to 2"):
+        spec.conform(wrong, "features from module 1 to 2")
+
+
+def test_a_message_about_another_batch_is_refused() -> None:
+    channel = LocalChannel(TensorSpec.of(torch.zeros(2)), "gradients from module 2 to 1")
+    channel.send(torch.zeros(2), batch=4)
+    with pytest.raises(TransportError, match="batch 4 arrived where batch 3 was expected"):
+        channel.receive(3)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (["cpu"], "serial"),
+        (["cpu", "cpu"], "ipc"),
+        (["cuda:0", "cuda:0"], "ipc"),
+        (["cuda:0", "cuda:1", "cuda:0"], "gloo"),
+    ],
+)
+def test_auto_chooses_by_devices_and_says_why(devices: list[str], expected: str) -> None:
+    transport, reason = choose_transport("auto", devices, ring_bytes=1000)
+    assert transport == expected
+    assert reason
+
+
+def test_auto_falls_back_to_gloo_where_shared_memory_is_too_small() -> None:
+    transport, reason = choose_transport("auto", ["cpu", "cpu"], ring_bytes=2**60)
+    assert transport == "gloo"
+    assert "/dev/shm" in reason
+
+
+@pytest.mark.parametrize(
+    ("transport", "devices", "message"),
+    [
+        ("nccl", ["cpu", "cpu"], "use ipc or gloo"),
+        ("ipc", ["cuda:0", "cuda:1"], "use nccl or gloo"),
+    ],
+)
+def test_a_transport_that_cannot_serve_is_refused_with_the_fix(transport: str, devices: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_transport(transport, devices, ring_bytes=1000)
+
+
+def test_nccl_wants_a_gpu_for_each_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert "a GPU for each of the 3 modules" in str(why_not("nccl", ["cuda:0", "cuda:1", "cuda:0"], 0))
+    assert choose_transport("auto", ["cuda:0", "cuda:1"], 0)[0] == "nccl"
+
+
+def test_modules_go_round_robin_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert module_devices("auto", None, 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert module_devices("cuda", [1], 2) == ["cuda:1", "cuda:1"]
+    with pytest.raises(ConfigError, match="GPUs 0 to 1"):
+        module_devices("auto", [2], 2)
+    assert module_devices("cpu", None, 2) == ["cpu", "cpu"]
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="device=cuda: torch sees no GPU"):
+        module_devices("cuda", None, 2)
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="precision=tf32"):
+        check_precision("tf32", ["cpu"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: (7, 5))
+    with pytest.raises(ConfigError, match="older than Ampere"):
+        check_precision("tf32", ["cuda:0"])

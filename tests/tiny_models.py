@@ -1,0 +1,68 @@
+"""Small models for tests, reached by `_target_` as a user's own would be."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """A pre-activation residual block with batch norm, and dropout where asked for."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.conv(self.norm(x).relu()))
+
+
+class Head(nn.Module):
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x).relu().mean(dim=(2, 3)))
+
+
+def residual(
+    input_shape: tuple[int, int, int], num_classes: int, width: int = 8, depth: int = 4, dropout: float = 0.0
+) -> list[tuple[str, nn.Module]]:
+    """A stem, ``depth`` residual blocks and a head: depth + 2 blocks."""
+    stem = nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False)
+    blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
+    blocks += [(f"block{index}", Residual(width, dropout)) for index in range(1, depth + 1)]
+    return [*blocks, ("head", Head(width, num_classes))]
+
+
+def in_place(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A model whose second block begins with an in-place ReLU."""
+    blocks = residual(input_shape, num_classes, depth=2)
+    blocks.insert(1, ("bad", nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1))))
+    return blocks
+
+
+class RaisesAt(nn.Module):
+    """A block that raises in its ``at``-th training forward."""
+
+    def __init__(self, width: int, at: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+        self.at = at
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls == self.at:
+            raise ArithmeticError("the bug in block 'faulty'")
+        return self.conv(x)
+
+
+def faulty(input_shape: tuple[int, int, int], num_classes: int, at: int = 9) -> list[tuple[str, nn.Module]]:
+    """A model whose third block raises after a while."""
+    blocks = residual(input_shape, num_classes, depth=2)
+    blocks.insert(2, ("faulty", RaisesAt(8, at)))
+    return blocks
