@@ -11,6 +11,7 @@ where the chain rule itself needs nothing else. Nothing here is imported from fr
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Reference:
         self.K = len(cuts) + 1
         self.B = config["batch_size"]
         dtype = DTYPES[config["precision"]]
-        data = build_dataset(config["dataset"], config["seed"])
+        data = build_dataset(config["dataset"])
         order = SeededOrder(len(data.train.labels), self.B, config["seed"])
         cpu, layout = torch.device("cpu"), torch.channels_last
         augmentation = config["dataset"]["augmentation"]
@@ -45,10 +46,10 @@ class Reference:
         self.T = config["epochs"] * self.steps_per_epoch
         blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])
         ends = [0, *cuts, len(blocks)]
-        self.names = [[name for name, _ in blocks[a:b]] for a, b in zip(ends, ends[1:], strict=False)]
+        self.names = [[name for name, _ in blocks[a:b]] for a, b in itertools.pairwise(ends)]
         self.w = [nn.Sequential()] + [
             nn.Sequential(*(block for _, block in blocks[a:b])).to(dtype=dtype, memory_format=layout)
-            for a, b in zip(ends, ends[1:], strict=False)
+            for a, b in itertools.pairwise(ends)
         ]
         settings = config["optimizer"]
         self.optimizers = [
@@ -152,7 +153,6 @@ def fr(config: dict[str, Any], cuts: list[int], **options: Any) -> Reference:
         for k in range(1, r.K + 1):
             r.update(k, t)
     return r
-
 
 
 def ddg(config: dict[str, Any], cuts: list[int], **options: Any) -> Reference:

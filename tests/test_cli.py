@@ -92,9 +92,7 @@ def test_an_unknown_subcommand_gets_the_nearest_one(words, hint, capsys):
 
 def test_every_subcommand_has_a_module_of_ours():
     for command in COMMANDS.values():
-        assert (
-            (Path(__file__).parents[1] / "src" / Path(*command.module.split("."))).with_suffix(".py").exists()
-        )
+        assert (Path(__file__).parents[1] / "src" / Path(*command.module.split("."))).with_suffix(".py").exists()
 
 
 # --- completion
@@ -140,9 +138,7 @@ def test_looking_around_imports_no_torch(words, tmp_path):
     code = f"import sys; from fr_bench.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"
     environment = {"COMP_LINE": "fr-bench train method=", "PATH": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -158,11 +154,7 @@ def test_cfg_job_shows_the_config_and_runs_nothing(launch, tmp_path, capsys):
 def test_train_help_lists_groups_settings_and_examples(launch, capsys):
     assert train("--help") == 0
     text = capsys.readouterr().out
-    assert (
-        "schedule: constant, cosine, multistep" in text
-        and "batch_size: 128" in text
-        and "fr-bench train -m" in text
-    )
+    assert "schedule: constant, cosine, multistep" in text and "batch_size: 128" in text and "fr-bench train -m" in text
 
 
 def test_info_passes_through(launch, capsys):
@@ -399,9 +391,7 @@ def test_a_mistake_in_a_file_names_the_file(text, named, launch, tmp_path, capsy
         (["method=glob(b*)", "k=2,-1"], "method=bp k=-1"),
     ],
 )
-def test_a_mistake_in_any_combination_is_found_before_the_first_job(
-    words, combination, launch, tmp_path, capsys
-):
+def test_a_mistake_in_any_combination_is_found_before_the_first_job(words, combination, launch, tmp_path, capsys):
     assert train("-m", *SMALL, *words) == 2
     message = capsys.readouterr().err
     assert combination in message and "in the combination" in message and message.count("\n") == 1, message

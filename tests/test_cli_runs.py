@@ -77,9 +77,7 @@ def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
 def test_a_sweep_survives_a_broken_job(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_MODEL)
     (tmp_path / "mine" / "model").mkdir(parents=True)
-    (tmp_path / "mine" / "model" / "broken.yaml").write_text(
-        "_target_: broken.build\nname: broken\nbreaks: true\n"
-    )
+    (tmp_path / "mine" / "model" / "broken.yaml").write_text("_target_: broken.build\nname: broken\nbreaks: true\n")
     words = ["-cd", "mine", "debug=fast", "max_steps=5", "method=bp", "k=1", "model=broken"]
     done = fr_bench(tmp_path, "train", "-m", *words, "model.breaks=true,false")
     assert done.returncode == 1, done.stderr

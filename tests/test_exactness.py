@@ -11,7 +11,13 @@ from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 
 from fr_bench.plan import make_plan
 
-SIMULATIONS = {"bp": reference.bp, "fr": reference.fr, "ddg": reference.ddg, "dni": reference.dni, "cdni": reference.dni}
+SIMULATIONS = {
+    "bp": reference.bp,
+    "fr": reference.fr,
+    "ddg": reference.ddg,
+    "dni": reference.dni,
+    "cdni": reference.dni,
+}
 
 
 def assert_matches_reference(result, simulated, tolerance: float = 0.0) -> None:

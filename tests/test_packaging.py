@@ -59,9 +59,7 @@ def run_installed(installed: Path, *words: str) -> subprocess.CompletedProcess[s
 
 
 def test_every_config_file_is_in_the_wheel(installed):
-    shipped = {
-        file.relative_to(installed / "fr_bench" / "conf") for file in installed.rglob("conf/**/*.yaml")
-    }
+    shipped = {file.relative_to(installed / "fr_bench" / "conf") for file in installed.rglob("conf/**/*.yaml")}
     assert shipped == {file.relative_to(ROOT / "conf") for file in (ROOT / "conf").rglob("*.yaml")}
 
 

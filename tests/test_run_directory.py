@@ -124,9 +124,7 @@ def test_a_failure_is_recorded_with_its_module(tmp_path: Path) -> None:
     )
 
 
-def test_the_heartbeat_moves_but_does_not_write_at_every_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_heartbeat_moves_but_does_not_write_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = claimed(tmp_path)
     first = status_of(tmp_path)["heartbeat"]
     run.heartbeat()

@@ -160,7 +160,9 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
     assert (tmp_path / "wandb" / "run_id").read_text().strip() == run.run_id
     config = items(run.config.update)
     assert {key: config[key] for key in CONFIG} == CONFIG
-    metrics = {metric.name or metric.glob_name: metric for metric in (r.metric for r in records if r.HasField("metric"))}
+    metrics = {
+        metric.name or metric.glob_name: metric for metric in (r.metric for r in records if r.HasField("metric"))
+    }
     assert {"step", "epoch", "train_time"} <= metrics.keys()
     assert metrics["train/*"].step_metric == metrics["eval/test_error"].step_metric == "step"
     assert metrics["eval/test_error"].summary.min
@@ -195,7 +197,8 @@ def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytes
 
 
 def test_wandb_is_imported_by_nobody_who_does_not_use_it() -> None:
-    program = "import sys, fr_bench.wandb_sink as w; w.check_wandb(w.resolve_mode('offline')); assert 'wandb' not in sys.modules"
+    use = "import sys, fr_bench.wandb_sink as w; w.check_wandb(w.resolve_mode('offline'))"
+    program = f"{use}; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

@@ -61,16 +61,16 @@ def test_what_no_record_has_told_is_none() -> None:
 
 
 def test_best_and_last_test_error_are_told_apart_and_the_first_best_counts() -> None:
-    summary = builder(
-        evaluation(10, 0.3), evaluation(20, 0.0), evaluation(30, 0.0), evaluation(40, 0.2)
-    ).build("finished")
+    summary = builder(evaluation(10, 0.3), evaluation(20, 0.0), evaluation(30, 0.0), evaluation(40, 0.2)).build(
+        "finished"
+    )
     assert (summary["best_test_error"], summary["best_epoch"], summary["last_test_error"]) == (0.0, 2.0, 0.2)
 
 
 def test_with_a_validation_set_the_best_epoch_is_chosen_on_it() -> None:
-    summary = builder(
-        evaluation(10, 0.30, validation_error=0.20), evaluation(20, 0.10, validation_error=0.25)
-    ).build("finished")
+    summary = builder(evaluation(10, 0.30, validation_error=0.20), evaluation(20, 0.10, validation_error=0.25)).build(
+        "finished"
+    )
     assert (summary["best_test_error"], summary["best_epoch"]) == (0.30, 1.0)
     assert summary["last_test_error"] == 0.10
 

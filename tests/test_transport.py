@@ -80,7 +80,9 @@ def test_auto_falls_back_to_gloo_where_shared_memory_is_too_small() -> None:
         ("ipc", ["cuda:0", "cuda:1"], "use nccl or gloo"),
     ],
 )
-def test_a_transport_that_cannot_serve_is_refused_with_the_fix(transport: str, devices: list[str], message: str) -> None:
+def test_a_transport_that_cannot_serve_is_refused_with_the_fix(
+    transport: str, devices: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         choose_transport(transport, devices, ring_bytes=1000)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import MutableSequence
 from multiprocessing.connection import Connection
@@ -72,7 +72,7 @@ def report_error(reporter, task: WorkerTask, error: Exception, progress: Mutable
 
     module = getattr(error, "module", None) or task.modules[0]
     expected = isinstance(error, FrBenchError)
-    try:
+    with contextlib.suppress(OSError):  # the parent may be gone; so are we, in a moment
         reporter.send(
             "error",
             module=module,
@@ -80,7 +80,6 @@ def report_error(reporter, task: WorkerTask, error: Exception, progress: Mutable
             message=str(error) if expected else f"{type(error).__name__}: {error}",
             peer_lost=isinstance(error, PeerLost),
             is_config=isinstance(error, ConfigError),
-            wall_time=time.time(),
+            is_expected=expected,
+            diverged_at=getattr(error, "step", None),
         )
-    except OSError:
-        pass  # the parent is gone; so are we, in a moment

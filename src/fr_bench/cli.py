@@ -85,9 +85,7 @@ def _unknown(name: str, words: list[str]) -> str:
 
 
 def _versions() -> str:
-    found = {
-        item.name: item.version for item in metadata.distributions(path=sys.path) if item.name in LIBRARIES
-    }
+    found = {item.name: item.version for item in metadata.distributions(path=sys.path) if item.name in LIBRARIES}
     libraries = ", ".join(f"{name} {found.get(name, 'not installed')}" for name in LIBRARIES)
     return f"fr-bench {__version__} (Python {sys.version.split()[0]}, {libraries})"
 
@@ -96,9 +94,7 @@ def _complete(words: list[str]) -> int:
     """Serves Hydra's completion script, which knows no subcommands: completes them, or hides ``train``."""
     action, _, shell = words[-1].partition("=")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "fish"):
-        raise ConfigError(
-            f"{' '.join(words)}: needs install=bash, install=fish, uninstall=bash or uninstall=fish."
-        )
+        raise ConfigError(f"{' '.join(words)}: needs install=bash, install=fish, uninstall=bash or uninstall=fish.")
     if action == "query":
         line = os.environ.get("COMP_LINE", "")
         _, typed, rest = [*line.split(maxsplit=2), "", "", ""][:3]

@@ -119,6 +119,4 @@ def _sigma(records: list[Record]) -> list[Record]:
     common = {key: records[0][key] for key in ("step", "epoch", "train_time")}
     products = {record["module"]: {key: record[key] for key in ("dot", "true", "used")} for record in records}
     products[0] = {key: sum(each[key] for each in products.values()) for key in ("dot", "true", "used")}
-    return [
-        {"kind": "sigma", **common, "module": module, **direction(products[module])} for module in sorted(products)
-    ]
+    return [{"kind": "sigma", **common, "module": module, **direction(products[module])} for module in sorted(products)]

@@ -134,9 +134,7 @@ class _Composer:
 
     def compose(self, multirun: bool) -> Composition:
         if not multirun:
-            multirun = (
-                self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN
-            )
+            multirun = self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN
         if multirun:
             return self._compose_sweep()
         config = self._load([*self.overrides, "hydra.mode=RUN"], RunMode.RUN)
@@ -187,9 +185,7 @@ class _Composer:
 
     def _load(self, overrides: list[str], mode: RunMode, sweeps: bool = True) -> DictConfig:
         return self._guard(
-            lambda: self.loader.load_configuration(
-                self.config_name, overrides, mode, validate_sweep_overrides=sweeps
-            )
+            lambda: self.loader.load_configuration(self.config_name, overrides, mode, validate_sweep_overrides=sweeps)
         )
 
     def _parse(self, overrides: list[str]) -> list[Override]:

@@ -49,6 +49,21 @@ class WandbConfig:
 
 
 @dataclass
+class SigmaConfig:
+    """The sufficient-direction constant, measured over windows of iterations."""
+
+    every: int = MISSING  # iterations from the start of one window to the next; 0: not measured
+    window: int = MISSING  # iterations of a window
+
+
+@dataclass
+class DiagnosticsConfig:
+    """What is measured beside training: untimed, and without an effect on it."""
+
+    sigma: SigmaConfig = MISSING
+
+
+@dataclass
 class Config:
     """Top level of the config. The values are in conf/config.yaml: a key missing there is an error."""
 
@@ -76,6 +91,7 @@ class Config:
     freeze: list[int] = MISSING  # modules (from 1) that do not learn
     log_every: int = MISSING  # iterations between `train` records
     trace: int = MISSING  # iterations in trace.json; 0: none
+    diagnostics: DiagnosticsConfig = MISSING
     console: str = MISSING  # auto, live, plain, off
     run_dir: str = MISSING
     wandb: WandbConfig = MISSING
@@ -96,6 +112,7 @@ def check(config: dict[str, Any]) -> None:
         _check_choice(key, config["wandb"]["mode"] if key == "wandb.mode" else config[key], choices)
     if config["clip_norm"] is not None and config["clip_norm"] <= 0:
         raise ConfigError(f"clip_norm={config['clip_norm']}: must be above 0, or null for no clipping.")
+    _check_sigma(**config["diagnostics"]["sigma"])
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
     _check_modules(config["module_lr"], config["freeze"], config["k"])
@@ -117,9 +134,7 @@ def check_name(component: str, name: object) -> None:
 
 def _check_component(component: str, node: Any) -> None:
     if not isinstance(node, dict):
-        raise ConfigError(
-            f"{component}={node}: choose one with {component}=NAME; fr-bench train --help lists them."
-        )
+        raise ConfigError(f"{component}={node}: choose one with {component}=NAME; fr-bench train --help lists them.")
     if not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{component} has no _target_, the dotted path of the class or function to call.")
     if component in NAMED_COMPONENTS:
@@ -135,13 +150,21 @@ def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(choices)}.{nearest(value, choices)}")
 
 
+def _check_sigma(every: int, window: int) -> None:
+    if every < 0:
+        raise ConfigError(f"diagnostics.sigma.every={every}: must be 0 (not measured) or a number of iterations.")
+    if window < 1 or (every and window > every):
+        raise ConfigError(
+            f"diagnostics.sigma.window={window}: must be at least 1 and at most diagnostics.sigma.every={every}, "
+            "or windows would overlap."
+        )
+
+
 def _check_devices(devices: list[int] | None, device: str) -> None:
     if devices is None:
         return
     if not devices or min(devices) < 0:
-        raise ConfigError(
-            f"devices={devices}: must be a list of GPU numbers such as [0,1], or null for all of them."
-        )
+        raise ConfigError(f"devices={devices}: must be a list of GPU numbers such as [0,1], or null for all of them.")
     if device == "cpu":
         raise ConfigError(
             f"devices={devices}: are GPU numbers, which mean nothing with device=cpu; drop one of the two."

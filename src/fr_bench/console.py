@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fr_bench.sinks import Record, Sink, SinkGroup
 
@@ -108,7 +108,10 @@ class LiveConsole:
 
         step, title = self._train.get("step", 0), self._title
         num_epochs = title.total_steps / title.steps_per_epoch
-        words = [f"epoch {step / title.steps_per_epoch:.1f} of {round(num_epochs, 2):g}", f"step {step} of {title.total_steps}"]
+        words = [
+            f"epoch {step / title.steps_per_epoch:.1f} of {round(num_epochs, 2):g}",
+            f"step {step} of {title.total_steps}",
+        ]
         if self._first and step > self._first[1]:
             elapsed_s = time.monotonic() - self._first[0]
             words.append(f"ETA {duration(elapsed_s / (step - self._first[1]) * (title.total_steps - step))}")

@@ -53,7 +53,9 @@ class GradientSums:
     def __init__(self, module: Module) -> None:
         self._module = module
         self.parameters = [
-            layer.weight for layer in module.network.modules() if isinstance(layer, WEIGHTED) and layer.weight.requires_grad
+            layer.weight
+            for layer in module.network.modules()
+            if isinstance(layer, WEIGHTED) and layer.weight.requires_grad
         ]
         self._true = [torch.zeros_like(p) for p in self.parameters]
         self._used = [torch.zeros_like(p) for p in self.parameters]

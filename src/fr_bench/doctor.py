@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fr_bench.console import num_bytes
+from fr_bench.data.found import found_datasets
 from fr_bench.environment import cpu_model, gpu_driver, gpus, usable_cores, versions
 from fr_bench.errors import ConfigError
 from fr_bench.run_directory import strict_json
@@ -43,6 +44,7 @@ def examine() -> dict[str, Any]:
         "driver": gpu_driver(),
         "links": links(),
         "transports": transports(),
+        "datasets": found_datasets(),
         "wandb": wandb_state(),
         "slurm": slurm(),
     }
@@ -113,6 +115,7 @@ def as_text(report: dict[str, Any]) -> str:
         (SHARED_MEMORY, shared_text),
         *_gpu_rows(report),
         *_transport_rows(report["transports"]),
+        *((f"data set {name}", _dataset_text(dataset)) for name, dataset in report["datasets"].items()),
         ("W&B", _wandb_text(report["wandb"])),
         ("Slurm", _slurm_text(report["slurm"])),
     ]
@@ -142,6 +145,10 @@ def _transport_rows(transports: dict[str, Any]) -> list[tuple[str, str]]:
     for name, problem in transports["problems"].items():
         rows.append((f"transport={name}", "works" if problem is None else f"no: {problem}"))
     return rows
+
+
+def _dataset_text(dataset: dict[str, Any]) -> str:
+    return ("found: " if dataset["found"] else "") + dataset["detail"]
 
 
 def _wandb_text(state: dict[str, str | None]) -> str:

@@ -32,6 +32,18 @@ class RunFailed(FrBenchError):
         self.module = module
 
 
+class Diverged(RunFailed):
+    """A loss or a gradient became infinite or not a number; ``step`` counts from 1, as in the records."""
+
+    def __init__(self, step: int, module: int) -> None:
+        super().__init__(
+            f"diverged at step {step} in module {module}: its loss or gradient is not finite; "
+            "a lower optimizer.lr or a clip_norm may help",
+            module,
+        )
+        self.step = step
+
+
 class Interrupted(FrBenchError):
     """A run that was stopped from outside: 130 for Ctrl-C, 75 for a signal that means 'continue later'."""
 

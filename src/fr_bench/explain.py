@@ -75,9 +75,7 @@ def explain(error: Exception, known: Known) -> ConfigError:
     several = re.match(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+)' requires", message)
     if several:
         given = several[1] or several[2]
-        return ConfigError(
-            f"{given}: several values make a sweep, which needs -m; a list is written KEY=[1,2]."
-        )
+        return ConfigError(f"{given}: several values make a sweep, which needs -m; a list is written KEY=[1,2].")
     unknown = re.match(r"(?:In '.*?': )?Could not override '([^']+)'", message)
     if unknown:
         return ConfigError(_unknown_key(unknown[1], known))
@@ -140,9 +138,7 @@ def _unknown_key(key: str, known: Known) -> str:
         return f"{given}: unknown key '{key}'.{hint} {section} has: {', '.join(choices)}.{own}"
     elsewhere = [full for full in _leaves(config) if full.endswith(f".{wrong}")]
     hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(wrong, [*choices, *known.groups()])
-    return (
-        f"{given}: unknown key '{key}'.{hint} Known keys: {', '.join(sorted({*choices, *known.groups()}))}."
-    )
+    return f"{given}: unknown key '{key}'.{hint} Known keys: {', '.join(sorted({*choices, *known.groups()}))}."
 
 
 def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str:

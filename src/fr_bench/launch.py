@@ -101,12 +101,12 @@ class Run:
     def _sinks(self) -> list[Sink]:
         """metrics.jsonl first: it must not miss anything."""
         plan, config = self.plan, self.plan.config
-        names = [config[group]["name"] for group in ("method", "model", "dataset")]
+        names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
         if not self.quiet:
             print(f"{plan.k} modules, cuts after blocks {plan.cuts}, on {', '.join(plan.devices)}")
             print(f"transport {plan.transport}: {plan.transport_reason}; {plan.threads} threads a module", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
-        title = RunTitle(*names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
+        title = RunTitle(**names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
         sinks.append(choose_console(config["console"], title))
         mode = resolve_mode(config["wandb"]["mode"])
         if mode != "disabled":

@@ -1,51 +1,34 @@
-"""What module K learned, summed on the device and turned into numbers only when they are logged."""
+"""What a module learned, summed on the device and turned into numbers only when they are logged."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fr_bench.errors import RunFailed
 from fr_bench.module import BatchResult
-
-NEVER = 2**62
-
-
-class Diverged(RunFailed):
-    """The loss became infinite or not a number."""
 
 
 class LossMeter:
-    """Mean loss and error since the last :meth:`take`, for the interval and for the epoch."""
+    """Mean loss and error of module K since the last :meth:`take`, for the interval and for the epoch."""
 
     def __init__(self, device: torch.device, global_batch_size: int) -> None:
         self._global_batch_size = global_batch_size
         self._device = device
-        self._first_bad = torch.full((), NEVER, dtype=torch.int64, device=device)
         self._sums = {"interval": self._zeros(), "epoch": self._zeros()}
         self._num_batches = {"interval": 0, "epoch": 0}
 
     def _zeros(self) -> Tensor:
         return torch.zeros(2, dtype=torch.float64, device=self._device)
 
-    def add(self, result: BatchResult, t: int) -> None:
-        """Adds the batch of iteration ``t``; never waits for the device."""
+    def add(self, result: BatchResult) -> None:
+        """Adds a batch; never waits for the device."""
         values = torch.stack((result.loss.double(), result.num_errors.double() / self._global_batch_size))
         for name, total in self._sums.items():
             total += values
             self._num_batches[name] += 1
-        bad = torch.where(torch.isfinite(result.loss), NEVER, t)
-        self._first_bad = torch.minimum(self._first_bad, bad)
 
     def take(self, name: str) -> tuple[float, float]:
-        """Returns (mean loss, mean error) of the ``interval`` or ``epoch``, and starts it anew.
-
-        Raises:
-            Diverged: a loss since the start of the run was not finite.
-        """
-        first_bad = int(self._first_bad)
-        if first_bad != NEVER:
-            raise Diverged(f"diverged at step {first_bad}: the loss is not finite; try a lower learning rate")
+        """Returns (mean loss, mean error) of the ``interval`` or ``epoch``, and starts it anew."""
         loss, error = (self._sums[name] / self._num_batches[name]).tolist()
         self._sums[name] = self._zeros()
         self._num_batches[name] = 0

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fr_bench.finite import FiniteWatch
 from fr_bench.network import Network
 from fr_bench.stopwatch import Stopwatch
 
@@ -89,6 +90,9 @@ class Module:
         self.frozen = frozen
         self.clip_norm = clip_norm
         self.precision = precision
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._first_parameter = min(parameters[:4], key=torch.numel)  # small, and near the input
+        self.finite = FiniteWatch(k, self._first_parameter.device)
 
     @property
     def is_top(self) -> bool:
@@ -156,6 +160,8 @@ class Module:
         if self.gradient_tap is not None:
             self.gradient_tap()
         with self.watch.span("step", t):
+            if self._first_parameter.grad is not None:
+                self.finite.add(self._first_parameter.grad, t)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.base_lr * self.schedule(t)
             if not self.frozen:
@@ -170,7 +176,7 @@ class Module:
         four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
         other.to(device=weight.device, dtype=weight.dtype)
         if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
-            other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            other.to(memory_format=torch.channels_last)
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this module's precision."""

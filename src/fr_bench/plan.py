@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from torch import Tensor, nn
 
-from fr_bench.data import build_dataset, prepare_dataset
-from fr_bench.errors import ConfigError, nearest
+from fr_bench.components import bind, check_callable, check_optimizer, settings
+from fr_bench.data import COMMON_KEYS, build_dataset, prepare_dataset
+from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.network import InPlaceError, Network
 from fr_bench.partition import make_cuts, module_slices
@@ -89,11 +88,15 @@ def make_plan(config: dict[str, Any]) -> Plan:
     """
     k, batch_size = config["k"], config["batch_size"]
     method = check_callable("method", config["method"], ("module", "link"))
-    hyper_parameters = {key: value for key, value in config["method"].items() if key not in ("_target_", "name")}
-    check_callable("optimizer", config["optimizer"], ("params",))
+    hyper_parameters = settings(config["method"])
+    check_optimizer(config["optimizer"])
     check_callable("schedule", config["schedule"], ())
+    bind(config["schedule"])()  # it checks its own values
+    check_callable("model", config["model"], ("input_shape", "num_classes"))
+    loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
+    check_callable("dataset", loader, ())
     prepare_dataset(config["dataset"])
-    dataset = build_dataset(config["dataset"], config["seed"])
+    dataset = build_dataset(config["dataset"])
     num_train = len(dataset.train.labels)
     if batch_size > num_train:
         raise ConfigError(
@@ -161,42 +164,3 @@ def trace_shapes(
     if shapes[-1] != (input_shape[0], num_classes):
         raise ConfigError(f"model: the output has shape {shapes[-1]}, not {(input_shape[0], num_classes)}")
     return shapes[:-1]
-
-
-def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -> Any:
-    """Binds the config node ``key`` to the signature of its ``_target_`` without calling it; returns the target.
-
-    Args:
-        key: the config group, for messages.
-        config: the node: ``_target_``, ``name`` and keyword arguments.
-        runtime: positional arguments that are added when the object is built.
-
-    Raises:
-        ConfigError: an unknown target, an unknown or missing argument, or a value that the target's own
-            ``check`` refuses.
-    """
-    target = config.get("_target_")
-    if not target:
-        raise ConfigError(f"{key}._target_: missing; it names the function or class to call")
-    try:
-        function = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be imported: {error}") from error
-    arguments = {name: value for name, value in config.items() if name not in ("_target_", "name")}
-    signature = inspect.signature(function)
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    for name in arguments:
-        if name not in signature.parameters and not accepts_any:
-            allowed = [p for p in signature.parameters if p not in runtime]
-            raise ConfigError(
-                f"{key}.{name}: {target} takes no such argument; allowed: {', '.join(allowed) or 'none'}."
-                + nearest(name, allowed)
-            )
-    try:
-        signature.bind(*runtime, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"{key}: {target}: {error}") from error
-    if hasattr(function, "check"):
-        function.check(**arguments)
-    return function
-

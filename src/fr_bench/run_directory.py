@@ -155,7 +155,9 @@ class RunDirectory:
         if state == "finished":
             return FinishedRun(self.path, _read(self.path / "summary.json"))
         if state in ("failed", "interrupted"):
-            raise ConfigError(f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder.")
+            raise ConfigError(
+                f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder."
+            )
         age_s = time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
         if age_s < 5 * HEARTBEAT_S:
             owner = f" (process {status['pid']} on {status['host']})" if status else ""

@@ -145,6 +145,9 @@ class Supervisor:
     def _first_cause(self, errors: list[dict[str, Any]]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
         own = sorted((e for e in errors if not e["peer_lost"]), key=lambda event: event["time_ns"])
+        diverged = [event for event in own if event["diverged_at"] is not None]
+        if diverged and own[0] in diverged:  # what is not finite spreads: the earliest step counts, not who told first
+            return self._as_exception(min(diverged, key=lambda event: (event["diverged_at"], -event["module"])))
         if own:
             return self._as_exception(own[0])
         for module, process in zip(self._modules, self._processes, strict=True):
@@ -168,12 +171,14 @@ class Supervisor:
         if event["is_config"]:
             return ConfigError(event["message"])
         module = event["module"]
+        if event["is_expected"]:
+            return RunFailed(event["message"], module)
         log = self._run_directory / f"rank_{module}.log"
         return RunFailed(f"module {module} failed {self._when(module)}: {event['message']}; see {log}", module)
 
     def _when(self, module: int) -> str:
         step = self._progress[module - 1]
-        return "before the first step" if step == BEFORE_TRAINING else f"in step {step}"
+        return "before the first step" if step == BEFORE_TRAINING else f"in step {step + 1}"
 
     def stop(self) -> None:
         """Ends what is still alive: SIGTERM, and SIGKILL for what does not heed it."""

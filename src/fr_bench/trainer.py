@@ -52,6 +52,10 @@ class Extent:
         """Whether an epoch, or the run, ends after ``step`` iterations."""
         return step % self.steps_per_epoch == 0 or step == self.num_steps
 
+    def logs(self, step: int) -> bool:
+        """Whether a ``train`` record is due after ``step`` iterations."""
+        return step % self.log_every == 0 or step == self.num_steps
+
     def evaluates(self, step: int) -> bool:
         """Whether the run evaluates after ``step`` iterations."""
         return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
@@ -123,8 +127,12 @@ class Trainer:
                 for player in self.players:
                     player.method.start_epoch()
             result = self._iterate(t)
+            is_logged = self.extent.logs(t + 1)
+            if is_logged:
+                for player in self.players:
+                    player.module.finite.check()
             if result is not None:
-                self._log(t, result)
+                self._log(t, result, is_logged)
             if t + 1 == stop:
                 self._synchronize()
                 self.reporter.send("stretch_end", modules=self._numbers())
@@ -146,14 +154,13 @@ class Trainer:
             result = player.method.learn(t) or result
         return result
 
-    def _log(self, t: int, result: BatchResult) -> None:
+    def _log(self, t: int, result: BatchResult, is_logged: bool) -> None:
         assert self.meter is not None and self.top is not None
-        self.meter.add(result, t)
-        step = t + 1
-        if step % self.extent.log_every == 0 or step == self.extent.num_steps:
+        self.meter.add(result)
+        if is_logged:
             loss, error = self.meter.take("interval")
             learning_rate = self.top.base_lr * self.top.schedule(t)
-            self.reporter.send("train", step=step, loss=loss, error=error, lr=learning_rate)
+            self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
 
     def _report_time_and_memory(self, step: int) -> None:
         num_iterations = step - self._reported_step

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from hydra.utils import instantiate
 from safetensors.torch import save_file
 
+from fr_bench.components import bind
 from fr_bench.data import (
     Dataset,
     EvaluationImages,
@@ -24,7 +24,6 @@ from fr_bench.data import (
 )
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.evaluation import EvaluationSet
-from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
@@ -72,7 +71,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     configure_torch(plan)
     if task.store_port is not None:
         join_group(plan, task.modules[0], task.store_port)
-    dataset = build_dataset(plan.config["dataset"], plan.config["seed"])
+    dataset = build_dataset(plan.config["dataset"])
     sources = Sources(plan, dataset, task.modules)
     modules = build_modules(plan, dataset, task.modules)
     devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
@@ -84,7 +83,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends)
-        players.append(Player(module, build_method(plan, module, link), link, side, device))
+        players.append(Player(module, bind(plan.config["method"])(module, link), link, side, device))
     config = plan.config
     extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
     direction = None
@@ -99,12 +98,6 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     for module in modules:
         save_weights(module, task.run_directory / "checkpoints" / "final")
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
-
-
-def build_method(plan: Plan, module: Module, link: ModuleLink) -> Method:
-    """The method of ``module``, with the hyper-parameters of its config."""
-    settings = {key: value for key, value in plan.config["method"].items() if key != "name"}
-    return instantiate({**settings, "_partial_": True}, _convert_="all")(module, link)
 
 
 def configure_torch(plan: Plan) -> None:
@@ -211,17 +204,17 @@ def build_modules(plan: Plan, dataset: Dataset, numbers: list[int]) -> list[Modu
     config = plan.config
     blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
     slices = module_slices(plan.cuts, len(blocks))
-    schedule = instantiate({key: value for key, value in config["schedule"].items() if key != "name"})
+    schedule = bind(config["schedule"])()
     memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
     modules = []
     for k in numbers:
         network = Network(blocks[slices[k - 1]], config["seed"])
-        network.to(device=plan.devices[k - 1], dtype=DTYPES[config["precision"]], memory_format=memory_format)
+        network.to(device=plan.devices[k - 1], dtype=DTYPES[config["precision"]])
+        network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
         multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
-        settings = {key: value for key, value in config["optimizer"].items() if key != "name"}
-        optimizer = instantiate({**settings, "_partial_": True}, _convert_="all")(network.parameters())
+        optimizer = bind(config["optimizer"])(network.parameters())
         modules.append(
             Module(
                 network,

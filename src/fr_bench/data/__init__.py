@@ -1,0 +1,25 @@
+"""Data sets that live on the device that uses them: built once, cut into seeded mini-batches by index.
+
+A user's own data set is any function that returns a :class:`Dataset` and that a YAML names by ``_target_``. If it
+has files to fetch, a function ``prepare`` with the same arguments, as an attribute of it, is called once by the
+parent before any process of the run exists.
+"""
+
+from fr_bench.data.build import COMMON_KEYS, build_dataset, prepare_dataset
+from fr_bench.data.dataset import Dataset, Split
+from fr_bench.data.images import EvaluationImages, TrainImages
+from fr_bench.data.labels import EvaluationLabels, TrainLabels
+from fr_bench.data.order import SeededOrder
+
+__all__ = [
+    "COMMON_KEYS",
+    "Dataset",
+    "EvaluationImages",
+    "EvaluationLabels",
+    "SeededOrder",
+    "Split",
+    "TrainImages",
+    "TrainLabels",
+    "build_dataset",
+    "prepare_dataset",
+]

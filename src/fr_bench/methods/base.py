@@ -37,8 +37,8 @@ class Link(Protocol):
 class Method:
     """One module's part in a training method. Subclasses write the row of module k < K.
 
-    Subclasses implement :meth:`play_lower`, :meth:`learn_lower` and :meth:`policy`, take their hyper-parameters as keyword
-    arguments and refuse wrong ones with ``ConfigError`` in :meth:`check`.
+    Subclasses implement :meth:`play_lower`, :meth:`learn_lower` and :meth:`policy`, take their hyper-parameters as
+    keyword arguments and refuse wrong ones with ``ConfigError`` in :meth:`check`.
     """
 
     def __init__(self, module: Module, link: Link) -> None:
@@ -70,6 +70,7 @@ class Method:
         assert self._live is not None, "learn() follows play()"
         live, self._live = self._live, None
         result = self.module.loss(live, self.link.targets(t))
+        self.module.finite.add(result.loss.detach(), t)
         self.link.send_gradient(self.module.backward(live, result.loss), t)
         self.module.step(t)
         return BatchResult(result.loss.detach(), result.num_errors)
@@ -108,5 +109,5 @@ class Method:
         raise NotImplementedError
 
     @classmethod
-    def check(cls, **hyper_parameters: Any) -> None:
-        """Refuses wrong hyper-parameters with ``ConfigError`` before anything is started."""
+    def check(cls, *_: Any, **hyper_parameters: Any) -> None:
+        """Refuses wrong hyper-parameters, given by name, with ``ConfigError`` before anything is started."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fr_bench.methods.base import Link
-from fr_bench.methods.delayed import DelayedMethod, check_choice
+from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
 from fr_bench.module import Module, Pass
 
@@ -110,7 +110,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     @classmethod
     def check(cls, weights: str = "stashed", warmup: str = "skip", carry_history: bool = True) -> None:
         """Raises ConfigError for a choice that does not exist."""
-        super().check(warmup, carry_history)
+        check_exchange(warmup, carry_history)
         check_choice("weights", weights, ("stashed", "current"))
 
     @classmethod

@@ -63,17 +63,15 @@ class DelayedMethod(Method, Generic[Kept]):
         self.kept.clear()
         self.num_plays = 0
 
-    @classmethod
-    def check(cls, warmup: str = "skip", carry_history: bool = True) -> None:
-        """Raises ConfigError for a choice that does not exist."""
-        check_choice("warmup", warmup, ("skip", "zero"))
-        if not isinstance(carry_history, bool):
-            raise ConfigError(f"method.carry_history={carry_history}: must be true or false")
+
+def check_exchange(warmup: str, carry_history: bool) -> None:
+    """Raises ConfigError for a ``warmup`` or ``carry_history`` that does not exist."""
+    check_choice("warmup", warmup, ("skip", "zero"))
+    if not isinstance(carry_history, bool):
+        raise ConfigError(f"method.carry_history={carry_history}: must be true or false")
 
 
 def check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError unless ``method.<key>`` is one of ``allowed``."""
     if value not in allowed:
-        raise ConfigError(
-            f"method.{key}={value}: must be one of {', '.join(allowed)}.{nearest(str(value), allowed)}"
-        )
+        raise ConfigError(f"method.{key}={value}: must be one of {', '.join(allowed)}.{nearest(str(value), allowed)}")

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fr_bench.methods.base import Link
-from fr_bench.methods.delayed import DelayedMethod, check_choice
+from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
 from fr_bench.module import Module
 
@@ -73,7 +73,7 @@ class FeaturesReplay(DelayedMethod[Tensor]):
     @classmethod
     def check(cls, warmup: str = "skip", bn_stats: str = "replay", carry_history: bool = True) -> None:
         """Raises ConfigError for a choice that does not exist."""
-        super().check(warmup, carry_history)
+        check_exchange(warmup, carry_history)
         check_choice("bn_stats", bn_stats, ("replay", "play", "both"))
 
     @classmethod

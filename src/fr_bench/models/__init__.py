@@ -1,0 +1,63 @@
+"""Models: functions that return an ordered list of named blocks, which a run cuts into K modules.
+
+A user's own is any function ``(input_shape, num_classes, **settings) -> [(name, nn.Module), ...]`` that a YAML
+names by ``_target_``. Each block maps one tensor to one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fr_bench.components import bind
+from fr_bench.errors import ConfigError
+from fr_bench.seeds import derive_seed
+
+Blocks = list[tuple[str, nn.Module]]
+
+
+def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes: int, seed: int) -> Blocks:
+    """Calls the model's function; the initial weights depend on ``seed`` alone.
+
+    Args:
+        config: the model's node: ``_target_``, ``name`` and the function's own settings.
+        input_shape: of one image, (channels, height, width).
+        num_classes: length of the last block's output.
+        seed: of the run.
+
+    Raises:
+        ConfigError: the function refused its settings, or returned something else than named blocks.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "initial weights"))
+        blocks = bind(config)(tuple(input_shape), num_classes)
+    _check_blocks(blocks, str(config["_target_"]))
+    return list(blocks)
+
+
+def initialize(blocks: Blocks) -> Blocks:
+    """Draws convolution weights as He et al. 2015 do (normal, fan-out) and returns ``blocks``; all else stays."""
+    for _, block in blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return blocks
+
+
+def _check_blocks(blocks: Any, target: str) -> None:
+    wanted = f"model: {target} must return a list of (name, nn.Module) pairs"
+    if not isinstance(blocks, list | tuple) or not blocks:
+        raise ConfigError(f"{wanted}, not {type(blocks).__name__}.")
+    names = set()
+    for item in blocks:
+        if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], nn.Module)):
+            raise ConfigError(f"{wanted}; it holds {item!r}.")
+        name = item[0]
+        if not isinstance(name, str) or not name or "." in name:
+            raise ConfigError(f"{wanted}; {name!r} is not a name (a text without dots).")
+        if name in names:
+            raise ConfigError(f"{wanted}; the name '{name}' occurs twice, and weights are stored by it.")
+        names.add(name)

@@ -42,7 +42,7 @@ class RingPorts:
     def create(cls, context: BaseContext) -> RingPorts:
         """Ports of a ring with all slots free."""
         sender_end, receiver_end = context.Pipe()
-        return cls(context.Semaphore(DEPTH), context.Semaphore(0), sender_end, receiver_end)  # type: ignore[arg-type]
+        return cls(context.Semaphore(DEPTH), context.Semaphore(0), sender_end, receiver_end)
 
 
 class RingSender:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class ModulePorts:
 def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
     """The serial transport: the ends of all K modules, which live in this process."""
     ends = [Ends() for _ in boundaries]
-    for k, (below, above) in enumerate(zip(ends, ends[1:], strict=False), start=1):
+    for k, (below, above) in enumerate(itertools.pairwise(ends), start=1):
         features, gradients = boundaries[k - 1].features_out, boundaries[k].gradients_out
         assert features is not None and gradients is not None
         up = LocalChannel(features, f"features from module {k} to {k + 1}")
@@ -62,8 +63,7 @@ def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
 
 def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
     """gloo or nccl: a process group a direction. All modules call this together."""
-    up = dist.new_group(backend=backend)
-    down = dist.new_group(backend=backend)
+    up, down = _new_group(backend), _new_group(backend)
     through_host = backend == "gloo" and device.type == "cuda"
     below, above = k - 2, k  # ranks
     ends = Ends()
@@ -78,6 +78,12 @@ def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backe
         what = f"gradients from module {k + 1} to {k}"
         ends.gradients_in = DistributedReceiver(down, above, boundaries.gradients_in, what, device, through_host)
     return ends
+
+
+def _new_group(backend: str) -> dist.ProcessGroup:
+    group = dist.new_group(backend=backend)
+    assert isinstance(group, dist.ProcessGroup), "every module is in the group"
+    return group
 
 
 def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
@@ -105,7 +111,7 @@ def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: Modu
 def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]
     """The ports of all modules for ``transport=ipc``; ``context`` is the spawn context of the processes."""
     ports = [ModulePorts() for _ in range(num_modules)]
-    for below, above in zip(ports, ports[1:], strict=False):
+    for below, above in itertools.pairwise(ports):
         below.features_out = above.features_in = RingPorts.create(context)
         above.gradients_out = below.gradients_in = RingPorts.create(context)
     return ports

@@ -5,6 +5,7 @@ It is slower than the training channels and needs no agreement beforehand: a hea
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import Protocol
 
@@ -50,7 +51,7 @@ class LocalSide:
     def chain(num_modules: int) -> list[LocalSide]:
         """The side channels of modules 1..K."""
         sides = [LocalSide() for _ in range(num_modules)]
-        for below, above in zip(sides, sides[1:], strict=False):
+        for below, above in itertools.pairwise(sides):
             below._above, above._below = above, below
         return sides
 

@@ -1,0 +1,169 @@
+"""Bad days, with the real thing done to the real program: what it says, how it exits, and that nothing stays alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# A run that would go on for hours: three modules, each in its own process.
+ENDLESS = ["train", "model=mlp", "dataset=digits", "k=3", "batch_size=64", "epochs=1000000", "wandb.mode=disabled"]
+AT_MOST_S = 5.0
+
+
+class Run:
+    """The program in a process group of its own, past its first logged step."""
+
+    def __init__(self, folder: Path, *words: str, nohup: bool = False) -> None:
+        self.run_dir = folder / "run"
+        command = [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words]
+        # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited.
+        ignore = (lambda: [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)]) if nohup else None
+        self.process = subprocess.Popen(
+            command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, preexec_fn=ignore,
+        )  # fmt: skip
+        wait_until(lambda: self.process.poll() is not None or self._num_records() > 3, 60)
+
+    def _num_records(self) -> int:
+        path = self.run_dir / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def group(self) -> list[int]:
+        """Every process of the program that is alive."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[3]) == self.process.pid and fields[0] != "Z":  # session, state
+                    found.append(int(entry.name))
+        return found
+
+    def module(self, k: int) -> int:
+        """The process of module ``k``: the one that writes rank_<k>.log."""
+        log = self.run_dir / f"rank_{k}.log"
+        return next(pid for pid in self.group() if Path(f"/proc/{pid}/fd/1").resolve() == log.resolve())
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and stderr; fails if the program takes too long, or leaves a process behind."""
+        _, stderr = self.process.communicate(timeout=AT_MOST_S)
+        assert wait_until(lambda: not self.group(), AT_MOST_S), "processes are left alive"
+        return self.process.returncode, stderr
+
+    def status(self) -> dict:
+        return json.loads((self.run_dir / "status.json").read_text())
+
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start_one(*words: str, nohup: bool = False) -> Run:
+        runs.append(Run(tmp_path, *words, nohup=nohup))
+        return runs[-1]
+
+    yield start_one
+    for run in runs:
+        for pid in run.group():
+            os.kill(pid, signal.SIGKILL)
+        run.process.wait()
+
+
+@pytest.mark.parametrize("transport", ["gloo", "ipc"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_module_that_is_killed_ends_the_run_and_is_named(start: Callable[..., Run], k: int, transport: str) -> None:
+    run = start(f"transport={transport}")
+    os.kill(run.module(k), signal.SIGKILL)
+    code, stderr = run.end()
+    assert code == 1
+    assert stderr.startswith(f"fr-bench: module {k} was killed by SIGKILL") and "in step" in stderr
+    assert "Traceback" not in stderr and stderr.count("\n") == 1
+    status = run.status()
+    assert (status["state"], status["module"], status["exit_code"]) == ("failed", k, 1)
+    assert len(run.records()) > 3 and json.loads((run.run_dir / "summary.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGHUP, 75)]
+)
+@pytest.mark.parametrize("to_all", [True, False], ids=["to the group", "to the parent alone"])
+def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], number: int, code: int, to_all: bool) -> None:
+    if to_all and number != signal.SIGINT:
+        pytest.skip("only Ctrl-C reaches the whole group by itself")
+    run = start()
+    os.killpg(run.process.pid, number) if to_all else os.kill(run.process.pid, number)
+    exit_code, stderr = run.end()
+    assert exit_code == code and "Traceback" not in stderr
+    assert stderr == f"fr-bench: stopped by {signal.Signals(number).name}\n"
+    assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", code)
+    assert len(run.records()) > 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_background_of_a_script_it_can_be_stopped_too(start: Callable[..., Run], number: int) -> None:
+    run = start(nohup=True)
+    os.kill(run.process.pid, number)
+    assert run.end()[0] == {signal.SIGINT: 130, signal.SIGTERM: 75}[signal.Signals(number)]
+
+
+def test_nohup_survives_the_end_of_the_terminal(start: Callable[..., Run]) -> None:
+    run = start(nohup=True)
+    before = len(run.records())
+    os.kill(run.process.pid, signal.SIGHUP)
+    assert wait_until(lambda: len(run.records()) > before + 20, 20) and run.process.poll() is None
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_no_module_outlives_a_parent_that_is_killed(start: Callable[..., Run], nohup: bool) -> None:
+    run = start(nohup=nohup)
+    assert len(run.group()) >= 4
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait(AT_MOST_S)
+    assert wait_until(lambda: not run.group(), AT_MOST_S)
+    assert len(run.records()) > 3  # every line is whole
+
+
+def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_pipes(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    model = "_target_: tiny_models.faulty\nname: faulty\nat: 20\n"
+    (tmp_path / "mine" / "model" / "faulty.yaml").write_text(model)
+    run = start("--config-dir", "mine", "model=faulty", "transport=gloo", "method=bp")
+    code, stderr = run.end()
+    assert code == 1
+    assert stderr.startswith("fr-bench: module 2 failed in step 18: ArithmeticError: the bug in block 'faulty'")
+    assert stderr.count("\n") == 1
+    assert "Traceback" in (run.run_dir / "rank_2.log").read_text()  # where whoever wants more finds it
+
+
+def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(start: Callable[..., Run]) -> None:
+    run = start("optimizer.lr=1e30", "method=fr", "log_every=2", "max_steps=1000")
+    code, stderr = run.end()
+    assert code == 1
+    assert stderr.startswith("fr-bench: diverged at step ") and " in module " in stderr and stderr.count("\n") == 1
+    status = run.status()
+    assert status["state"] == "failed" and status["error"].startswith("diverged at step")
+    assert f"in module {status['module']}" in status["error"]

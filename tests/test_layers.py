@@ -1,0 +1,40 @@
+"""Dependencies point one way: what computes does not know what configures, launches or logs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What stands below the worker sees neither the config system nor W&B, not even through something it imports.
+COMPUTING = [
+    *[f"methods.{name}" for name in ("base", "policy", "delayed", "bp", "fr", "ddg", "dni", "synthesizer")],
+    *[f"transport.{name}" for name in ("channel", "spec", "side", "link", "open", "ipc", "distributed")],
+    *["trainer", "module", "network", "evaluation", "diagnostics", "memory", "meter", "stopwatch", "schedules"],
+]
+FORBIDDEN = ("hydra", "omegaconf", "wandb", "rich", "matplotlib")
+
+
+@pytest.mark.parametrize("forbidden", FORBIDDEN)
+def test_what_computes_does_not_see(forbidden: str) -> None:
+    program = f"""
+import importlib, sys
+sys.modules[{forbidden!r}] = None  # importing it raises ImportError
+for name in {COMPUTING!r}:
+    importlib.import_module("fr_bench." + name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_methods_see_their_module_and_nothing_of_the_transport() -> None:
+    program = """
+import sys
+import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.bp
+seen = [name for name in sys.modules if name.startswith("fr_bench.") and not name.startswith("fr_bench.methods")]
+allowed = {"fr_bench.module", "fr_bench.network", "fr_bench.stopwatch", "fr_bench.seeds", "fr_bench.errors"}
+sys.exit(f"methods import {set(seen) - allowed}" if set(seen) - allowed else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
