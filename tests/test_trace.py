@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_the_trace_has_all_modules_and_as_many_steps_as_asked_for(transport: str
         assert sum(event["name"] == "play" for event in mine) == 5
         assert sum(event["name"] == "backward" for event in mine) == 5
         ordered = sorted(mine, key=lambda event: event["ts"])
-        for one, following in zip(ordered, ordered[1:], strict=False):  # a module does one thing at a time
+        for one, following in itertools.pairwise(ordered):  # a module does one thing at a time
             assert one["ts"] + one["dur"] <= following["ts"] + 1
     assert min(event["ts"] for event in events) == 0
 

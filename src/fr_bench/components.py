@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from torch import nn
 
 from fr_bench.errors import ConfigError, nearest
@@ -52,9 +53,11 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
     if not target:
         raise ConfigError(f"{key}._target_: missing; it names the function or class to call")
     try:
-        function = get_object(target)
-    except Exception as error:
-        raise ConfigError(f"{key}._target_={target}: cannot be imported: {error}") from error
+        function = locate(target)
+    except ErrorDuringImport as error:
+        raise ConfigError(f"{key}._target_={target}: cannot be imported: {error.value!r}") from error
+    if not callable(function):
+        raise ConfigError(f"{key}._target_={target}: there is no such function or class (is it on PYTHONPATH?)")
     arguments = settings(config)
     signature = inspect.signature(function)
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())

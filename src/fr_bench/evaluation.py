@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fr_bench.data import EvaluationImages, EvaluationLabels
 from fr_bench.module import Module
+from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 
 
@@ -19,8 +19,8 @@ class EvaluationSet:
 
     name: str
     num_batches: int
-    images: EvaluationImages | None
-    labels: EvaluationLabels | None
+    images: Batches | None
+    labels: Batches | None
 
 
 @torch.no_grad()

@@ -37,6 +37,10 @@ class Plan:
         threads: CPU threads of a module.
         steps_per_epoch: full batches in the training set.
         num_steps: iterations of the whole run.
+        input_shape: of one image, (channels, height, width).
+        num_classes: of the data set.
+        num_train: training images.
+        num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
         num_parameters: of modules 1..K.
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
@@ -51,6 +55,10 @@ class Plan:
     threads: int
     steps_per_epoch: int
     num_steps: int
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_train: int
+    num_evaluation_images: dict[str, int]
     num_parameters: list[int]
     staleness: list[dict[str, int]]
     targets_everywhere: bool
@@ -98,6 +106,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     prepare_dataset(config["dataset"])
     dataset = build_dataset(config["dataset"])
     num_train = len(dataset.train.labels)
+    evaluated = {"test": dataset.test, "validation": dataset.validation}
     if batch_size > num_train:
         raise ConfigError(
             f"batch_size={batch_size}: the training set has {num_train} images, so no full batch ever forms; "
@@ -132,6 +141,10 @@ def make_plan(config: dict[str, Any]) -> Plan:
         threads=config["threads"] or max(1, (os.cpu_count() or 1) // k),
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
+        input_shape=tuple(dataset.input_shape),
+        num_classes=dataset.num_classes,
+        num_train=num_train,
+        num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
         num_parameters=num_parameters,
         staleness=method.policy(**hyper_parameters).staleness(k),
         targets_everywhere=method.needs_targets(**hyper_parameters),

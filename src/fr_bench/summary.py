@@ -55,7 +55,7 @@ class SummaryBuilder:
         self._timed_until[module] = record["step"]
         self._wait_s[module] += num_iterations * record["wait_s"]
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
-        self._efficiency = record["efficiency"] if "efficiency" in record else self._efficiency
+        self._efficiency = record.get("efficiency", self._efficiency)
 
     def build(self, state: str) -> Record:
         """Returns the summary; what no record has told yet is None.

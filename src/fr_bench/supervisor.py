@@ -67,7 +67,7 @@ class Supervisor:
         context = torch.multiprocessing.get_context("spawn")
         groups = plan.modules_by_process
         self._store: dist.TCPStore | None = None
-        if len(groups) > 1:
+        if plan.transport != "serial":
             # The parent holds the rendezvous store, on a port of the system's choice.
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * plan.k)

@@ -6,24 +6,13 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
 from fr_bench.components import bind
-from fr_bench.data import (
-    Dataset,
-    EvaluationImages,
-    EvaluationLabels,
-    SeededOrder,
-    TrainImages,
-    TrainLabels,
-    build_dataset,
-)
 from fr_bench.diagnostics import SufficientDirection, Windows
-from fr_bench.evaluation import EvaluationSet
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
@@ -31,9 +20,9 @@ from fr_bench.partition import module_slices
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.reporter import Reporter
+from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.trainer import Extent, Player, Trainer
-from fr_bench.transport.link import ModuleLink
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
 
@@ -71,9 +60,8 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     configure_torch(plan)
     if task.store_port is not None:
         join_group(plan, task.modules[0], task.store_port)
-    dataset = build_dataset(plan.config["dataset"])
-    sources = Sources(plan, dataset, task.modules)
-    modules = build_modules(plan, dataset, task.modules)
+    sources = Sources(plan, task.modules)
+    modules = build_modules(plan, task.modules)
     devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
     sides: list[SideChannel] = list(LocalSide.chain(plan.k))
     if task.store_port is not None:
@@ -133,76 +121,11 @@ def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.
     return [open_distributed(k, boundaries[0], devices[0], transport)]
 
 
-class Sources:
-    """The images of module 1 and the labels of module K, where this process has those modules."""
-
-    def __init__(self, plan: Plan, dataset: Dataset, modules: list[int]) -> None:
-        config = plan.config
-        self._dataset = dataset
-        self._at_bottom = 1 in modules
-        self._at_top = plan.k in modules
-        self._bottom_device = torch.device(plan.devices[0])
-        self._top_device = torch.device(plan.devices[-1])
-        self._batch_size = config["batch_size"]
-        self._format: dict[str, Any] = {
-            "device": self._bottom_device,
-            "dtype": DTYPES[config["precision"]],
-            "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
-        }
-        self._plan = plan
-        order = self._order = SeededOrder(len(dataset.train.labels), config["batch_size"], config["seed"])
-        self.images = None
-        self.labels = None
-        if self._at_bottom:
-            augmentation = config["dataset"].get("augmentation") or {}
-            self.images = TrainImages(
-                dataset.train.images,
-                order,
-                augmentation,
-                dataset.mean,
-                dataset.std,
-                config["seed"],
-                **self._format,
-            )
-        if self._at_top:
-            self.labels = TrainLabels(dataset.train.labels, order, self._top_device)
-        self.evaluation_sets = [self._evaluation_set("test", dataset.test)]
-        if dataset.validation is not None:
-            self.evaluation_sets.append(self._evaluation_set("validation", dataset.validation))
-
-    def _evaluation_set(self, name: str, split: Any) -> EvaluationSet:
-        images = labels = None
-        if self._at_bottom:
-            images = EvaluationImages(
-                split.images, self._dataset.mean, self._dataset.std, self._batch_size, **self._format
-            )
-        if self._at_top:
-            labels = EvaluationLabels(split.labels, self._batch_size, self._top_device)
-        num_batches = -(-len(split.labels) // self._batch_size)
-        return EvaluationSet(name, num_batches, images, labels)
-
-    def link(self, module: Module, ends: Ends) -> ModuleLink:
-        """The link of ``module`` over its channel ends."""
-        labels = self.labels if module.is_top else None
-        if labels is None and self._plan.targets_everywhere:
-            device = torch.device(self._plan.devices[module.k - 1])
-            labels = TrainLabels(self._dataset.train.labels, self._order, device)
-        return ModuleLink(
-            module.watch,
-            images=self.images if module.k == 1 else None,
-            labels=labels,
-            features_in=ends.features_in,
-            features_out=ends.features_out,
-            gradients_in=ends.gradients_in,
-            gradients_out=ends.gradients_out,
-        )
-
-
-def build_modules(plan: Plan, dataset: Dataset, numbers: list[int]) -> list[Module]:
+def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     """Builds modules ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
     weights depend on the seed alone."""
     config = plan.config
-    blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
     slices = module_slices(plan.cuts, len(blocks))
     schedule = bind(config["schedule"])()
     memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
@@ -224,7 +147,7 @@ def build_modules(plan: Plan, dataset: Dataset, numbers: list[int]) -> list[Modu
                 k=k,
                 num_modules=plan.k,
                 global_batch_size=config["batch_size"],
-                num_classes=dataset.num_classes,
+                num_classes=plan.num_classes,
                 seed=config["seed"],
                 watch=Stopwatch(),
                 frozen=k in config["freeze"],
