@@ -209,7 +209,7 @@ def synthesizer(shape: torch.Size, settings: dict[str, Any], num_labels: int, se
 
 
 def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
-    """DNI and cDNI: module k < K steps on B^-1 M[k](h[k][t]); M[k] regresses B h-gradients sent by module k+1."""
+    """DNI and cDNI: module k < K steps on M[k](h[k][t]) / c; M[k] regresses c d[k][t], c = B sqrt(elements of h[k])."""
     settings = config["method"]
     r = Reference(config, cuts)
     h: dict[int, Tensor] = {}
@@ -241,14 +241,14 @@ def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
                 seen = torch.cat((seen, one_hot[:, :, None, None].expand(-1, -1, *seen.shape[2:])), dim=1)
             predictions[k] = M[k](seen)
             x, out = graphs[k]
-            out.backward(predictions[k].detach() / r.B)
+            out.backward(predictions[k].detach() / (r.B * out[0].numel() ** 0.5))
             d[k - 1] = x.grad
         for k in range(1, r.K + 1):
             r.update(k, t)
             if k < r.K:  # M[k] learns from iteration t before iteration t + 1
                 target = d[k]
                 assert target is not None
-                F.mse_loss(predictions[k], target * r.B).backward()
+                F.mse_loss(predictions[k], target * (r.B * target[0].numel() ** 0.5)).backward()
                 nn.utils.clip_grad_norm_(M[k].parameters(), settings["clip_norm"])
                 optimizers[k].param_groups[0]["lr"] = settings["optimizer"]["lr"] * r.lr(t) / r.base_lr
                 optimizers[k].step()

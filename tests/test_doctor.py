@@ -71,3 +71,18 @@ def test_a_slurm_allocation_is_recognised(
 def test_a_mistake_in_the_arguments_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--jsn"]) == 2
     assert "--jsn" in capsys.readouterr().err
+
+
+def test_every_method_declares_what_it_keeps_and_learns_from(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = as_json(capsys)["methods"]
+    assert {name: (m["keeps"], m["gradient"], m["weights"], m["extra_forward"]) for name, m in methods.items()} == {
+        "bp": ("graph", "true", "current", False),
+        "dni": ("graph", "synthetic", "current", False),
+        "ddg": ("graphs", "delayed", "stale", False),
+        "fr": ("inputs", "delayed", "current", True),
+    }
+    doctor.main([])
+    text = capsys.readouterr().out
+    assert (
+        "keeps inputs of K-k+1 batches; gradient delayed, of batch t-(K-k), at current weights, after a second" in text
+    )

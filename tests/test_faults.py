@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 # A run that would go on for hours: three modules, each in its own process.
-ENDLESS = ["train", "model=mlp", "dataset=digits", "k=3", "batch_size=64", "epochs=1000000", "wandb.mode=disabled"]
+ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000", "wandb.mode=disabled"]
 AT_MOST_S = 5.0
 
 
@@ -91,8 +91,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.process.wait()
 
 
-@pytest.mark.parametrize("transport", ["gloo", "ipc"])
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(("k", "transport"), [(1, "ipc"), (2, "gloo"), (3, "ipc")])
 def test_a_module_that_is_killed_ends_the_run_and_is_named(start: Callable[..., Run], k: int, transport: str) -> None:
     run = start(f"transport={transport}")
     os.kill(run.module(k), signal.SIGKILL)
@@ -106,14 +105,18 @@ def test_a_module_that_is_killed_ends_the_run_and_is_named(start: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGHUP, 75)]
+    ("kill", "number", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the whole group
+        (os.kill, signal.SIGINT, 130),
+        (os.kill, signal.SIGTERM, 75),
+        (os.kill, signal.SIGUSR2, 75),
+        (os.kill, signal.SIGHUP, 75),
+    ],
 )
-@pytest.mark.parametrize("to_all", [True, False], ids=["to the group", "to the parent alone"])
-def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], number: int, code: int, to_all: bool) -> None:
-    if to_all and number != signal.SIGINT:
-        pytest.skip("only Ctrl-C reaches the whole group by itself")
+def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable, number: int, code: int) -> None:
     run = start()
-    os.killpg(run.process.pid, number) if to_all else os.kill(run.process.pid, number)
+    kill(run.process.pid, number)
     exit_code, stderr = run.end()
     assert exit_code == code and "Traceback" not in stderr
     assert stderr == f"fr-bench: stopped by {signal.Signals(number).name}\n"

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import reference
 import torch
-from harness import METHODS, assert_same, run_serial, tiny_config
+from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from test_exactness import assert_matches_reference
 
+from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.module import Module
 from fr_bench.plan import make_plan
@@ -72,18 +73,33 @@ def test_bn_stats_says_which_pass_moves_running_statistics(bn_stats: str, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["fr", "ddg"])
-@pytest.mark.parametrize("transport", ["serial"])
 def test_without_carried_history_every_epoch_warms_up_again(
-    method: str, transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs of five iterations: module k steps in the last 5 - (K-k) iterations of each."""
     log = GradientLog(monkeypatch)
-    config = tiny_config(method, 3, transport)
+    config = tiny_config(method, 3)
     config["method"]["carry_history"] = False
     run_serial(config, tmp_path)
     assert {t for j, t in log.gradients if j == 1} == {2, 3, 4, 7, 8, 9}
     assert {t for j, t in log.gradients if j == 2} == {1, 2, 3, 4, 6, 7, 8, 9}
     assert {t for j, t in log.gradients if j == 3} == set(range(10))
+
+
+@pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo")])
+def test_discarding_history_drops_the_gradients_in_flight_too(method: str, transport: str, tmp_path: Path) -> None:
+    """Between processes as in one: a gradient left in a channel would meet the wrong batch."""
+    config = tiny_config(method, 3, transport, epochs=3)
+    config["method"]["carry_history"] = False
+    assert_same(run_processes(config, tmp_path / "processes"), run_serial(config, tmp_path / "serial"))
+
+
+def test_a_module_that_changes_its_input_in_place_is_refused_by_name() -> None:
+    """Module 2 begins with block 'bad', whose ReLU would overwrite what the history holds."""
+    model = {"_target_": "tiny_models.in_place", "name": "in_place"}
+    with pytest.raises(ConfigError, match=r"module 2: block 'bad' changes the input of its module in place"):
+        make_plan(tiny_config("fr", 2, model=model, partition=[1]))
+    make_plan(tiny_config("fr", 2, model=model, partition=[2]))  # inside a module it harms nobody
 
 
 def test_ddg_with_current_weights_departs_from_the_published_gradient(tmp_path: Path) -> None:
@@ -169,6 +185,24 @@ def test_the_direction_diagnostic_changes_nothing(method: str, k: int, tmp_path:
     assert len(measured.of("direction")) >= 2 * k
 
 
+@pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo"), ("cdni", "ipc")])
+def test_between_processes_the_direction_is_the_same_and_changes_nothing(
+    method: str, transport: str, tmp_path: Path
+) -> None:
+    model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3}
+    sigma = {"sigma": {"every": 3, "window": 2}}
+    without = run_serial(tiny_config(method, 3, model=model), tmp_path / "without")
+    serial = run_serial(tiny_config(method, 3, model=model, diagnostics=sigma), tmp_path / "serial")
+    processes = run_processes(tiny_config(method, 3, transport, model=model, diagnostics=sigma), tmp_path / "processes")
+    assert_same(processes, without)
+    products = {(event["step"], event["module"]): event for event in serial.of("direction")}
+    records = [record for record in processes.of("sigma") if record["module"] > 0]
+    assert len(records) == len(products) > 0
+    for record in records:
+        event = products[record["step"], record["module"]]
+        assert record["sigma"] == event["dot"] / event["true"]
+
+
 def test_sigma_of_bp_is_one_exactly_and_so_is_module_k_of_every_method(tmp_path: Path) -> None:
     sigma = {"sigma": {"every": 2, "window": 2}}
     for method in METHODS:
@@ -199,3 +233,19 @@ def test_sigma_of_fr_on_frozen_weights_is_the_product_with_the_delayed_gradient(
     assert first["dot"] == pytest.approx(float(n @ g), rel=1e-5)
     assert first["true"] == pytest.approx(float(n @ n), rel=1e-5)
     assert first["used"] == pytest.approx(float(g @ g), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni"])
+def test_learning_is_real(method: str, tmp_path: Path) -> None:
+    """With K = 4 the lower modules earn their keep: freezing them at their initial weights does worse."""
+    digits = {
+        "model": {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 12, "depth": 6},
+        "dataset": {"_target_": "fr_bench.data.digits.load", "name": "digits", "size": 8},
+        "epochs": 12,
+        "batch_size": 32,
+        "log_every": 50,
+        "eval_every": 12,
+    }
+    learned = run_serial(tiny_config(method, 4, **digits), tmp_path / "learned")
+    frozen = run_serial(tiny_config(method, 4, freeze=[1, 2, 3], **digits), tmp_path / "frozen")
+    assert learned.evaluations[-1][3] < 0.7 * frozen.evaluations[-1][3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -14,10 +15,22 @@ from fr_bench.console import num_bytes
 from fr_bench.data.found import found_datasets
 from fr_bench.environment import cpu_model, gpu_driver, gpus, usable_cores, versions
 from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Method
+from fr_bench.methods.bp import Backpropagation
+from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dni import DecoupledNeuralInterfaces
+from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.methods.policy import Policy
 from fr_bench.run_directory import strict_json
 from fr_bench.transport.choose import SHARED_MEMORY, choose_transport, module_devices, why_not
 from fr_bench.wandb_sink import find_credentials, installed_version, resolve_mode
 
+METHODS: dict[str, type[Method]] = {
+    "bp": Backpropagation,
+    "dni": DecoupledNeuralInterfaces,
+    "ddg": DecoupledDelayedGradients,
+    "fr": FeaturesReplay,
+}
 TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
 
 
@@ -44,6 +57,7 @@ def examine() -> dict[str, Any]:
         "driver": gpu_driver(),
         "links": links(),
         "transports": transports(),
+        "methods": {name: dataclasses.asdict(method.policy()) for name, method in METHODS.items()},
         "datasets": found_datasets(),
         "wandb": wandb_state(),
         "slurm": slurm(),
@@ -115,6 +129,7 @@ def as_text(report: dict[str, Any]) -> str:
         (SHARED_MEMORY, shared_text),
         *_gpu_rows(report),
         *_transport_rows(report["transports"]),
+        *((f"method {name}", Policy(**policy).words()) for name, policy in report["methods"].items()),
         *((f"data set {name}", _dataset_text(dataset)) for name, dataset in report["datasets"].items()),
         ("W&B", _wandb_text(report["wandb"])),
         ("Slurm", _slurm_text(report["slurm"])),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -62,17 +62,21 @@ class Network(nn.Module):
     @contextmanager
     def statistics(self, update: bool) -> Iterator[None]:
         """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
-        if update:
+        with nullcontext() if update else still_statistics(self._batch_norms):
             yield
-            return
-        tracking = [norm for norm in self._batch_norms if norm.track_running_stats]
-        for norm in tracking:
-            norm.track_running_stats = False
-        try:
-            yield
-        finally:
-            for norm in tracking:
-                norm.track_running_stats = True
+
+
+@contextmanager
+def still_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keeps the running statistics of the batch norms among ``modules`` from moving, without touching them."""
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -13,6 +13,7 @@ top's is the true one. M_k learns from iteration t before it is used in t + 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,16 @@ from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.module import Module
+from fr_bench.network import still_statistics
 from fr_bench.seeds import derive_seed
 
 
 class DecoupledNeuralInterfaces(Method):
     """DNI; with ``conditional`` cDNI.
 
-    M_k predicts the gradient of a sample's own loss: B times d_k, whose loss is divided by the batch size B.
+    M_k predicts B sqrt(n) d_k, where n is the number of elements of a sample's h_k: the gradient of the sample's own
+    loss (that of d_k is divided by the batch size B), in units in which its elements are of order one. Without
+    them the elements are around 1e-3, a step of Adam overshoots them a hundredfold, and nothing below learns.
 
     Args:
         optimizer: parameters -> optimizer of the synthesizer; its learning rate follows the run's schedule.
@@ -66,6 +70,7 @@ class DecoupledNeuralInterfaces(Method):
         module.like_network(self.synthesizer)
         self.optimizer = optimizer(self.synthesizer.parameters())
         self.base_lr = self.optimizer.param_groups[0]["lr"]
+        self.scale = module.global_batch_size * math.sqrt(math.prod(module.output_shape[1:]))
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays with a graph."""
@@ -77,12 +82,12 @@ class DecoupledNeuralInterfaces(Method):
         assert self._live is not None, "learn_lower() follows play_lower()"
         live, self._live = self._live, None
         if self._prediction is not None:
-            target = self.link.receive_gradient(t - 1) * self.module.global_batch_size
+            target = self.link.receive_gradient(t - 1) * self.scale
             with self.module.watch.span("synthesize", t - 1):
                 self._train_synthesizer(target, t - 1)
         with self.module.watch.span("synthesize", t):
             prediction = self._predict(live.h.detach(), self.link.targets(t) if self.conditional else None)
-        d = prediction.detach().to(live.h.dtype) / self.module.global_batch_size
+        d = prediction.detach().to(live.h.dtype) / self.scale
         self.descend(live, d, t)
 
     def _predict(self, h: Tensor, labels: Tensor | None) -> Tensor:
@@ -131,10 +136,8 @@ class DecoupledNeuralInterfaces(Method):
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["pending"] is not None:
-            statistics = {name: buffer.clone() for name, buffer in self.synthesizer.named_buffers()}
-            self._predict(*state["pending"])
-            for name, buffer in self.synthesizer.named_buffers():
-                buffer.copy_(statistics[name])
+            with still_statistics(self.synthesizer.modules()):
+                self._predict(*state["pending"])
 
     @classmethod
     def policy(cls, **_: Any) -> Policy:

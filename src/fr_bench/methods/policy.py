@@ -22,6 +22,22 @@ class Policy:
     weights: Literal["current", "stale", "mixed"] = "current"
     extra_forward: bool = False
 
+    def words(self) -> str:
+        """Says it in a line: what is kept, and which gradient is used at which weights."""
+        keeps = {
+            "graph": "the graph of batch t",
+            "graphs": "graphs of K-k+1 batches",
+            "inputs": "inputs of K-k+1 batches",
+        }
+        gradient = {
+            "true": "true, of batch t",
+            "delayed": "delayed, of batch t-(K-k)",
+            "synthetic": "synthetic, of batch t",
+        }
+        weights = {"current": "current weights", "stale": "stored weights of the play", "mixed": "mixed weights"}
+        extra = ", after a second forward" if self.extra_forward else ""
+        return f"keeps {keeps[self.keeps]}; gradient {gradient[self.gradient]}, at {weights[self.weights]}{extra}"
+
     def batch_delay(self, k: int, num_modules: int) -> int:
         """How many iterations old the batch (features and its gradient) is that module k learns from."""
         return num_modules - k if self.gradient == "delayed" else 0
