@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fr_bench.module import Module
+from fr_bench.lockstep import play_in_lockstep
+from fr_bench.module import Module, Pass
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 
@@ -103,25 +104,18 @@ class SufficientDirection:
 
     def measure(self, t: int) -> None:
         """Adds the true gradients of batch ``t`` at the weights of now, and has those of iteration ``t`` tapped."""
-        passes = []
-        for module in self._modules:
-            module.watch.running = False
-        for module, side in zip(self._modules, self._sides, strict=True):
-            if module.k == 1:
-                assert self._images is not None
-                x = self._images.batch(t)
-            else:
-                x = side.receive_from_below()
-            live = module.play(x, t, update_statistics=False)
-            if not module.is_top:
-                side.send_up(live.h)
-            passes.append(live)
+
+        def play(index: int, x: Tensor) -> Pass:
+            return self._modules[index].play(x, t, update_statistics=False)
+
+        passes = play_in_lockstep(self._modules, self._sides, self._images, t, play)
         for module, side, sums, live in reversed(
             list(zip(self._modules, self._sides, self._sums, passes, strict=True))
         ):
             if module.is_top:
                 assert self._labels is not None
-                output, d = module.loss(live, self._labels.batch(t)).loss, None
+                with module.watch.paused():
+                    output, d = module.loss(live, self._labels.batch(t)).loss, None
             else:
                 output, d = live.h, side.receive_from_above()
             wanted = [live.x, *sums.parameters] if module.k > 1 else sums.parameters
@@ -130,7 +124,6 @@ class SufficientDirection:
                 side.send_down(gradients.pop(0))
             sums.add_true(gradients)
             module.gradient_tap = sums.add_used
-            module.watch.running = True
 
     def finish(self, t: int) -> list[tuple[int, dict[str, float]]]:
         """After iteration ``t``: stops tapping; at the end of a window returns each module's products."""

@@ -1,42 +1,81 @@
-"""Bytes that a module holds, by what they are for, and the peak of its device or process."""
+"""Bytes that a module holds, by what they are for, measured on one accounting pass outside the training clock.
+
+Each storage counts once: parameters first, then history, then stash, then activations. The account is that of the
+moment before a backward with a full pipe, when a module holds most:
+
+    parameters    weights and batch-norm statistics
+    gradients     of the weights, during the step
+    optimizer     its state, such as momentum
+    history       features of earlier batches, and of this one, that will be replayed (FR)
+    stash         copies of the weights on which graphs in flight were built (DDG)
+    activations   what autograd saved, in every graph that is alive
+    synthesizer   its weights, optimizer and graph (DNI)
+    buffers       of the channels to the neighbours
+"""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fr_bench.methods.base import Method
-from fr_bench.module import Module
+from fr_bench.module import Module, Pass
+from fr_bench.saved_tensors import SavedTensors, tensor_bytes
+
+CATEGORIES = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "history",
+    "activations",
+    "stash",
+    "synthesizer",
+    "buffers",
+)
 
 
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of ``tensors``, each storage counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
+class Account:
+    """The accounting pass of one module: what it saves while it plays batch ``t`` as its method would."""
 
+    def __init__(self, module: Module, method: Method) -> None:
+        self._module = module
+        self._method = method
+        self._saved = SavedTensors()
+        self._kept: dict[str, list[Tensor]] = {}
 
-def account(module: Module, method: Method, buffer_bytes: int, device: torch.device) -> dict[str, int]:
-    """The module's memory between two iterations, in bytes.
+    def play(self, x: Tensor, t: int) -> Pass:
+        """Plays with a graph and changes nothing: no weight, no statistic, no random stream, nothing of the method."""
+        with self._saved.listen():
+            live, self._kept = self._method.account_play(x, t)
+            if self._module.is_top:
+                self._module.loss(live, self._method.link.targets(t))
+        return live
 
-    ``gradients`` is what they occupy during a step (they are released after it); ``peak`` is the allocator's
-    peak on a GPU since the last account, and the peak resident memory of the process on the CPU. Modules that
-    share a process or a GPU share its peak.
-    """
-    parameters = list(module.network.parameters())
-    kept = {"history": [], **method.kept_tensors()}
-    state = (value for values in module.optimizer.state.values() for value in values.values())
-    return {
-        "parameters": tensor_bytes([*parameters, *module.network.buffers()]),
-        "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
-        "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
-        **{kind: tensor_bytes(tensors) for kind, tensors in kept.items()},
-        "buffers": buffer_bytes,
-        "peak": peak_bytes(device),
-    }
+    def take(self, buffer_bytes: int, device: torch.device) -> dict[str, int]:
+        """The module's bytes by category, and ``peak``: the allocator's since the last account on a GPU, the peak
+        resident memory of the process on the CPU. Modules that share a process or a GPU share its peak."""
+        parameters = list(self._module.network.parameters())
+        weights = [*parameters, *self._module.network.buffers()]
+        kept = {kind: list(tensors) for kind, tensors in self._method.kept_tensors().items()}
+        for kind, tensors in self._kept.items():
+            kept.setdefault(kind, []).extend(tensors)
+        elsewhere = [*weights, *kept.get("history", []), *kept.get("stash", [])]
+        graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere)
+        state = (value for values in self._module.optimizer.state.values() for value in values.values())
+        return {
+            "parameters": tensor_bytes(weights),
+            "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
+            "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
+            "history": tensor_bytes(kept.get("history", [])),
+            "activations": graph_bytes * self._method.num_graphs,  # alike: one is measured, the others are counted
+            "stash": tensor_bytes(kept.get("stash", [])),
+            "synthesizer": tensor_bytes(kept.get("synthesizer", []), except_for=[*elsewhere, *self._saved.tensors]),
+            "buffers": buffer_bytes,
+            "peak": peak_bytes(device),
+        }
 
 
 def peak_bytes(device: torch.device) -> int:

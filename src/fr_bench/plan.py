@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from fr_bench.components import bind, check_callable, check_optimizer, settings
+from fr_bench.components import bind, check_callable, check_optimizer
 from fr_bench.data import COMMON_KEYS, build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
-from fr_bench.models import build_blocks
+from fr_bench.memory_model import ModuleShapes, predict, shape_pass
+from fr_bench.methods.base import Method
+from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
 from fr_bench.partition import make_cuts, module_slices
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices
@@ -44,6 +44,7 @@ class Plan:
         num_parameters: of modules 1..K.
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
+        predicted_memory: by module, bytes by category (see fr_bench.memory).
     """
 
     config: dict[str, Any]
@@ -62,6 +63,7 @@ class Plan:
     num_parameters: list[int]
     staleness: list[dict[str, int]]
     targets_everywhere: bool
+    predicted_memory: list[dict[str, int]]
 
     @property
     def k(self) -> int:
@@ -85,6 +87,7 @@ class Plan:
             "num_steps": self.num_steps,
             "num_parameters": self.num_parameters,
             "staleness": self.staleness,
+            "predicted_memory": self.predicted_memory,
         }
 
 
@@ -94,43 +97,27 @@ def make_plan(config: dict[str, Any]) -> Plan:
     Raises:
         ConfigError: whatever is wrong with it, naming the key.
     """
-    k, batch_size = config["k"], config["batch_size"]
-    method = check_callable("method", config["method"], ("module", "link"))
-    hyper_parameters = settings(config["method"])
-    check_optimizer(config["optimizer"])
-    check_callable("schedule", config["schedule"], ())
-    bind(config["schedule"])()  # it checks its own values
-    check_callable("model", config["model"], ("input_shape", "num_classes"))
-    loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
-    check_callable("dataset", loader, ())
+    k = config["k"]
+    method = check_components(config)
+    hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     prepare_dataset(config["dataset"])
     dataset = build_dataset(config["dataset"])
     num_train = len(dataset.train.labels)
-    evaluated = {"test": dataset.test, "validation": dataset.validation}
-    if batch_size > num_train:
+    if config["batch_size"] > num_train:
         raise ConfigError(
-            f"batch_size={batch_size}: the training set has {num_train} images, so no full batch ever forms; "
+            f"batch_size={config['batch_size']}: the training set has {num_train} images, so no full batch ever forms; "
             f"use at most {num_train}"
         )
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
     cuts = make_cuts(config["partition"], len(blocks), k)
-    slices = module_slices(cuts, len(blocks))
-    boundary_shapes = trace_shapes(blocks, slices, (batch_size, *dataset.input_shape), dataset.num_classes)
+    shapes = trace_modules(config, blocks, cuts, dataset.input_shape, dataset.num_classes)
     devices = module_devices(config["device"], config["devices"], k)
     check_precision(config["precision"], devices)
-    itemsize = DTYPES[config["precision"]].itemsize
-    ring_bytes = 2 * DEPTH * itemsize * sum(math.prod(shape) for shape in boundary_shapes)
-    transport, reason = choose_transport(config["transport"], devices, ring_bytes)
-    steps_per_epoch = num_train // batch_size
+    transport, reason = choose_transport(config["transport"], devices, ring_bytes(shapes))
+    evaluated = {"test": dataset.test, "validation": dataset.validation}
+    steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
-    if config["max_steps"] is not None:
-        num_steps = min(num_steps, config["max_steps"])
-    num_parameters = [sum(p.numel() for _, block in blocks[part] for p in block.parameters()) for part in slices]
-    if 0 in num_parameters:
-        raise ConfigError(
-            f"partition={cuts}: module {num_parameters.index(0) + 1} has no parameters to train; move its cuts"
-        )
     return Plan(
         config=config,
         cuts=cuts,
@@ -140,40 +127,82 @@ def make_plan(config: dict[str, Any]) -> Plan:
         transport_reason=reason,
         threads=config["threads"] or max(1, (os.cpu_count() or 1) // k),
         steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
+        num_steps=num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"]),
         input_shape=tuple(dataset.input_shape),
         num_classes=dataset.num_classes,
         num_train=num_train,
         num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
-        num_parameters=num_parameters,
+        num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         staleness=method.policy(**hyper_parameters).staleness(k),
         targets_everywhere=method.needs_targets(**hyper_parameters),
+        predicted_memory=[
+            predict(
+                module,
+                k=number,
+                num_modules=k,
+                method=method,
+                hyper_parameters=hyper_parameters,
+                optimizer_of=bind(config["optimizer"]),
+                frozen=number in config["freeze"],
+                transport=transport,
+                num_classes=dataset.num_classes,
+            )
+            for number, module in enumerate(shapes, start=1)
+        ],
     )
 
 
-def trace_shapes(
-    blocks: Sequence[tuple[str, nn.Module]],
-    slices: Sequence[slice],
-    input_shape: tuple[int, ...],
-    num_classes: int,
-) -> list[tuple[int, ...]]:
-    """Runs a shape-only forward through the modules and returns the K-1 boundary shapes.
+def check_components(config: dict[str, Any]) -> type[Method]:
+    """Checks what the config's ``_target_`` nodes call and with which arguments; returns the method's class.
 
     Raises:
-        ConfigError: blocks that do not fit together or to the data, or a module that changes its input in place.
+        ConfigError: an unknown target or argument, or a value that it refuses.
     """
-    x: Any = torch.empty(input_shape, device="meta")
-    shapes = []
-    for k, part in enumerate(slices, start=1):
+    method = check_callable("method", config["method"], ("module", "link"))
+    check_optimizer(config["optimizer"])
+    check_callable("schedule", config["schedule"], ())
+    bind(config["schedule"])()  # it checks its own values
+    check_callable("model", config["model"], ("input_shape", "num_classes"))
+    loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
+    check_callable("dataset", loader, ())
+    return method
+
+
+def trace_modules(
+    config: dict[str, Any],
+    blocks: Blocks,
+    cuts: Sequence[int],
+    input_shape: Sequence[int],
+    num_classes: int,
+) -> list[ModuleShapes]:
+    """Runs a batch that has a shape alone through the modules and returns what that tells about each.
+
+    Raises:
+        ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
+            changes its input in place.
+    """
+    dtype, batch_size = DTYPES[config["precision"]], config["batch_size"]
+    x = torch.empty((batch_size, *input_shape), dtype=dtype, device="meta")
+    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    shapes: list[ModuleShapes] = []
+    for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
+        network = Network(blocks[part], seed=0).to(dtype=dtype).to(memory_format=layout)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
         try:
-            x = Network(blocks[part], seed=0)(x, 0)
+            with torch.no_grad():
+                network(x, 0)
+            shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == config["k"]))
         except InPlaceError as error:
             raise ConfigError(f"model: module {k}: {error}") from error
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"model: module {k} cannot run on input {tuple(x.shape)}: {error}") from error
-        if not isinstance(x, Tensor):
-            raise ConfigError(f"model: module {k} returns {type(x).__name__}; a block maps one tensor to one tensor")
-        shapes.append(tuple(x.shape))
-    if shapes[-1] != (input_shape[0], num_classes):
-        raise ConfigError(f"model: the output has shape {shapes[-1]}, not {(input_shape[0], num_classes)}")
-    return shapes[:-1]
+        x = shapes[-1].output
+    if x.shape != (batch_size, num_classes):
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(batch_size, num_classes)}")
+    return shapes
+
+
+def ring_bytes(shapes: Sequence[ModuleShapes]) -> int:
+    """Shared memory of the rings between modules: one up and one down at every cut."""
+    return 2 * DEPTH * sum(module.output_bytes for module in shapes[:-1])

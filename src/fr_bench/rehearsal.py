@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from fr_bench.errors import ConfigError
-from fr_bench.module import Module
+from fr_bench.lockstep import play_in_lockstep
+from fr_bench.module import Module, Pass
 from fr_bench.network import InPlaceError
 from fr_bench.transport.link import Batches
 from fr_bench.transport.open import Boundaries
@@ -26,30 +29,21 @@ def rehearse(
     Raises:
         ConfigError: a module changes its input in place.
     """
-    passes = []
-    for module in modules:
-        module.watch.running = False
-    for module, side in zip(modules, sides, strict=True):
-        x = images.batch(0) if images is not None and module.k == 1 else side.receive_from_below()
+
+    def play(index: int, x: Tensor) -> Pass:
+        module = modules[index]
         try:
             module.play(x, 0, graph=False, update_statistics=False)
         except InPlaceError as error:
             raise ConfigError(f"module {module.k}: {error}") from error
-        live = module.play(x, 0, update_statistics=False)
-        if not module.is_top:
-            side.send_up(live.h)
-        module.output_shape = tuple(live.h.shape)
-        passes.append(live)
+        return module.play(x, 0, update_statistics=False)
+
+    passes = play_in_lockstep(modules, sides, images, 0, play)
     boundaries = []
     for module, side, live in reversed(list(zip(modules, sides, passes, strict=True))):
-        if module.is_top:
-            assert labels is not None
-            d = None
-            output = module.loss(live, labels.batch(0)).loss
-        else:
-            d = side.receive_from_above()
-            output = live.h
-        gradient = module.backward(live, output, d)
+        d = None if module.is_top else side.receive_from_above()
+        with module.watch.paused():
+            gradient = module.backward(live, _output(module, live, labels), d)
         if gradient is not None:
             side.send_down(gradient)
         boundaries.append(
@@ -61,5 +55,12 @@ def rehearse(
             )
         )
         module.optimizer.zero_grad(set_to_none=True)
-        module.watch.running = True
+        module.output_shape = tuple(live.h.shape)
     return boundaries[::-1]
+
+
+def _output(module: Module, live: Pass, labels: Batches | None) -> Tensor:
+    if not module.is_top:
+        return live.h
+    assert labels is not None
+    return module.loss(live, labels.batch(0)).loss

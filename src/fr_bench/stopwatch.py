@@ -42,14 +42,14 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.tracing = False
-        self.running = True  # off while something untimed (rehearsal, diagnostics) uses the module
+        self._running = True
         self.spans: list[Span] = []
         self._sums_ns: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def span(self, name: str, batch: int) -> Iterator[None]:
         """Times the body as ``name`` (a key of KINDS), working on mini-batch ``batch``."""
-        if not self.running:
+        if not self._running:
             yield
             return
         start_ns = time.monotonic_ns()
@@ -58,6 +58,15 @@ class Stopwatch:
         self._sums_ns[name] += end_ns - start_ns
         if self.tracing:
             self.spans.append(Span(name, start_ns, end_ns, batch))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Spans inside are not timed: something beside training (rehearsal, diagnostics) uses the module."""
+        self._running = False
+        try:
+            yield
+        finally:
+            self._running = True
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by kind (``play_s, learn_s, wait_s, send_s``) since the last call."""

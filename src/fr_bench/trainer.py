@@ -10,12 +10,13 @@ import torch
 
 from fr_bench.diagnostics import SufficientDirection
 from fr_bench.evaluation import EvaluationSet, evaluate
-from fr_bench.memory import account
+from fr_bench.lockstep import play_in_lockstep
+from fr_bench.memory import Account
 from fr_bench.meter import LossMeter
 from fr_bench.methods.base import Method
 from fr_bench.module import BatchResult, Module
 from fr_bench.reporter import Reporter
-from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.side import SideChannel
 
 
@@ -78,9 +79,13 @@ class Trainer:
         extent: Extent,
         reporter: Reporter,
         evaluation_sets: Sequence[EvaluationSet],
+        images: Batches | None,
+        predicted_memory: Sequence[dict[str, int]],
         direction: SufficientDirection | None = None,
     ) -> None:
         self.players = players
+        self.images = images
+        self.predicted_memory = predicted_memory
         self.extent = extent
         self.reporter = reporter
         self.evaluation_sets = evaluation_sets
@@ -104,6 +109,7 @@ class Trainer:
             self._report_direction(stop)
             if self.extent.evaluates(stop):
                 self._evaluate(stop)
+                self._report_memory(stop)
             t = stop
         for player in self.players:
             if player.module.watch.spans:
@@ -141,7 +147,7 @@ class Trainer:
                 self._trained_ns += now_ns - since_ns
                 since_ns = now_ns
             if self.extent.ends_epoch(t + 1):
-                self._report_time_and_memory(t + 1)
+                self._report_time(t + 1)
 
     def _iterate(self, t: int) -> BatchResult | None:
         result = None
@@ -162,7 +168,7 @@ class Trainer:
             learning_rate = self.top.base_lr * self.top.schedule(t)
             self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
 
-    def _report_time_and_memory(self, step: int) -> None:
+    def _report_time(self, step: int) -> None:
         num_iterations = step - self._reported_step
         wall_s = self._trained_ns / 1e9 / num_iterations
         self._reported_step, self._trained_ns = step, 0
@@ -170,8 +176,22 @@ class Trainer:
             k = player.module.k
             seconds = {name: total / num_iterations for name, total in player.module.watch.take().items()}
             self.reporter.send("time", step=step, module=k, wall_s=wall_s, **seconds)
-            num_bytes = account(player.module, player.method, player.link.buffer_bytes, player.device)
+
+    def _report_memory(self, step: int) -> None:
+        """One accounting pass through all modules: measured beside predicted."""
+        accounts = [Account(player.module, player.method) for player in self.players]
+        modules, sides = [p.module for p in self.players], [p.side for p in self.players]
+        t = step - 1
+        passes = play_in_lockstep(modules, sides, self.images, t, lambda index, x: accounts[index].play(x, t))
+        for player, account in zip(self.players, accounts, strict=True):
+            k = player.module.k
+            num_bytes: dict[str, int] = account.take(player.link.buffer_bytes, player.device)
+            predicted = self.predicted_memory[k - 1]
+            if predicted:
+                num_bytes |= {f"predicted_{category}": value for category, value in predicted.items()}
+                num_bytes["predicted"] = sum(predicted.values())
             self.reporter.send("memory", step=step, module=k, device=str(player.device), **num_bytes)
+        del passes  # until here the graphs are alive, as before a backward
 
     def _report_direction(self, step: int) -> None:
         if self.direction is None:

@@ -80,7 +80,15 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         first = max(delays["batch_delay"] for delays in plan.staleness)
         windows = Windows(sigma["every"], sigma["window"], first)
         direction = SufficientDirection(modules, sides, sources.images, sources.labels, windows)
-    trainer = Trainer(players, extent, reporter, sources.evaluation_sets, direction)
+    trainer = Trainer(
+        players,
+        extent,
+        reporter,
+        sources.evaluation_sets,
+        sources.images,
+        plan.predicted_memory,
+        direction,
+    )
     reporter.send("ready", modules=task.modules)
     trainer.run()
     for module in modules:

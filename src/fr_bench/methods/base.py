@@ -86,6 +86,19 @@ class Method:
     def start_epoch(self) -> None:
         """Called before the first iteration of every epoch; by default everything carries over."""
 
+    def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
+        """For the memory account: plays batch ``t`` with the graph that this method would back-propagate.
+
+        Changes nothing of module and method. Returns the pass, and what the method would keep with it beside the
+        graph, by category of the account.
+        """
+        return self.module.play(x, t, update_statistics=False), {}
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that are alive before a backward."""
+        return 1
+
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """What is kept from one iteration to the next beside graphs, by category of the memory account:
         ``history`` (features), ``stash`` (weight copies), ``synthesizer``."""
@@ -102,6 +115,20 @@ class Method:
     def needs_targets(cls, **hyper_parameters: Any) -> bool:
         """Whether module k < K needs the labels too; it then draws them from the same seeded order."""
         return False
+
+    @classmethod
+    def predict_memory(
+        cls, output: Tensor, output_is_saved: bool, num_classes: int, *_: Any, **hyper_parameters: Any
+    ) -> dict[str, int]:
+        """Bytes that module k < K holds beyond what the policy tells, by category of the account.
+
+        Args:
+            output: h_k, on ``meta``.
+            output_is_saved: whether the module's own graph saves it.
+            num_classes: of the data set.
+            **hyper_parameters: of the method.
+        """
+        return {}
 
     @classmethod
     def policy(cls, **hyper_parameters: Any) -> Policy:

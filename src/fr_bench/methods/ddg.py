@@ -86,6 +86,18 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         live = self.module.play(x, batch, weights=weights, update_statistics=update_statistics)
         return InFlight(live, weights)
 
+    def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
+        """See :class:`Method`: the graph is built on a copy of the weights."""
+        if self.module.is_top or self.weights == "current":
+            return super().account_play(x, t)
+        in_flight = self._play_stashed(x, t, self._copy_weights(), update_statistics=False)
+        return in_flight.live, {"stash": list(in_flight.weights.values())}
+
+    @property
+    def num_graphs(self) -> int:
+        """Those in flight, and the one of the batch that is being played."""
+        return len(self.kept) + 1
+
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """The stash; the inputs belong to the graphs."""
         return {"stash": [copy for _, kept in self.kept for copy in kept.weights.values()]}

@@ -25,8 +25,9 @@ from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
-from fr_bench.module import Module
+from fr_bench.module import Module, Pass
 from fr_bench.network import still_statistics
+from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.seeds import derive_seed
 
 
@@ -105,6 +106,45 @@ class DecoupledNeuralInterfaces(Method):
             group["lr"] = self.base_lr * self.module.schedule(t)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
+        """See :class:`Method`: the synthesizer's graph lives beside the module's."""
+        live, kept = super().account_play(x, t)
+        if self.module.is_top:
+            return live, kept
+        saved = SavedTensors()
+        with saved.listen(), still_statistics(self.synthesizer.modules()), self.module.autocast():
+            self.synthesizer(live.h.detach(), self.link.targets(t) if self.conditional else None)
+        return live, {"synthesizer": saved.tensors}
+
+    @classmethod
+    def predict_memory(
+        cls,
+        output: Tensor,
+        output_is_saved: bool,
+        num_classes: int,
+        *_: Any,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        conditional: bool = False,
+        num_hidden: int = 2,
+        hidden_channels: int = 128,
+        kernel_size: int = 5,
+        **_settings: Any,
+    ) -> dict[str, int]:
+        """The synthesizer's weights, optimizer state and graph."""
+        num_labels = num_classes if conditional else 0
+        with torch.device(output.device):
+            synthesizer = Synthesizer(output.shape, num_hidden, hidden_channels, kernel_size, num_labels)
+            synthesizer.to(output.dtype)
+            labels = torch.empty(len(output), dtype=torch.int64) if conditional else None
+        saved = SavedTensors()
+        with saved.listen():
+            synthesizer(output, labels)
+        weights = [*synthesizer.parameters(), *synthesizer.buffers()]
+        elsewhere = [*weights, output] if output_is_saved else weights
+        graph_bytes = tensor_bytes(saved.tensors, except_for=elsewhere)
+        state_bytes = optimizer_state_bytes(optimizer, list(synthesizer.parameters()))
+        return {"synthesizer": tensor_bytes(weights) + state_bytes + graph_bytes}
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """The synthesizer's weights, statistics and optimizer state."""

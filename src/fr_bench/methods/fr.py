@@ -21,7 +21,7 @@ from torch import Tensor
 from fr_bench.methods.base import Link
 from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
-from fr_bench.module import Module
+from fr_bench.module import Module, Pass
 
 
 class FeaturesReplay(DelayedMethod[Tensor]):
@@ -56,6 +56,11 @@ class FeaturesReplay(DelayedMethod[Tensor]):
         replayed = self.module.replay(kept, batch, update_statistics=self.bn_stats in ("replay", "both"))
         d = self.link.receive_gradient(batch)
         self.descend(replayed, d, t)
+
+    def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
+        """See :class:`Method`: the graph is that of a replay, and the input is part of the history."""
+        live, _ = super().account_play(x, t)
+        return live, {} if self.module.is_top else {"history": [x]}
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """The history of inputs."""

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 
 from fr_bench.transport.channel import LocalChannel, Receiver, Sender
+from fr_bench.transport.distributed import DEPTH as distributed_depth
 from fr_bench.transport.distributed import DistributedReceiver, DistributedSender
+from fr_bench.transport.ipc import DEPTH as ring_depth
 from fr_bench.transport.ipc import RingPorts, RingReceiver, RingSender
 from fr_bench.transport.spec import TensorSpec
 
@@ -106,6 +108,17 @@ def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: Modu
     for sender in senders:
         sender.connect()
     return ends
+
+
+def buffer_bytes(transport: str, k: int, num_modules: int, input_bytes: int, output_bytes: int) -> int:
+    """What module ``k``'s ends of its channels hold: see ``buffer_bytes`` of senders and receivers."""
+    below, above = k > 1, k < num_modules
+    sent_bytes = input_bytes * below + output_bytes * above  # gradients down, features up: alike in size
+    if transport == "serial":
+        return 0
+    if transport == "ipc":
+        return ring_depth * sent_bytes
+    return (distributed_depth + 1) * sent_bytes
 
 
 def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]

@@ -1,0 +1,115 @@
+"""Predicts a module's memory before anything runs: from its method's policy and one pass that has shapes alone.
+
+In terms of the FR paper's Table 1: BP O(L), DNI O(L + K L_s), DDG O(LK + K^2), FR O(L + K^2); here in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fr_bench.memory import CATEGORIES
+from fr_bench.methods.base import Method
+from fr_bench.network import Network
+from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.transport.open import buffer_bytes
+
+
+@dataclass(frozen=True)
+class ModuleShapes:
+    """What a shape-only pass tells about one module.
+
+    Attributes:
+        weight_bytes: of parameters and buffers.
+        parameter_bytes: of the parameters alone.
+        graph_bytes: what autograd saves for one batch, without weights and without the module's input.
+        saved_input_bytes: of the input, if autograd saves it.
+        input_bytes, output_bytes: of the input and output of one batch.
+        output: of a batch, on ``meta``.
+        output_is_saved: whether autograd saves it.
+        parameters: on ``meta``.
+    """
+
+    weight_bytes: int
+    parameter_bytes: int
+    graph_bytes: int
+    saved_input_bytes: int
+    input_bytes: int
+    output_bytes: int
+    output: Tensor
+    output_is_saved: bool
+    parameters: Sequence[Tensor]
+
+
+def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> ModuleShapes:
+    """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells."""
+    x = x.detach().requires_grad_(not is_bottom)
+    weights = [*network.parameters(), *network.buffers()]
+    saved = SavedTensors()
+    with saved.listen():
+        h = network(x, 0)
+        if is_top and h.dim() == 2:
+            F.cross_entropy(h, torch.empty(len(h), dtype=torch.int64, device=h.device), reduction="sum")
+    with_input = tensor_bytes(saved.tensors, except_for=weights)
+    graph_bytes = tensor_bytes(saved.tensors, except_for=[*weights, x])
+    parameters = list(network.parameters())
+    return ModuleShapes(
+        weight_bytes=tensor_bytes(weights),
+        parameter_bytes=tensor_bytes(parameters),
+        graph_bytes=graph_bytes,
+        saved_input_bytes=with_input - graph_bytes,
+        input_bytes=x.numel() * x.element_size(),
+        output_bytes=h.numel() * h.element_size(),
+        output=h.detach(),
+        output_is_saved=tensor_bytes([h], except_for=saved.tensors) == 0,
+        parameters=parameters,
+    )
+
+
+def predict(
+    shapes: ModuleShapes,
+    *,
+    k: int,
+    num_modules: int,
+    method: type[Method],
+    hyper_parameters: Mapping[str, Any],
+    optimizer_of: Any,
+    frozen: bool,
+    transport: str,
+    num_classes: int,
+) -> dict[str, int]:
+    """Bytes by category of :mod:`fr_bench.memory` for module ``k`` of ``num_modules`` with a full pipe.
+
+    Args:
+        shapes: of the module.
+        k, num_modules: which of how many.
+        method, hyper_parameters: as the config names them; nested nodes built.
+        optimizer_of: parameters -> optimizer.
+        frozen: whether the module never steps.
+        transport: by name.
+        num_classes: of the data set.
+    """
+    policy = method.policy(**hyper_parameters)
+    kept = policy.kept_batches(k, num_modules)
+    is_lower = k < num_modules
+    replays = is_lower and policy.keeps == "inputs"
+    num_graphs = kept if is_lower and policy.keeps == "graphs" else 1
+    trainable = [p for p in shapes.parameters if p.requires_grad]
+    found = {
+        "parameters": shapes.weight_bytes,
+        "gradients": sum(p.numel() * p.element_size() for p in trainable),
+        "optimizer": 0 if frozen else optimizer_state_bytes(optimizer_of, trainable),
+        "history": kept * shapes.input_bytes if replays else 0,
+        "activations": num_graphs * (shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)),
+        "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
+        "synthesizer": 0,
+        "buffers": buffer_bytes(transport, k, num_modules, shapes.input_bytes, shapes.output_bytes),
+    }
+    if is_lower:
+        found |= method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, **hyper_parameters)
+    return {category: found[category] for category in CATEGORIES}

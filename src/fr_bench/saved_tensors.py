@@ -1,0 +1,56 @@
+"""Counts bytes storage by storage: of what autograd saves for a backward, and of an optimizer's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class SavedTensors:
+    """Remembers the tensors that autograd saves while :meth:`listen` is active.
+
+    Works on real tensors and on ``meta`` ones, which have sizes but no memory: the same code measures and predicts.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Graphs built inside save what they always save; it is remembered as long as this object lives."""
+
+        def pack(tensor: Tensor) -> Tensor:
+            self.tensors.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+
+def tensor_bytes(tensors: Iterable[Tensor], except_for: Iterable[Tensor] = ()) -> int:
+    """Bytes of the storages of ``tensors``, each once, without those of ``except_for``, which count elsewhere."""
+    excluded = {_identity(tensor) for tensor in except_for}
+    storages = {_identity(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(num_bytes for key, num_bytes in storages.items() if key not in excluded)
+
+
+def optimizer_state_bytes(optimizer_of: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor]) -> int:
+    """Bytes of state that ``optimizer_of(parameters)`` will hold after a step, found on a parameter of six elements.
+
+    State of the parameter's shape (momentum) grows with it; anything else (a step counter) is the same for all.
+    """
+    probe = torch.nn.Parameter(torch.zeros(2, 3))
+    probe.grad = torch.zeros_like(probe)
+    optimizer = optimizer_of([probe])
+    optimizer.step()
+    states = [value for value in optimizer.state[probe].values() if isinstance(value, Tensor)]
+    num_alike = sum(state.shape == probe.shape for state in states)
+    fixed_bytes = sum(state.numel() * state.element_size() for state in states if state.shape != probe.shape)
+    return sum(p.numel() * p.element_size() * num_alike + fixed_bytes for p in parameters)
+
+
+def _identity(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # the address of the storage object: meta storages have no data pointer
