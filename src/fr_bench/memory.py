@@ -45,6 +45,7 @@ class Account:
         self._method = method
         self._saved = SavedTensors()
         self._kept: dict[str, list[Tensor]] = {}
+        self._recomputed_bytes = 0
 
     def play(self, x: Tensor, t: int) -> Pass:
         """Plays with a graph and changes nothing: no weight, no statistic, no random stream, nothing of the method."""
@@ -52,6 +53,8 @@ class Account:
             live, self._kept = self._method.account_play(x, t)
             if self._module.is_top:
                 self._module.loss(live, self._method.link.targets(t))
+        if self._module.network.checkpointing:  # one block at a time is recomputed: the largest counts
+            self._recomputed_bytes = max(self._module.network.block_graph_bytes(live.x, t))
         return live
 
     def take(self, buffer_bytes: int, device: torch.device) -> dict[str, int]:
@@ -70,7 +73,8 @@ class Account:
             "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
             "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
             "history": tensor_bytes(kept.get("history", [])),
-            "activations": graph_bytes * self._method.num_graphs,  # alike: one is measured, the others are counted
+            "activations": graph_bytes * self._method.num_graphs
+            + self._recomputed_bytes,  # alike: one is measured, the others are counted
             "stash": tensor_bytes(kept.get("stash", [])),
             "synthesizer": tensor_bytes(kept.get("synthesizer", []), except_for=[*elsewhere, *self._saved.tensors]),
             "buffers": buffer_bytes,

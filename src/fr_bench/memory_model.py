@@ -29,6 +29,7 @@ class ModuleShapes:
         parameter_bytes: of the parameters alone.
         graph_bytes: what autograd saves for one batch, without weights and without the module's input.
         saved_input_bytes: of the input, if autograd saves it.
+        checkpointed_bytes: what is saved with activation checkpointing, and the largest block recomputed.
         input_bytes, output_bytes: of the input and output of one batch.
         output: of a batch, on ``meta``.
         output_is_saved: whether autograd saves it.
@@ -39,6 +40,7 @@ class ModuleShapes:
     parameter_bytes: int
     graph_bytes: int
     saved_input_bytes: int
+    checkpointed_bytes: int
     input_bytes: int
     output_bytes: int
     output: Tensor
@@ -50,25 +52,34 @@ def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> Mo
     """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells."""
     x = x.detach().requires_grad_(not is_bottom)
     weights = [*network.parameters(), *network.buffers()]
-    saved = SavedTensors()
-    with saved.listen():
-        h = network(x, 0)
-        if is_top and h.dim() == 2:
-            F.cross_entropy(h, torch.empty(len(h), dtype=torch.int64, device=h.device), reduction="sum")
-    with_input = tensor_bytes(saved.tensors, except_for=weights)
-    graph_bytes = tensor_bytes(saved.tensors, except_for=[*weights, x])
+    h, saved = _run(network, x, is_top)
+    network.checkpointing = True
+    _, saved_by_block = _run(network, x, is_top)
+    network.checkpointing = False
+    with_input = tensor_bytes(saved, except_for=weights)
+    graph_bytes = tensor_bytes(saved, except_for=[*weights, x])
     parameters = list(network.parameters())
     return ModuleShapes(
         weight_bytes=tensor_bytes(weights),
         parameter_bytes=tensor_bytes(parameters),
         graph_bytes=graph_bytes,
         saved_input_bytes=with_input - graph_bytes,
+        checkpointed_bytes=tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0)),
         input_bytes=x.numel() * x.element_size(),
         output_bytes=h.numel() * h.element_size(),
         output=h.detach(),
-        output_is_saved=tensor_bytes([h], except_for=saved.tensors) == 0,
+        output_is_saved=tensor_bytes([h], except_for=saved) == 0,
         parameters=parameters,
     )
+
+
+def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor]]:
+    saved = SavedTensors()
+    with saved.listen():
+        h = network(x, 0)
+        if is_top and h.dim() == 2:
+            F.cross_entropy(h, torch.empty(len(h), dtype=torch.int64, device=h.device), reduction="sum")
+    return h, saved.tensors
 
 
 def predict(
@@ -99,13 +110,14 @@ def predict(
     is_lower = k < num_modules
     replays = is_lower and policy.keeps == "inputs"
     num_graphs = kept if is_lower and policy.keeps == "graphs" else 1
+    graph_bytes = shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)
     trainable = [p for p in shapes.parameters if p.requires_grad]
     found = {
         "parameters": shapes.weight_bytes,
         "gradients": sum(p.numel() * p.element_size() for p in trainable),
         "optimizer": 0 if frozen else optimizer_state_bytes(optimizer_of, trainable),
         "history": kept * shapes.input_bytes if replays else 0,
-        "activations": num_graphs * (shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)),
+        "activations": shapes.checkpointed_bytes if policy.recomputes else num_graphs * graph_bytes,
         "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
         "synthesizer": 0,
         "buffers": buffer_bytes(transport, k, num_modules, shapes.input_bytes, shapes.output_bytes),

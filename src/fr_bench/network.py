@@ -7,7 +7,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from fr_bench.saved_tensors import SavedTensors, tensor_bytes
 from fr_bench.seeds import derive_seed
 
 
@@ -26,6 +28,7 @@ class Network(nn.Module):
         super().__init__()
         for name, block in blocks:
             self.add_module(name, block)
+        self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
         self._seed = seed
         self._draws: dict[str, bool] = {}
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -38,7 +41,10 @@ class Network(nn.Module):
             return x
         source, version = x, x._version
         for name, block in self.named_children():
-            x = self._forward_keyed(name, block, x, batch)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = self._forward_checkpointed(name, block, x, batch)
+            else:
+                x = self._forward_keyed(name, block, x, batch)
             if source._version != version:
                 raise InPlaceError(
                     f"block '{name}' changes the input of its module in place, which may still be needed: "
@@ -59,6 +65,31 @@ class Network(nn.Module):
             return h
         return block(x)
 
+    def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
+        updates = any(norm.track_running_stats for norm in self._batch_norms)
+        again = unmoved_statistics(block) if updates else still_statistics(block.modules())
+        return checkpoint(
+            self._forward_keyed,
+            name,
+            block,
+            x,
+            batch,
+            use_reentrant=False,
+            preserve_rng_state=False,  # a block's stream is keyed: the recomputation draws the same numbers
+            context_fn=lambda: (nullcontext(), again),
+        )
+
+    def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
+        """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
+        found = []
+        with self.statistics(update=False):
+            for name, block in self.named_children():
+                saved = SavedTensors()
+                with torch.enable_grad(), saved.listen():
+                    x = self._forward_keyed(name, block, x.detach(), batch)
+                found.append(tensor_bytes(saved.tensors, except_for=[*block.parameters(), *block.buffers()]))
+        return found
+
     @contextmanager
     def statistics(self, update: bool) -> Iterator[None]:
         """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
@@ -77,6 +108,26 @@ def still_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+@contextmanager
+def unmoved_statistics(block: nn.Module) -> Iterator[None]:
+    """Runs the batch norms of ``block`` as ever, but leaves their running statistics where they are.
+
+    A recomputation must save the same tensors as the pass that it repeats, the running statistics among them, so
+    they are moved by nothing instead of not being moved.
+    """
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, counter in before:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = counter.clone() if counter is not None else None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -13,12 +13,23 @@ from typing import Any
 
 from torch import Tensor
 
-from fr_bench.methods.base import Method
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
+from fr_bench.module import Module
 
 
 class Backpropagation(Method):
-    """BP over K modules; with K = 1 ordinary training."""
+    """BP over K modules; with K = 1 ordinary training.
+
+    Args:
+        checkpoint_activations: keeps the inputs of the blocks alone and recomputes each block in the backward (Chen
+            et al. 2016): like FR it pays a second forward, for memory instead of time. The numbers stay the same.
+    """
+
+    def __init__(self, module: Module, link: Link, *, checkpoint_activations: bool = False) -> None:
+        super().__init__(module, link)
+        module.network.checkpointing = checkpoint_activations
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays with a graph and keeps it."""
@@ -33,6 +44,12 @@ class Backpropagation(Method):
         self.descend(live, d, t)
 
     @classmethod
-    def policy(cls, **_: Any) -> Policy:
+    def check(cls, checkpoint_activations: bool = False) -> None:
+        """Raises ConfigError for something else than true or false."""
+        if not isinstance(checkpoint_activations, bool):
+            raise ConfigError(f"method.checkpoint_activations={checkpoint_activations}: must be true or false")
+
+    @classmethod
+    def policy(cls, checkpoint_activations: bool = False, **_: Any) -> Policy:
         """See :class:`Policy`."""
-        return Policy(keeps="graph", gradient="true")
+        return Policy(keeps="graph", gradient="true", recomputes=checkpoint_activations)

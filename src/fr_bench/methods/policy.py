@@ -15,12 +15,14 @@ class Policy:
         gradient: ``true`` (d_k^t, waited for), ``delayed`` (d_k^{t-1}) or ``synthetic`` (predicted).
         weights: of the gradient: ``current`` (w^t), ``stale`` (w^s, stored) or ``mixed`` (neither).
         extra_forward: whether every batch is played and replayed.
+        recomputes: whether the graph holds block inputs alone, and each block is recomputed in the backward.
     """
 
     keeps: Literal["graph", "graphs", "inputs"]
     gradient: Literal["true", "delayed", "synthetic"]
     weights: Literal["current", "stale", "mixed"] = "current"
     extra_forward: bool = False
+    recomputes: bool = False
 
     def words(self) -> str:
         """Says it in a line: what is kept, and which gradient is used at which weights."""
@@ -35,7 +37,7 @@ class Policy:
             "synthetic": "synthetic, of batch t",
         }
         weights = {"current": "current weights", "stale": "stored weights of the play", "mixed": "mixed weights"}
-        extra = ", after a second forward" if self.extra_forward else ""
+        extra = ", after a second forward" if self.extra_forward or self.recomputes else ""
         return f"keeps {keeps[self.keeps]}; gradient {gradient[self.gradient]}, at {weights[self.weights]}{extra}"
 
     def batch_delay(self, k: int, num_modules: int) -> int:

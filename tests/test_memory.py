@@ -1,0 +1,114 @@
+"""The memory account: what is measured is what was predicted, each storage once, and measuring changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
+from torch import nn
+
+from fr_bench.memory import CATEGORIES
+from fr_bench.plan import make_plan
+from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+
+RESNET20 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
+
+
+def last_accounts(result: Any, k: int) -> list[dict[str, Any]]:
+    return sorted(result.of("memory"), key=lambda record: (record["step"], record["module"]))[-k:]
+
+
+def checkpointed(k: int, **changes: Any) -> dict[str, Any]:
+    config = tiny_config("bp", k, **changes)
+    config["method"]["checkpoint_activations"] = True
+    return config
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("method", [*METHODS, "checkpointed"])
+def test_prediction_and_measurement_agree(method: str, k: int, tmp_path: Path) -> None:
+    """Exactly in all categories but activations, which may differ by 2 %."""
+    config = checkpointed(k, model=RESNET20) if method == "checkpointed" else tiny_config(method, k, model=RESNET20)
+    accounts = last_accounts(run_serial(config, tmp_path), k)
+    assert [account["module"] for account in accounts] == list(range(1, k + 1))
+    for account in accounts:
+        for category in CATEGORIES:
+            tolerance = 0.02 if category in ("activations", "synthesizer") else 0
+            assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=tolerance), category
+        assert account["predicted"] == sum(account[f"predicted_{category}"] for category in CATEGORIES)
+
+
+@pytest.mark.parametrize("transport", ["gloo", "ipc"])
+def test_between_processes_the_buffers_are_those_predicted(transport: str, tmp_path: Path) -> None:
+    for account in last_accounts(run_processes(tiny_config("fr", 3, transport), tmp_path), 3):
+        assert account["buffers"] == account["predicted_buffers"] > 0
+        assert account["peak"] > 2**20 and account["device"] == "cpu"
+
+
+def test_a_hand_count_of_fr_and_ddg(tmp_path: Path) -> None:
+    """K = 3, batches of 8 images of 3 x 8 x 8 floats, features of 8 x 8 x 8: who keeps how many of them."""
+    image_bytes, feature_bytes = 8 * 3 * 8 * 8 * 4, 8 * 8 * 8 * 8 * 4
+    fr = last_accounts(run_serial(tiny_config("fr", 3), tmp_path / "fr"), 3)
+    assert [account["history"] for account in fr] == [3 * image_bytes, 2 * feature_bytes, 0]
+    assert [account["stash"] for account in fr] == [0, 0, 0]
+    bp = last_accounts(run_serial(tiny_config("bp", 3), tmp_path / "bp"), 3)
+    ddg = last_accounts(run_serial(tiny_config("ddg", 3), tmp_path / "ddg"), 3)
+    assert [account["activations"] for account in ddg] == [n * b["activations"] for n, b in zip((3, 2, 1), bp, strict=False)]
+    # A stash holds parameters; batch norm's statistics are no part of it. So with K-k+1 times the gradients' bytes.
+    assert [account["stash"] for account in ddg] == [3 * ddg[0]["gradients"], 2 * ddg[1]["gradients"], 0]
+    # What FR replays it counts as history and not as activations.
+    assert fr[1]["activations"] == bp[1]["activations"] - feature_bytes
+
+
+def test_momentum_is_the_state_of_sgd_and_a_frozen_module_has_none(tmp_path: Path) -> None:
+    accounts = last_accounts(run_serial(tiny_config("bp", 2, freeze=[1]), tmp_path), 2)
+    assert accounts[0]["optimizer"] == 0
+    assert accounts[1]["optimizer"] == accounts[1]["gradients"] > 0
+
+
+@pytest.mark.parametrize(("optimizer", "copies", "fixed"), [(torch.optim.SGD, 0, 0), (torch.optim.Adam, 2, 4)])
+def test_the_state_of_an_optimizer_is_found_on_a_small_parameter(optimizer: Any, copies: int, fixed: int) -> None:
+    parameters = [nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.randn(3))]
+    expected = copies * (35 + 3) * 4 + 2 * fixed
+    assert optimizer_state_bytes(lambda p: optimizer(p, lr=0.1), parameters) == expected
+
+
+def test_a_storage_counts_once_whatever_views_of_it_are_saved() -> None:
+    x = torch.randn(4, 6, requires_grad=True)
+    saved = SavedTensors()
+    with saved.listen():
+        (x[:2] * x[2:]).exp()
+    result_bytes = 2 * 6 * 4
+    assert len(saved.tensors) == 3  # both factors, which are views of x, and the result of exp
+    assert tensor_bytes(saved.tensors) == x.numel() * 4 + result_bytes
+    assert tensor_bytes(saved.tensors, except_for=[x]) == result_bytes
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_checkpointing_changes_no_number_and_keeps_less(k: int, tmp_path: Path) -> None:
+    """Batch-norm statistics count a batch once although its blocks run twice, and dropout draws the same again."""
+    changes = {"model": {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3, "depth": 8}}
+    plain = run_serial(tiny_config("bp", k, **changes), tmp_path / "plain")
+    less = run_serial(checkpointed(k, **changes), tmp_path / "checkpointed")
+    assert_same(less, plain)
+    before, after = last_accounts(plain, k), last_accounts(less, k)
+    assert sum(a["activations"] for a in after) < 0.75 * sum(a["activations"] for a in before)
+
+
+def test_resnet164_on_cifar_is_as_in_the_literature_predicted_without_running_anything() -> None:
+    """B = 128, K = 4, float32, equal cuts: activations, history and stash of FR and DDG over BP's."""
+
+    def total(method: str, k: int = 4) -> int:
+        changes = {"model": {**RESNET20, "depth": 164}, "batch_size": 128}
+        dataset = {"height": 32, "width": 32, "num_train": 128, "num_classes": 10}
+        plan = make_plan(tiny_config(method, k, dataset=dataset, **changes))
+        return sum(sum(m[c] for c in ("activations", "history", "stash")) for m in plan.predicted_memory)
+
+    bp = total("bp")
+    assert 3.0e9 < bp < 3.5e9
+    assert 1.0 < total("fr") / bp < 1.07
+    assert 2.4 < total("ddg") / bp < 3.1
+    assert total("ddg", 1) == total("fr", 1) == total("bp", 1)
