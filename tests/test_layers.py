@@ -33,7 +33,8 @@ def test_methods_see_their_module_and_nothing_of_the_transport() -> None:
 import sys
 import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.bp
 seen = [name for name in sys.modules if name.startswith("fr_bench.") and not name.startswith("fr_bench.methods")]
-allowed = {"fr_bench." + name for name in ("module", "network", "stopwatch", "finite", "saved_tensors", "seeds", "errors")}
+names = ("module", "network", "stopwatch", "finite", "saved_tensors", "seeds", "errors")
+allowed = {"fr_bench." + name for name in names}
 sys.exit(f"methods import {set(seen) - allowed}" if set(seen) - allowed else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

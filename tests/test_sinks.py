@@ -145,9 +145,16 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
         {**position, "time/module_1/wait_s": 0.25},
         {**position, "eval/train_loss": 0.5, "eval/test_error": 0.125},
     ]
-    sink.finish({"best_test_error": 0.125, "cuts": [4], "efficiency": None}, 0)
+    account = [{"parameters": 8, "stash": 0}, {"parameters": 16, "stash": 4}]
+    sink.finish({"best_test_error": 0.125, "cuts": [4], "efficiency": None, "memory": account}, 0)
 
-    assert history(tmp_path) == expected
+    *rows, last = history(tmp_path)
+    assert rows == expected
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/memory*.json")
+    assert last["memory/nrows"] == 2 and json.loads(table.read_text()) == {
+        "columns": ["module", "parameters", "stash"],
+        "data": [[1, 8, 0], [2, 16, 4]],
+    }
     records = list(wandb_records(tmp_path))
     (run,) = [record.run for record in records if record.HasField("run")]
     assert (run.project, run.run_group, run.display_name, run.job_type) == (

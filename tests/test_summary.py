@@ -91,6 +91,16 @@ def test_peak_memory_is_the_largest_of_each_module() -> None:
     assert summary["devices"] == ["cuda:1", "cuda:2"]
 
 
+def test_the_memory_account_is_the_last_of_each_module() -> None:
+    records = [
+        record("memory", step, module=module, device="cpu", peak=1, activations=step * module, predicted=7, epoch_s=3)
+        for step in (10, 20)
+        for module in (1, 2)
+    ]
+    expected = [{"activations": 20, "predicted": 7}, {"activations": 40, "predicted": 7}]
+    assert builder(*records).build("finished")["memory"] == expected
+
+
 def test_the_waiting_share_weighs_every_iteration_the_same() -> None:
     # Module 1: 10 iterations waiting 0.1 of 0.4 s, then 30 waiting 0.7 of 1.0 s: 22 of 34 s.
     records = [timing(10, 1, 0.1), timing(10, 2, 0.0), timing(40, 1, 0.7), timing(40, 2, 0.0, efficiency=0.8)]

@@ -169,6 +169,10 @@ def print_summary(summary: Record, run_dir: Path) -> None:
     console.print(_result_table(summary))
     console.print()
     console.print(_summary_module_table(summary))
+    accounts = [account for account in summary["memory"] if account]
+    if accounts:
+        console.print()
+        console.print(_account_table(accounts))
     print(f"\nrun directory: {run_dir}", flush=True)
 
 
@@ -194,7 +198,7 @@ def _result_table(summary: Record) -> Table:
 
 
 def _summary_module_table(summary: Record) -> Table:
-    table = _table("module", "device", "blocks", "waiting", "memory peak")
+    table = _table("module", "device", "blocks", "waiting", "process peak")
     edges = [0, *summary["cuts"], summary["num_blocks"]]
     for index in range(summary["k"]):
         first, last = edges[index] + 1, edges[index + 1]
@@ -205,6 +209,31 @@ def _summary_module_table(summary: Record) -> Table:
             percent(summary["waiting_share"][index], 0),
             num_bytes(summary["peak_memory"][index]),
         )
+    return table
+
+
+# The columns of the memory account, and which of its categories each sums.
+ACCOUNT_COLUMNS = {
+    "weights": ("parameters", "gradients", "optimizer"),
+    "activations": ("activations",),
+    "history": ("history",),
+    "stash": ("stash",),
+    "synthesizer": ("synthesizer",),
+    "buffers": ("buffers",),
+}
+
+
+def _account_table(accounts: list[Record]) -> Table:
+    """Memory by module and category; a category that no module has is left out."""
+    columns = {
+        name: categories
+        for name, categories in ACCOUNT_COLUMNS.items()
+        if any(account[category] for account in accounts for category in categories)
+    }
+    table = _table("module", *columns, "sum", "predicted")
+    for k, account in enumerate(accounts, start=1):
+        sums = [sum(account[category] for category in categories) for categories in columns.values()]
+        table.add_row(str(k), *map(num_bytes, sums), num_bytes(sum(sums)), num_bytes(account.get("predicted")))
     return table
 
 
@@ -230,10 +259,12 @@ def rate(per_s: float | None) -> str:
 
 
 def num_bytes(count: float | None) -> str:
-    """Bytes as ``512 MiB`` or ``1.50 GiB``; nothing for None."""
+    """Bytes as ``12 KiB``, ``512 MiB`` or ``1.50 GiB``; nothing for None."""
     if count is None:
         return ""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def duration(seconds: float | None) -> str:

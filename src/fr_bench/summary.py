@@ -7,6 +7,18 @@ from typing import Any
 
 Record = dict[str, Any]
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
+# The memory account of a module in bytes, by what it is for, and what was predicted for all of it.
+ACCOUNT = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "history",
+    "activations",
+    "stash",
+    "synthesizer",
+    "buffers",
+    "predicted",
+)
 
 
 class SummaryBuilder:
@@ -27,6 +39,7 @@ class SummaryBuilder:
         self._last: Record | None = None
         self._devices: dict[int, str] = {}
         self._peaks: dict[int, int] = {}
+        self._accounts: dict[int, Record] = {}
         self._efficiency: float | None = None
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
@@ -45,6 +58,7 @@ class SummaryBuilder:
             module = record["module"]
             self._devices[module] = record["device"]
             self._peaks[module] = max(self._peaks.get(module, 0), record["peak"])
+            self._accounts[module] = {key: record[key] for key in ACCOUNT if key in record}
         elif record["kind"] == "time":
             self._add_time(record)
 
@@ -62,7 +76,8 @@ class SummaryBuilder:
 
         ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
         smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
-        waiting for its neighbours. Times are means over the whole run, pipe fill included; lists are by module.
+        waiting for its neighbours; ``memory`` its last account in bytes. Times are means over the whole run, pipe
+        fill included; lists are by module.
 
         Args:
             state: as in status.json.
@@ -90,6 +105,7 @@ class SummaryBuilder:
             "efficiency": self._efficiency,
             "waiting_share": [self._waiting_share(module) for module in modules],
             "peak_memory": [self._peaks.get(module) for module in modules],
+            "memory": [self._accounts.get(module) for module in modules],
             "devices": [self._devices.get(module) for module in modules],
         }
 

@@ -182,7 +182,18 @@ class WandbSink:
     def finish(self, summary: dict[str, Any] | None, exit_code: int) -> None:
         """Ends the W&B run, as failed unless ``exit_code`` is 0, with the run's summary added to its own."""
         self._mirror(lambda: self._run.summary.update(summary or {}))
+        self._mirror(lambda: self._log_memory_table((summary or {}).get("memory") or []))
         self._mirror(lambda: self._run.finish(exit_code=exit_code))
+
+    def _log_memory_table(self, accounts: list[dict[str, Any] | None]) -> None:
+        """The last memory account, a row a module, in bytes."""
+        import wandb
+
+        rows = {k: account for k, account in enumerate(accounts, start=1) if account}
+        if rows:
+            categories = list(dict.fromkeys(category for account in rows.values() for category in account))
+            data = [[k, *(account.get(category) for category in categories)] for k, account in rows.items()]
+            self._run.log({"memory": wandb.Table(columns=["module", *categories], data=data)})
 
     def _mirror(self, action: Any) -> None:
         if self._broken:

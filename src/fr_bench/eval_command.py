@@ -1,0 +1,112 @@
+"""``fr-bench eval RUN_DIR``: the test error of a run's final weights, with as many modules as one likes.
+
+Weights are stored under the names of their blocks, so it does not matter how many modules they were trained in.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fr_bench.errors import ConfigError
+from fr_bench.run_directory import strict_json
+
+
+def main(argv: list[str]) -> int:
+    """Prints loss and error over exactly the test set (and the validation set, if the run had one).
+
+    Raises:
+        ConfigError: no run there, no weights in it, or weights that do not fit its model.
+    """
+    parser = argparse.ArgumentParser(prog="fr-bench eval", description="Evaluates the final weights of a run.")
+    parser.add_argument("run_dir", type=Path, help="a run directory, as the last line of a run names it")
+    parser.add_argument("--k", type=int, help="modules to cut the network into (default: as it was trained)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    config = read_config(arguments.run_dir)
+    if arguments.k is not None and arguments.k != config["k"]:
+        config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
+    config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
+    results = evaluate_weights(config, arguments.run_dir / "checkpoints" / "final")
+    if arguments.json:
+        print(strict_json({"k": config["k"], **results}))
+        return 0
+    from fr_bench.console import metrics_text
+
+    print(f"{metrics_text(results)} (final weights of {arguments.run_dir}, K = {config['k']})")
+    return 0
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The resolved config of the run in ``run_dir``, with its cuts as ``partition``.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    import yaml
+
+    path = run_dir / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+        config["partition"] = config.pop("plan")["cuts"]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: is not the config of a run ({type(error).__name__}).") from error
+    return config
+
+
+def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Builds the modules of ``config``, fills them with the weights in ``folder`` and evaluates them.
+
+    Returns:
+        ``test_loss``, ``test_error`` and, with a validation set, ``validation_loss``, ``validation_error``.
+    """
+    from fr_bench.evaluation import evaluate
+    from fr_bench.plan import make_plan
+    from fr_bench.sources import Sources
+    from fr_bench.transport.side import LocalSide
+    from fr_bench.worker import build_modules, configure_torch
+
+    weights = read_weights(folder)
+    plan = make_plan(config)
+    configure_torch(plan)
+    numbers = list(range(1, plan.k + 1))
+    modules = build_modules(plan, numbers)
+    for module in modules:
+        names = module.network.state_dict().keys()
+        try:
+            module.network.load_state_dict({name: weights[name] for name in names if name in weights})
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{folder}: these weights are not of this model: {' '.join(str(error).split())}"
+            ) from error
+    results: dict[str, float] = {}
+    for split in Sources(plan, numbers).evaluation_sets:
+        results |= evaluate(modules, LocalSide.chain(plan.k), split) or {}
+    return results
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """All tensors in the safetensors files of ``folder``, by name.
+
+    Raises:
+        ConfigError: there are none, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            weights |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not weights:
+        raise ConfigError(f"{folder}: holds no weights; a run writes them when it finishes.")
+    return weights

@@ -1,0 +1,62 @@
+"""fr-bench eval: the same numbers as at the end of training, with any K."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import run_processes, tiny_config
+
+from fr_bench.cli import main
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    run_processes(tiny_config("fr", 3, dataset={"validation": 12}), folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", [[], ["--k", "1"], ["--k", "4"], ["--k", "6", "--device", "cpu"]])
+def test_any_k_gives_the_error_at_the_end_of_training(
+    run_dir: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines if '"eval"' in line][-1]
+    assert main(["eval", str(run_dir), "--json", *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["test_error"] == last["test_error"] and result["validation_error"] == last["validation_error"]
+    assert result["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+    assert result["k"] == (int(words[1]) if words else 3)
+
+
+def test_the_text_names_errors_and_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_dir)]) == 0
+    text = capsys.readouterr().out
+    assert "test error" in text and str(run_dir) in text and "K = 3" in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.yaml").unlink(), "give the directory of a run"),
+        (lambda folder: (folder / "config.yaml").write_text("[1"), "is not the config of a run"),
+        (lambda folder: [p.unlink() for p in folder.rglob("*.safetensors")], "holds no weights"),
+        (lambda folder: next(folder.rglob("*.safetensors")).write_bytes(b"short"), "cannot be read"),
+        (lambda folder: (folder / "checkpoints/final/module_2.safetensors").unlink(), "are not of this model"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_said(run_dir, spoil, message, tmp_path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(run_dir, tmp_path / "run")
+    spoil(tmp_path / "run")
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_too_many_modules_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_dir), "--k", "7"]) == 2
+    assert "k=7: the model has only 6 blocks" in capsys.readouterr().err
