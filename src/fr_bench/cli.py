@@ -26,6 +26,9 @@ class Command:
 
 COMMANDS = {
     "train": Command("fr_bench.train_command", "one run, or a sweep with -m"),
+    "plot": Command("fr_bench.plot_command", "figures of runs from their local logs: loss, error, memory, speed"),
+    "report": Command("fr_bench.report_command", "tables of runs from their local logs, as Markdown and CSV"),
+    "eval": Command("fr_bench.eval_command", "the test error of a run's final weights, with any K"),
     "doctor": Command("fr_bench.doctor", "what this machine has: devices, transports, data sets, W&B, Slurm"),
 }
 

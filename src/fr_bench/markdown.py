@@ -71,6 +71,8 @@ def _memory(rows: list[Row]) -> list[str]:
     for index in range(max(row.group.k for row in known)):
         columns[f"peak, module {index + 1}"] = partial(_peak, index)
     columns["accounted, all modules"] = lambda row: _bytes(row.accounted_memory)
+    if any(row.predicted_memory for row in known):
+        columns["predicted"] = lambda row: _bytes(row.predicted_memory)
     notes = [
         "Peak: of the allocator on a GPU, of the whole process on the CPU; modules that share either share its peak. "
         "Accounted: the tensors of a module by category, in its last record."

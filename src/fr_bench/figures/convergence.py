@@ -1,0 +1,57 @@
+"""Training loss against epoch and against seconds, and test error against epoch: a figure for each K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from matplotlib.figure import Figure
+
+from fr_bench.figures.curves import Curve, band_words, curves_of, draw_curves, legend_handles, stride_for
+from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_in, legend_below, new_figure
+from fr_bench.figures.style import Style
+from fr_bench.groups import Group
+
+
+def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
+    """Training loss: one panel against epoch, one against seconds of training."""
+    for k, side_by_side in by_k(groups).items():
+        name = f"loss-k{k}"
+        stride = stride_for(side_by_side, "train", "loss")
+        drawn = _with_curves(side_by_side, "train", "loss", stride)
+        if not drawn:
+            yield Omission(name, "no run has train records with a loss")
+            continue
+        figure, (by_epoch, by_time) = new_figure(groups, style, 1, 2, f"K = {k}")
+        for axes, across in ((by_epoch, "epoch"), (by_time, "seconds")):
+            draw_curves(axes, drawn, across, logarithmic=True)
+        by_epoch.set_ylabel("training loss")
+        by_time.tick_params(labelleft=False, which="both")
+        _legend(figure, drawn, k, style)
+        notes = (f"each point is the mean of {stride} train records",) if stride > 1 else ()
+        yield Drawing(name, figure, [group for group, _ in drawn], notes)
+
+
+def draw_test_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
+    """Test error against epoch."""
+    for k, side_by_side in by_k(groups).items():
+        name = f"test-error-k{k}"
+        drawn = _with_curves(side_by_side, "eval", "test_error", 1)
+        if not drawn:
+            yield Omission(name, "no run has eval records with a test error")
+            continue
+        figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
+        draw_curves(axes, drawn, "epoch")
+        axes.set_ylabel("test error (%)")
+        in_percent(axes)
+        _legend(figure, drawn, k, style)
+        yield Drawing(name, figure, [group for group, _ in drawn])
+
+
+def _with_curves(groups: list[Group], kind: str, key: str, stride: int) -> list[tuple[Group, list[Curve]]]:
+    found = [(group, curves_of(group, kind, key, stride=stride)) for group in groups]
+    return [(group, curves) for group, curves in found if curves]
+
+
+def _legend(figure: Figure, drawn: list[tuple[Group, list[Curve]]], k: int, style: Style) -> None:
+    handles = legend_handles(drawn, [label_in(group, k) for group, _ in drawn])
+    legend_below(figure, handles, style, band_words(drawn))

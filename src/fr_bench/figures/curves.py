@@ -1,0 +1,157 @@
+"""Curves over training: the mean of the seeds that finished, a band around it, and each other run by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from fr_bench.figures.style import line_properties
+from fr_bench.groups import Group
+from fr_bench.runs import Run, number
+
+LARGEST_NUMBER_OF_POINTS = 150  # of a training curve; more is noise on paper
+NUM_MARKERS = 7
+LOGARITHMIC_FROM = 20.0  # largest over smallest value
+BAND_WORDS = "mean of n seeds, band: ± 1 standard deviation"
+END_MARKS = {"diverged": ("X", "diverged"), "unfinished": (">", "unfinished")}
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values over training: of one run, or the mean over runs.
+
+    Attributes:
+        epoch, seconds: where each value belongs; seconds of training.
+        sd: sample standard deviation over the runs; None for one run.
+        end: as ``Run.end``.
+    """
+
+    epoch: Array
+    seconds: Array
+    value: Array
+    sd: Array | None
+    end: str
+
+
+def curves_of(group: Group, kind: str, key: str, module: int | None = None, stride: int = 1) -> list[Curve]:
+    """Returns the mean over the group's finished runs first, if any, and then each run that did not finish.
+
+    Args:
+        kind, key: of the records that hold the value.
+        stride: so many records become one value.
+    """
+    finished = [run for run in group.finished if _points(run, kind, key, module).size]
+    others = [run for run in group.runs if run.end != "finished" and _points(run, kind, key, module).size]
+    means = [_mean([_thinned(_points(run, kind, key, module), stride) for run in finished])] if finished else []
+    return means + [_single(_thinned(_points(run, kind, key, module), stride), run.end) for run in others]
+
+
+def stride_for(groups: Sequence[Group], kind: str, key: str) -> int:
+    """How many records a point of the figure must stand for, the same for all its curves."""
+    longest = max((len(_points(run, kind, key, None)) for group in groups for run in group.runs), default=0)
+    return max(1, -(-longest // LARGEST_NUMBER_OF_POINTS))
+
+
+def _points(run: Run, kind: str, key: str, module: int | None) -> Array:
+    """A line for each record with a finite value: step, epoch, seconds, value."""
+    rows = [
+        (record["step"], record["epoch"], record["train_time"], value)
+        for record in run.of(kind, module)
+        if (value := number(record, key)) is not None
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _thinned(points: Array, stride: int) -> Array:
+    return np.array([points[at : at + stride].mean(axis=0) for at in range(0, len(points), stride)])
+
+
+def _single(points: Array, end: str) -> Curve:
+    return Curve(points[:, 1], points[:, 2], points[:, 3], None, end)
+
+
+def _mean(runs: list[Array]) -> Curve:
+    """At every step of any run that lies within all of them; a run without a record there is interpolated."""
+    if len(runs) == 1:
+        return _single(runs[0], "finished")
+    first, last = max(points[0, 0] for points in runs), min(points[-1, 0] for points in runs)
+    steps = np.unique(np.concatenate([points[:, 0] for points in runs]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    stacked = np.array([[np.interp(steps, points[:, 0], points[:, column]) for column in (1, 2, 3)] for points in runs])
+    epoch, seconds, value = stacked.mean(axis=0)
+    return Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished")
+
+
+def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str, logarithmic: bool = False) -> None:
+    """Draws all curves of one panel over ``across`` (``epoch`` or ``seconds``) and fits the axis to those that did
+    not diverge.
+
+    Args:
+        logarithmic: use a logarithmic axis where the values span a wide range.
+    """
+    everyone = [group for group, _ in drawn]
+    low, high = _range([curve for _, curves in drawn for curve in curves])
+    smallest = min(float(curve.value.min()) for _, curves in drawn for curve in curves)
+    if logarithmic and 0 < smallest < high / LOGARITHMIC_FROM:
+        axes.set_yscale("log")
+        axes.set_ylim(smallest / 1.3, high * 1.3)
+    else:
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+    for position, (group, curves) in enumerate(drawn):
+        for curve in curves:
+            _draw_curve(axes, curve, getattr(curve, across), line_properties(group, everyone), position)
+    axes.set_xlabel("epoch" if across == "epoch" else "training time (s)")
+    axes.set_xlim(0, 1.03 * max(float(getattr(curve, across)[-1]) for _, curves in drawn for curve in curves))
+
+
+def _range(curves: list[Curve]) -> tuple[float, float]:
+    calm = [curve for curve in curves if curve.end != "diverged"] or curves
+    spreads = [np.zeros_like(curve.value) if curve.sd is None else curve.sd for curve in calm]
+    high = max(float((curve.value + sd).max()) for curve, sd in zip(calm, spreads, strict=True))
+    low = min(float((curve.value - sd).min()) for curve, sd in zip(calm, spreads, strict=True))
+    return low, high
+
+
+def _draw_curve(axes: Axes, curve: Curve, x: Array, properties: dict[str, Any], position: int) -> None:
+    every = max(1, len(x) // NUM_MARKERS)
+    thin = 1.0 if curve.end == "finished" else 0.6
+    (line,) = axes.plot(x, curve.value, **properties, markevery=(position % every, every))
+    line.set_linewidth(line.get_linewidth() * thin)
+    if curve.sd is not None:
+        axes.fill_between(
+            x, curve.value - curve.sd, curve.value + curve.sd, color=properties["color"], alpha=0.2, linewidth=0
+        )
+    if curve.end in END_MARKS:
+        bottom, top = axes.get_ylim()
+        marker, _ = END_MARKS[curve.end]
+        axes.plot(
+            x[-1:], np.clip(curve.value[-1:], bottom, top), marker=marker, color=properties["color"], clip_on=False,
+            linestyle="none", markersize=line.get_markersize() * 1.8, markeredgecolor="white", zorder=5,
+            gid=curve.end,
+        )  # fmt: skip
+
+
+def legend_handles(drawn: list[tuple[Group, list[Curve]]], labels: list[str]) -> list[Line2D]:
+    """Returns a handle for each group, and one for each way in which a curve ends early."""
+    everyone = [group for group, _ in drawn]
+    handles = [
+        Line2D([], [], label=label, **line_properties(group, everyone))
+        for (group, _), label in zip(drawn, labels, strict=True)
+    ]
+    ends = {curve.end for _, curves in drawn for curve in curves}
+    for end, (marker, words) in END_MARKS.items():
+        if end in ends:
+            handles.append(Line2D([], [], label=words, marker=marker, color="#555555", linestyle="none"))
+    return handles
+
+
+def band_words(drawn: list[tuple[Group, list[Curve]]]) -> str | None:
+    """The legend's title: what the bands are, if there are any."""
+    return BAND_WORDS if any(curve.sd is not None for _, curves in drawn for curve in curves) else None

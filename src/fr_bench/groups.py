@@ -1,0 +1,193 @@
+"""Runs that differ in nothing but the seed, as one group with a label that says what sets it apart.
+
+Means are taken within a group only, so whatever can change a result or a time is part of a group's identity:
+every setting of config.yaml but those that only say what is written down, the cuts, the transport and the
+hardware.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fr_bench.runs import Complain, Run
+
+METHOD_NAMES = {
+    "bp": "BP",
+    "dni": "DNI",
+    "cdni": "cDNI",
+    "ddg": "DDG",
+    "fr": "FR",
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "ddp": "DDP",
+    "plain": "Plain",
+}
+# Settings that change neither what is computed nor how fast, and those that the plan settles (see `settings_of`).
+WITHOUT_EFFECT = (
+    "checkpoint", "console", "diagnostics", "dry_run", "eval_every", "log_every", "resume", "run_dir", "seed",
+    "sweep_dir", "trace", "wandb",
+)  # fmt: skip
+SETTLED_BY_THE_PLAN = ("device", "devices", "partition", "threads", "transport")
+# Settings that a K brings along: they are compared among the groups of one K only.
+BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one data set, model, method, K and all other settings, one a seed.
+
+    Attributes:
+        settings: flat, ``{"method.bn_stats": "replay", "optimizer.lr": 0.01, ...}``.
+        variant: the settings that set it apart from other groups, as text; empty if the method and K do.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    k: int
+    settings: dict[str, Any]
+    variant: str
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """Method and variant: ``FR (bn_stats=play)``."""
+        name = METHOD_NAMES.get(self.method, self.method)
+        return f"{name} ({self.variant})" if self.variant else name
+
+    @property
+    def label(self) -> str:
+        """The same with K."""
+        return f"{self.name}, K = {self.k}"
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that went to their end."""
+        return tuple(run for run in self.runs if run.end == "finished")
+
+    @property
+    def measured(self) -> tuple[Run, ...]:
+        """The runs whose numbers stand for the group: the finished ones, or all if none is."""
+        return self.finished or self.runs
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds: ``n = 3``, ``n = 2, 1 diverged``."""
+        counts = [f"n = {len(self.finished)}"] if self.finished else []
+        for end in ("diverged", "unfinished"):
+            number = sum(run.end == end for run in self.runs)
+            counts += [f"{number} {end}"] if number else []
+        return ", ".join(counts)
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether several modules took turns in one process: then times say nothing about a pipeline."""
+        return self.k > 1 and self.settings.get("transport") == "serial"
+
+
+def make_groups(runs: Iterable[Run], complain: Complain) -> list[Group]:
+    """Returns the groups in the order of data set, model, K and method.
+
+    Of two runs with the same seed in a group, which are no two samples, one is left out, and ``complain`` says which.
+    """
+    by_identity: dict[str, list[Run]] = {}
+    for run in runs:
+        identity = json.dumps([run.dataset, run.model, run.method, run.k, settings_of(run)], default=str)
+        by_identity.setdefault(identity, []).append(run)
+    groups = [_group(same, complain) for same in by_identity.values()]
+    groups = [_with_variant(group, groups) for group in groups]
+    return sorted(groups, key=_place)
+
+
+def _place(group: Group) -> tuple[Any, ...]:
+    """Of several variants the one with most finished runs comes first, and gets the method's own look in figures."""
+    order = list(METHOD_NAMES)
+    rank = order.index(group.method) if group.method in order else len(order)
+    return group.dataset, group.model, group.k, rank, group.method, -len(group.finished), group.variant
+
+
+def pairs(groups: Iterable[Group]) -> dict[tuple[str, str], list[Group]]:
+    """The groups by (data set, model), which are never compared with each other."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.dataset, group.model), []).append(group)
+    return found
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Returns the settings that identify the run's group, sorted by name.
+
+    What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
+    setting that is null or an empty list is the same as one that an older config.yaml does not have.
+    """
+    plan = run.config.get("plan")
+    asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}
+    settings = dict(_flat(asked))
+    if isinstance(plan, dict):
+        settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
+        settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
+        settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
+    return {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
+
+
+def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _hardware(run: Run, devices: set[str]) -> dict[str, Any]:
+    """How many devices the modules share, and what they are."""
+    if not any("cuda" in device for device in devices):
+        cpu = run.environment.get("cpu")
+        return {"num_devices": len(devices), "hardware": cpu.get("model", "cpu") if isinstance(cpu, dict) else "cpu"}
+    gpus = run.environment.get("gpus")
+    gpu = gpus[0] if isinstance(gpus, list) and gpus else None
+    return {"num_devices": len(devices), "hardware": gpu.get("name", "cuda") if isinstance(gpu, dict) else "cuda"}
+
+
+def _group(runs: list[Run], complain: Complain) -> Group:
+    first = runs[0]
+    chosen: dict[Any, Run] = {}
+    for run in runs:
+        other = chosen.setdefault(run.seed, run)
+        if other is not run:
+            chosen[run.seed], dropped = (run, other) if _worth(run) > _worth(other) else (other, run)
+            complain(f"{dropped.path}: same settings and seed as {chosen[run.seed].path}; left out")
+    kept = tuple(sorted(chosen.values(), key=lambda run: str(run.seed)))
+    return Group(first.dataset, first.model, first.method, first.k, settings_of(first), "", kept)
+
+
+def _worth(run: Run) -> tuple[bool, float]:
+    """The finished run, and of several the one started last."""
+    started = run.status.get("started")
+    return run.end == "finished", started if isinstance(started, int | float) else 0.0
+
+
+def _with_variant(group: Group, groups: list[Group]) -> Group:
+    rivals = [other for other in groups if (other.dataset, other.model) == (group.dataset, group.model)]
+    differing = [key for key in group.settings if _differs(key, group, rivals)]
+    words = [f"{_short(key, differing)}={_text(group.settings[key])}" for key in differing]
+    return Group(group.dataset, group.model, group.method, group.k, group.settings, ", ".join(words), group.runs)
+
+
+def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
+    if key.startswith("method."):
+        rivals = [other for other in rivals if other.method == group.method]
+    elif key in BOUND_TO_K:
+        rivals = [other for other in rivals if other.k == group.k]
+    return any(other.settings.get(key) != group.settings[key] for other in rivals)
+
+
+def _short(key: str, keys: list[str]) -> str:
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))

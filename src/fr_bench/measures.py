@@ -1,0 +1,174 @@
+"""Numbers of one run, from its records alone, and how they spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fr_bench.groups import Group
+from fr_bench.runs import Record, Run, number
+
+# What a module's memory is for, in the order of the memory account. Other fields of a `memory` record are not bytes
+# of a category: `peak` and `predicted` include all of them.
+MEMORY_CATEGORIES = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "history",
+    "activations",
+    "stash",
+    "synthesizer",
+    "buffers",
+    "other",
+)
+IN_EVERY_RUN = ("parameters", "gradients", "optimizer", "activations")  # whatever the method
+BUSY = ("play_s", "learn_s", "send_s")
+# What may differ between a run and the one that its speed is compared with: what makes it another method or
+# another K, and what changes the numbers but hardly the time. All other settings must agree.
+FREE_IN_A_COMPARISON = (
+    "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
+    "partition", "devices", "num_devices", "threads", "transport",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, and the sample standard deviation (None for one seed)."""
+
+    mean: float
+    sd: float | None
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Returns mean and standard deviation of the values that are there; None if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+
+def over_seeds(group: Group, measure: Callable[[Run], float | None]) -> Spread | None:
+    """``measure`` over the runs that stand for the group."""
+    return spread(measure(run) for run in group.measured)
+
+
+def best_test_error(run: Run) -> float | None:
+    """The smallest test error; with a validation set, that of the epoch with the smallest validation error."""
+    known = [record for record in run.of("eval") if number(record, "test_error") is not None]
+    return min(known, key=_deciding_error)["test_error"] if known else None
+
+
+def _deciding_error(record: Record) -> float:
+    validation_error = number(record, "validation_error")
+    return record["test_error"] if validation_error is None else validation_error
+
+
+def last_test_error(run: Run) -> float | None:
+    """The test error of the last evaluation."""
+    known = [error for record in run.of("eval") if (error := number(record, "test_error")) is not None]
+    return known[-1] if known else None
+
+
+def _last(run: Run) -> Record:
+    return max((record for found in run.records.values() for record in found), key=lambda record: record["step"])
+
+
+def step_time_s(run: Run) -> float | None:
+    """Seconds of training a step, over the whole run."""
+    last = _last(run)
+    return last["train_time"] / last["step"] if last["step"] and last["train_time"] else None
+
+
+def epoch_time_s(run: Run) -> float | None:
+    """Seconds of training an epoch, over the whole run."""
+    last = _last(run)
+    return last["train_time"] / last["epoch"] if last["epoch"] and last["train_time"] else None
+
+
+def efficiency(run: Run) -> float | None:
+    """The last pipeline efficiency: the busiest module's computing time over the step time."""
+    known = [value for record in run.of("time") if (value := number(record, "efficiency")) is not None]
+    return known[-1] if known else None
+
+
+def waiting_share(run: Run, module: int) -> float | None:
+    """The share of time that a module waits for its neighbours. Records hold means over the steps since the last."""
+    waiting_s, total_s, last_step = 0.0, 0.0, 0
+    for record in run.of("time", module):
+        num_steps, last_step = record["step"] - last_step, record["step"]
+        waiting_s += num_steps * (number(record, "wait_s") or 0.0)
+        total_s += num_steps * sum(number(record, key) or 0.0 for key in (*BUSY, "wait_s"))
+    return waiting_s / total_s if total_s else None
+
+
+def memory_by_category(run: Run, module: int) -> dict[str, float]:
+    """Bytes by category in a module's last account; categories that it lacks are absent."""
+    records = run.of("memory", module)
+    if not records:
+        return {}
+    return {name: value for name in MEMORY_CATEGORIES if (value := number(records[-1], name)) is not None}
+
+
+def missing_categories(group: Group) -> list[str]:
+    """The categories of IN_EVERY_RUN that some module's last account lacks, so that its total is too small."""
+    accounts = [memory_by_category(run, module) for run in group.measured for module in run.modules("memory")]
+    return [name for name in IN_EVERY_RUN if any(name not in account for account in accounts)]
+
+
+def predicted_memory(run: Run, module: int) -> float | None:
+    """Predicted bytes of a module: ``predicted``, or the sum of ``predicted_<category>``; None without either."""
+    records = run.of("memory", module)
+    if not records:
+        return None
+    total = number(records[-1], "predicted")
+    parts = [number(records[-1], f"predicted_{name}") for name in MEMORY_CATEGORIES]
+    known = [part for part in parts if part is not None]
+    return total if total is not None or not known else sum(known)
+
+
+def peak_memory(run: Run, module: int) -> float | None:
+    """The largest peak of a module's device or process, in bytes."""
+    peaks = [peak for record in run.of("memory", module) if (peak := number(record, "peak")) is not None]
+    return max(peaks, default=None)
+
+
+def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
+    """Returns the BP group with ``k`` modules that ``group``'s times may be compared with, or None.
+
+    Data set, model, batch size, precision and hardware are the same (all but FREE_IN_A_COMPARISON); of several
+    the one that shares most settings. Where modules took turns in one process, the baseline's did too.
+    """
+    rivals = [
+        other
+        for other in groups
+        if (other.method, other.k, other.dataset, other.model) == ("bp", k, group.dataset, group.model)
+        and not any(_must_agree(key) for key in _differing(group, other))
+        and (k == 1 or other.in_one_process == group.in_one_process)
+        and over_seeds(other, step_time_s) is not None
+    ]
+    return min(rivals, key=lambda other: len(_differing(group, other)), default=None)
+
+
+def _differing(one: Group, other: Group) -> list[str]:
+    keys = one.settings.keys() | other.settings.keys()
+    return [key for key in keys if one.settings.get(key) != other.settings.get(key)]
+
+
+def _must_agree(key: str) -> bool:
+    return not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_IN_A_COMPARISON)
+
+
+def speedup_over(group: Group, reference: Group | None) -> Spread | None:
+    """How many times faster a step of ``group`` is than the mean step of ``reference``; by seed, then spread.
+
+    Exactly 1 for the reference itself, None without one.
+    """
+    if reference is None:
+        return None
+    if group is reference:
+        return Spread(1.0, None)
+    reference_s = over_seeds(reference, step_time_s)
+    if reference_s is None:
+        return None
+    return spread(reference_s.mean / time_s for run in group.measured if (time_s := step_time_s(run)) is not None)

@@ -1,0 +1,84 @@
+"""``fr-bench report RUN_DIR...``: the tables of finished, running and failed runs, from their local logs alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fr_bench.errors import ConfigError
+from fr_bench.groups import Group, make_groups, pairs
+from fr_bench.markdown import as_markdown
+from fr_bench.runs import find_runs
+from fr_bench.tables import as_csv, make_rows
+
+DESCRIPTION = """\
+Prints the tables of runs as Markdown: best and last test error with mean and standard deviation over seeds,
+seconds an epoch, speed-up over BP, efficiency, peak memory by module; published numbers beside ours where
+model, data set and K are the same. Runs that differ in anything but the seed are never averaged."""
+
+
+def main(argv: list[str]) -> int:
+    """Prints the report, and writes it with ``--out``; returns 0, or 2 for a mistake in ``argv`` (argparse has then
+    said what).
+
+    Raises:
+        ConfigError: there is no run to report on, or the folder for the files cannot be written.
+    """
+    parser = argparse.ArgumentParser(prog="fr-bench report", description=DESCRIPTION)
+    parser.add_argument("run_dir", nargs="+", help="a run directory, or a folder of runs at any depth")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="also writes report.md and report.csv here; for several models or data sets, "
+        "report-DATASET-MODEL.md and .csv for each",
+    )
+    parser.add_argument("--csv", action="store_true", help="prints CSV instead of Markdown")
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    found = pairs(read_groups(arguments.run_dir))
+    print(_text(found, arguments.csv), end="")
+    if arguments.out is not None:
+        _write(found, Path(arguments.out))
+    return 0
+
+
+def read_groups(run_dirs: list[str]) -> list[Group]:
+    """Returns the runs below ``run_dirs`` in groups; says on stderr what is wrong with some, one line a problem.
+
+    Raises:
+        ConfigError: there is no run that can be used.
+    """
+    groups = make_groups(find_runs(run_dirs, _complain), _complain)
+    if not groups:
+        raise ConfigError(
+            f"{' '.join(run_dirs)}: no run with records is there; name run directories, which the last line of "
+            "`fr-bench train` prints, or folders that hold some."
+        )
+    return groups
+
+
+def _complain(problem: str) -> None:
+    print(f"fr-bench: {problem}", file=sys.stderr)
+
+
+def _text(found: dict[tuple[str, str], list[Group]], as_comma_separated: bool) -> str:
+    if as_comma_separated:
+        return as_csv(row for groups in found.values() for row in make_rows(groups))
+    return "\n".join(as_markdown(make_rows(groups)) for groups in found.values())
+
+
+def _write(found: dict[tuple[str, str], list[Group]], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for (dataset, model), groups in found.items():
+            name = "report" if len(found) == 1 else f"report-{dataset}-{model}"
+            rows = make_rows(groups)
+            for suffix, text in (("md", as_markdown(rows)), ("csv", as_csv(rows))):
+                path = folder / f"{name}.{suffix}"
+                path.write_text(text)
+                print(f"written: {path}", file=sys.stderr)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written: {error.strerror}; choose another folder.") from error

@@ -1,0 +1,236 @@
+"""Run directories as they lie on disk, finished or not: found, read, and what is wrong with them said.
+
+Nothing here raises for a broken file: every problem is one line for ``complain``, and what is good is kept.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+Record = dict[str, Any]
+Complain = Callable[[str], None]
+
+RUN_FILES = ("metrics.jsonl", "status.json")  # a folder with either is a run directory
+SWEEP_FILES = ("jobs.jsonl", "multirun.yaml")  # beside the runs of a sweep: `plot multirun/x/*` names them too
+FOLDERS_OF_A_RUN = ("checkpoints", "wandb")
+KINDS_BY_MODULE = ("memory", "time", "sigma")
+LARGEST_NUMBER_OF_COMPLAINTS = 5  # about one file
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        config: as in config.yaml; empty if that is not readable.
+        status, summary, environment: the JSON files; empty if missing.
+        records: of metrics.jsonl by ``kind``, in the order of steps.
+    """
+
+    path: Path
+    method: str
+    model: str
+    dataset: str
+    k: int
+    seed: int | None
+    config: Record
+    status: Record
+    summary: Record
+    environment: Record
+    records: dict[str, list[Record]]
+
+    @property
+    def end(self) -> str:
+        """``finished``, ``diverged`` or ``unfinished`` (failed, interrupted, cut off, or still running)."""
+        if str(self.status.get("error")).startswith("diverged") or self._has_lost_its_loss():
+            return "diverged"
+        return "finished" if self.state == "finished" else "unfinished"
+
+    @property
+    def state(self) -> str:
+        """As status.json has it, or summary.json where that is missing."""
+        return str(self.status.get("state") or self.summary.get("state") or "unknown")
+
+    def of(self, kind: str, module: int | None = None) -> list[Record]:
+        """The records of one kind, all or those of one module."""
+        found = self.records.get(kind, [])
+        return found if module is None else [record for record in found if record["module"] == module]
+
+    def modules(self, kind: str) -> list[int]:
+        """The modules that have records of ``kind``, in order."""
+        return sorted({record["module"] for record in self.of(kind)})
+
+    def _has_lost_its_loss(self) -> bool:
+        """Whether a loss is not a number: strict JSON writes null."""
+        losses = [("train", "loss"), ("eval", "train_loss"), ("eval", "test_loss")]
+        return any(key in record and number(record, key) is None for kind, key in losses for record in self.of(kind))
+
+
+def number(record: Record, key: str) -> float | None:
+    """``record[key]`` if it is a finite number, else None."""
+    value = record.get(key)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def find_runs(arguments: Iterable[str], complain: Complain) -> list[Run]:
+    """Reads the runs that ``arguments`` name: run directories, paths inside one, folders of runs at any depth,
+    or patterns such as ``'outputs/**'``. A run that is named twice is read once.
+    """
+    found: dict[Path, Path] = {}
+    for argument in arguments:
+        for path in _expand(argument, complain):
+            directories = _run_directories(path)
+            if not directories and path.name not in SWEEP_FILES:
+                complain(f"{path}: no run in it (a run directory has {' or '.join(RUN_FILES)})")
+            for directory in directories:
+                found.setdefault(directory.resolve(), directory)
+    runs = [read_run(directory, complain) for directory in found.values()]
+    return [run for run in runs if run is not None]
+
+
+def _expand(argument: str, complain: Complain) -> list[Path]:
+    if Path(argument).exists():
+        return [Path(argument)]
+    matches = glob.glob(argument, recursive=True) if glob.has_magic(argument) else []
+    if not matches:
+        complain(f"{argument}: no such file or folder")
+    return sorted(map(Path, matches))
+
+
+def _run_directories(path: Path) -> list[Path]:
+    below = list(_below(path)) if path.is_dir() else []
+    if below:
+        return below
+    around = path.absolute()
+    return [folder for folder in (around, *around.parents) if _is_run(folder)][:1]
+
+
+def _below(path: Path) -> Iterator[Path]:
+    for name, folders, _ in os.walk(path):
+        folder = Path(name)
+        folders.sort()
+        if _is_run(folder):
+            yield folder
+            folders[:] = [each for each in folders if each not in FOLDERS_OF_A_RUN]
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def read_run(directory: Path, complain: Complain) -> Run | None:
+    """Reads one run directory; None, and a complaint, if it has no records or does not say what it ran."""
+    config = _read_yaml(directory / "config.yaml", complain)
+    status, summary, environment = (
+        _read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json")
+    )
+    method, model, dataset = (_name(config, summary, key) for key in ("method", "model", "dataset"))
+    k = config.get("k", summary.get("k"))
+    records = read_records(directory / "metrics.jsonl", complain)
+    if not records:
+        complain(f"{directory}: no records; {_why_it_ended(status)}; left out")
+        return None
+    if not (method and model and dataset and isinstance(k, int) and k >= 1):
+        complain(f"{directory}: neither config.yaml nor summary.json says its method, model, dataset and k; left out")
+        return None
+    seed = config.get("seed", summary.get("seed"))
+    run = Run(directory, method, model, dataset, k, seed, config, status, summary, environment, records)
+    if run.end != "finished":
+        complain(f"{directory}: {_why_it_ended(status)}; taken as far as it went")
+    return run
+
+
+def read_records(path: Path, complain: Complain) -> dict[str, list[Record]]:
+    """Reads metrics.jsonl, by kind. A run that went back to a checkpoint repeats steps: the later record counts."""
+    records: dict[str, list[Record]] = {}
+    newest: dict[tuple[str, int | None], list[Record]] = {}
+    num_bad = 0
+    for line_number, line in enumerate(_lines(path, complain), start=1):
+        problem, record = _parse(line)
+        if problem:
+            num_bad += 1
+            if num_bad <= LARGEST_NUMBER_OF_COMPLAINTS:
+                complain(f"{path}:{line_number}: {problem}; line left out")
+            continue
+        kind = record["kind"]
+        series = newest.setdefault((kind, record["module"] if kind in KINDS_BY_MODULE else None), [])
+        while series and series[-1]["step"] >= record["step"]:
+            series.pop()
+        series.append(record)
+    if num_bad > LARGEST_NUMBER_OF_COMPLAINTS:
+        complain(f"{path}: {num_bad - LARGEST_NUMBER_OF_COMPLAINTS} more such lines left out")
+    for (kind, _), series in newest.items():
+        records.setdefault(kind, []).extend(series)
+    return {kind: sorted(found, key=lambda record: record["step"]) for kind, found in records.items()}
+
+
+def _lines(path: Path, complain: Complain) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        complain(f"{path}: cannot be read: {error.strerror}")
+        return []
+
+
+def _parse(line: bytes) -> tuple[str | None, Record]:
+    """Returns what is wrong with the line (None if nothing), and the record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return "not a whole JSON object", {}
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return "a record without a kind", {}
+    for key in ("step", "epoch", "train_time"):
+        if number(record, key) is None:
+            return f"a {record['kind']} record without a number for '{key}'", {}
+    if record["kind"] in KINDS_BY_MODULE and type(record.get("module")) is not int:
+        return f"a {record['kind']} record that names no module", {}
+    return None, record
+
+
+def _name(config: Record, summary: Record, key: str) -> str | None:
+    node = config.get(key)
+    name = node.get("name") if isinstance(node, dict) else node
+    name = name if name is not None else summary.get(key)
+    return None if name is None else str(name)
+
+
+def _why_it_ended(status: Record) -> str:
+    state = status.get("state", "unknown: no status.json")
+    if status.get("error"):
+        return f"{state}: {' '.join(str(status['error']).split())}"
+    return f"its state is {state}"
+
+
+def _read_yaml(path: Path, complain: Complain) -> Record:
+    if not path.exists():
+        return {}
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # PyYAML and OmegaConf each have a family of their own
+        complain(f"{path}: cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _read_json(path: Path, complain: Complain) -> Record:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        complain(f"{path}: cannot be read: {error}")
+        return {}
+    return content if isinstance(content, dict) else {}

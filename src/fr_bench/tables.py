@@ -1,0 +1,161 @@
+"""The rows of the report: one a group of seeds, with what was measured and, apart from it, what was published."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fr_bench.groups import Group
+from fr_bench.limits import balanced_limit
+from fr_bench.measures import (
+    Spread,
+    baseline,
+    best_test_error,
+    efficiency,
+    epoch_time_s,
+    last_test_error,
+    memory_by_category,
+    over_seeds,
+    peak_memory,
+    predicted_memory,
+    speedup_over,
+    spread,
+    step_time_s,
+)
+from fr_bench.published import Published, published_for
+from fr_bench.runs import Run
+
+# A run on part of the data, or with modules that do not learn, is not what was published.
+NOT_AS_PUBLISHED = ("dataset.limit", "freeze", "max_steps")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group. Errors are fractions, times seconds, memory bytes; None is what no record tells.
+
+    Attributes:
+        speedup_vs_single: over BP with K = 1.
+        speedup_vs_locked: over locked BP with the same K.
+        limit: of the method's speed-up with balanced modules (see fr_bench.limits).
+        peak_memory: by module.
+        accounted_memory, predicted_memory: all categories of all modules.
+        published_error, published_speedup: for exactly this data set, model, method and K.
+    """
+
+    group: Group
+    best_test_error: Spread | None
+    last_test_error: Spread | None
+    epoch_time_s: Spread | None
+    step_time_s: Spread | None
+    speedup_vs_single: Spread | None
+    speedup_vs_locked: Spread | None
+    limit: float | None
+    efficiency: Spread | None
+    peak_memory: list[Spread | None]
+    accounted_memory: Spread | None
+    predicted_memory: Spread | None
+    published_error: list[Published]
+    published_speedup: list[Published]
+
+
+def make_rows(groups: list[Group]) -> list[Row]:
+    """Returns a row for each group; speed-ups are over those BP runs among ``groups`` that are comparable."""
+    return [_row(group, groups) for group in groups]
+
+
+def _row(group: Group, groups: list[Group]) -> Row:
+    published = {"test_error": [], "speedup": []} if _is_changed(group) else {
+        quantity: published_for(quantity, group.dataset, group.model, group.method, group.k)
+        for quantity in ("test_error", "speedup")
+    }  # fmt: skip
+    return Row(
+        group=group,
+        best_test_error=over_seeds(group, best_test_error),
+        last_test_error=over_seeds(group, last_test_error),
+        epoch_time_s=over_seeds(group, epoch_time_s),
+        step_time_s=over_seeds(group, step_time_s),
+        speedup_vs_single=speedup_over(group, baseline(group, groups, 1)),
+        speedup_vs_locked=speedup_over(group, baseline(group, groups, group.k)) if group.k > 1 else None,
+        limit=balanced_limit(group.method, group.k) if group.k > 1 else None,
+        efficiency=over_seeds(group, efficiency) if group.k > 1 else None,
+        peak_memory=[spread(peak_memory(run, k) for run in group.measured) for k in range(1, group.k + 1)],
+        accounted_memory=over_seeds(group, _accounted),
+        predicted_memory=over_seeds(group, _predicted),
+        published_error=published["test_error"],
+        published_speedup=published["speedup"],
+    )
+
+
+def _is_changed(group: Group) -> bool:
+    return any(key in group.settings for key in NOT_AS_PUBLISHED) or bool(group.settings.get("dataset.validation"))
+
+
+def _accounted(run: Run) -> float | None:
+    parts = [memory_by_category(run, module) for module in run.modules("memory")]
+    return sum(sum(part.values()) for part in parts) if any(parts) else None
+
+
+def _predicted(run: Run) -> float | None:
+    parts = [predicted_memory(run, module) for module in range(1, run.k + 1)]
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == run.k else None
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """Returns the rows as CSV: a header, one line a group, numbers in full and without units."""
+    records = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(column for record in records for column in record))
+    # Modules last: the columns of the group with the largest K, in order.
+    columns.sort(key=lambda column: column.startswith("peak_memory_bytes_"))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    group = row.group
+    record: dict[str, Any] = {
+        "dataset": group.dataset,
+        "model": group.model,
+        "method": group.method,
+        "variant": group.variant,
+        "k": group.k,
+        "transport": group.settings.get("transport", ""),
+        "threads": group.settings.get("threads", ""),
+        "seeds": len(group.measured),
+    }
+    for end in ("finished", "diverged", "unfinished"):
+        record[f"runs_{end}"] = sum(run.end == end for run in group.runs)
+    for name in (
+        "best_test_error", "last_test_error", "epoch_time_s", "step_time_s", "speedup_vs_single", "speedup_vs_locked",
+        "efficiency",
+    ):  # fmt: skip
+        record |= _columns(name, getattr(row, name))
+    record["limit"] = "" if row.limit is None else row.limit
+    record |= _published_columns("published_test_error", row.published_error)
+    record |= _published_columns("published_speedup", row.published_speedup)
+    record |= _columns("accounted_memory_bytes", row.accounted_memory)
+    record |= _columns("predicted_memory_bytes", row.predicted_memory)
+    for module, peak in enumerate(row.peak_memory, start=1):
+        record[f"peak_memory_bytes_module_{module}"] = "" if peak is None else peak.mean
+    return record
+
+
+def _columns(name: str, value: Spread | None) -> dict[str, Any]:
+    if value is None:
+        return {f"{name}_mean": "", f"{name}_sd": ""}
+    return {f"{name}_mean": value.mean, f"{name}_sd": "" if value.sd is None else value.sd}
+
+
+def _published_columns(name: str, numbers: list[Published]) -> dict[str, str]:
+    """Several sources of one number stand side by side, separated by semicolons, in the same order."""
+    return {
+        name: "; ".join(f"{each.value:.4g}" for each in numbers),
+        f"{name}_source": "; ".join(each.source for each in numbers),
+        f"{name}_certainty": "; ".join(each.certainty for each in numbers),
+    }

@@ -1,0 +1,351 @@
+"""``fr-bench plot``: what is drawn (the data of the figures), what is left out, and which files appear."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_files import records_of_a_run, write_run
+
+from fr_bench.cli import main
+from fr_bench.figures.drawing import Drawing, Omission
+from fr_bench.figures.style import LOOKS, look_of
+from fr_bench.figures.write import draw_all
+from fr_bench.groups import make_groups
+from fr_bench.limits import balanced_limit
+from fr_bench.runs import find_runs
+
+
+def plot(*words: object) -> int:
+    return main(["plot", *map(str, words)])
+
+
+def draw(folder: Path, style: str = "paper") -> dict[str, Drawing | Omission]:
+    def ignore(problem: str) -> None: ...
+
+    return {each.name: each for each in draw_all(make_groups(find_runs([str(folder)], ignore), ignore), style)}
+
+
+def panels(drawing: Drawing | Omission) -> list[Any]:
+    assert isinstance(drawing, Drawing), drawing
+    return drawing.figure.axes
+
+
+def curves(axes: Any, color: str) -> list[Any]:
+    """The lines of a panel in one colour, without marks and the caps of error bars."""
+    lines = [line for line in axes.get_lines() if line.get_linestyle() != "None"]
+    return [line for line in lines if line.get_color() == color and len(line.get_xdata()) > 1]
+
+
+def legend_words(drawing: Drawing | Omission) -> list[str]:
+    assert isinstance(drawing, Drawing)
+    (legend,) = drawing.figure.legends
+    return [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in legend.get_texts()]
+
+
+# --- curves
+
+
+def test_loss_is_drawn_against_epochs_and_against_seconds(tmp_path):
+    write_run(tmp_path / "0", step_s=0.1, loss=lambda epoch: 3 - epoch / 2)
+    by_epoch, by_time = panels(draw(tmp_path)["loss-k2"])
+    (over_epoch,), (over_time,) = (curves(axes, LOOKS["fr"].color) for axes in (by_epoch, by_time))
+    assert list(over_epoch.get_xdata()) == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert list(over_time.get_xdata()) == pytest.approx([0.5, 1, 1.5, 2, 2.5, 3])
+    assert list(over_epoch.get_ydata()) == list(over_time.get_ydata()) == [2.75, 2.5, 2.25, 2, 1.75, 1.5]
+    assert (by_epoch.get_xlabel(), by_time.get_xlabel()) == ("epoch", "training time (s)")
+
+
+def test_seeds_become_a_mean_with_a_band(tmp_path):
+    for seed, loss in enumerate((1.0, 2.0, 6.0)):
+        write_run(tmp_path / str(seed), seed=seed, step_s=0.1 * (1 + seed), loss=lambda _, loss=loss: loss)
+    drawing = draw(tmp_path)["loss-k2"]
+    for axes, last_x in zip(panels(drawing), (3, 30 * 0.2), strict=True):
+        (line,) = curves(axes, LOOKS["fr"].color)
+        assert line.get_xdata()[-1] == pytest.approx(last_x) and set(line.get_ydata()) == {3.0}
+        (band,) = axes.collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        sd = math.sqrt((4 + 1 + 9) / 2)
+        assert (heights.min(), heights.max()) == pytest.approx((3 - sd, 3 + sd))
+    assert legend_words(drawing) == ["FR (n = 3)"]
+    assert "band: ± 1 standard deviation" in drawing.figure.legends[0].get_title().get_text()
+
+
+def test_seeds_with_other_logging_steps_are_averaged_where_both_have_values(tmp_path):
+    write_run(tmp_path / "0", seed=0, loss=lambda epoch: epoch)
+    sparse = [
+        r for r in records_of_a_run(2, loss=lambda epoch: epoch + 2) if r["kind"] != "train" or r["step"] % 10 == 0
+    ]
+    write_run(tmp_path / "1", seed=1, records=sparse)
+    (line,) = curves(panels(draw(tmp_path)["loss-k2"])[0], LOOKS["fr"].color)
+    assert list(line.get_xdata()) == [1, 1.5, 2, 2.5, 3]
+    assert list(line.get_ydata()) == pytest.approx([2, 2.5, 3, 3.5, 4])
+
+
+def test_a_long_run_is_thinned_to_means_and_says_so(tmp_path):
+    write_run(tmp_path / "0", k=1, epochs=200, loss=lambda epoch: epoch, kinds=("train",))
+    drawing = draw(tmp_path)["loss-k1"]
+    (line,) = curves(panels(drawing)[0], LOOKS["fr"].color)
+    assert len(line.get_xdata()) == 134 and list(line.get_xdata()) == pytest.approx(list(line.get_ydata()))
+    assert drawing.notes == ("each point is the mean of 3 train records",)
+
+
+def test_runs_that_ended_early_are_drawn_by_themselves_and_marked(tmp_path):
+    write_run(tmp_path / "0", seed=0)
+    write_run(tmp_path / "1", seed=1, epochs=2, state="running")
+    huge = {"loss": lambda epoch: 2.0 if epoch < 1 else 1e12}
+    write_run(tmp_path / "2", seed=2, epochs=2, state="failed", error="diverged at step 20 in module 1", **huge)
+    drawing = draw(tmp_path)["loss-k2"]
+    axes = panels(drawing)[0]
+    assert sorted(line.get_xdata()[-1] for line in curves(axes, LOOKS["fr"].color)) == [2, 2, 3]
+    marks = {line.get_gid(): line for line in axes.get_lines() if line.get_gid() in ("diverged", "unfinished")}
+    assert [marks[end].get_xdata()[0] for end in ("diverged", "unfinished")] == [2, 2]
+    top = axes.get_ylim()[1]
+    assert top < 3, "a run that diverged must not set the scale"
+    assert marks["diverged"].get_ydata()[0] <= top, "its mark stays in the panel"
+    assert legend_words(drawing) == ["FR (n = 1, 1 diverged, 1 unfinished)", "diverged", "unfinished"]
+
+
+def test_variants_are_told_apart_and_never_averaged(tmp_path):
+    write_run(tmp_path / "0", settings={"method": {"bn_stats": "replay"}}, loss=lambda _: 1.0)
+    write_run(tmp_path / "1", seed=1, settings={"method": {"bn_stats": "play"}}, loss=lambda _: 2.0)
+    drawing = draw(tmp_path)["loss-k2"]
+    lines = curves(panels(drawing)[0], LOOKS["fr"].color)
+    assert [set(line.get_ydata()) for line in lines] == [{2.0}, {1.0}]
+    assert len({line.get_marker() for line in lines}) == 2
+    assert legend_words(drawing) == ["FR (bn_stats=play) (n = 1)", "FR (bn_stats=replay) (n = 1)"]
+
+
+def test_every_k_has_a_figure_with_ordinary_training_beside_it(tmp_path):
+    write_run(tmp_path / "bp1", "bp", k=1)
+    for k in (2, 4):
+        write_run(tmp_path / f"fr{k}", "fr", k=k)
+    found = draw(tmp_path)
+    assert [name for name in found if name.startswith("loss")] == ["loss-k2", "loss-k4"]
+    assert legend_words(found["loss-k4"]) == ["FR (n = 1)", "BP, K = 1 (n = 1)"]
+
+
+def test_test_error_is_in_per_cent(tmp_path):
+    write_run(tmp_path / "0", test_error=lambda epoch: 0.5 / epoch)
+    (axes,) = panels(draw(tmp_path)["test-error-k2"])
+    (line,) = curves(axes, LOOKS["fr"].color)
+    assert list(line.get_ydata()) == pytest.approx([0.5, 0.25, 0.5 / 3])
+    assert axes.get_ylabel() == "test error (%)" and axes.yaxis.get_major_formatter()(0.25, 0) == "25"
+
+
+def test_sigma_has_a_panel_for_the_network_and_for_each_module(tmp_path):
+    records = records_of_a_run(2)
+    for record in records:
+        if record["kind"] == "sigma":
+            record["sigma"] = 0.5 + record["module"] / 10
+    write_run(tmp_path / "0", records=records)
+    found = panels(draw(tmp_path)["sigma-k2"])
+    assert [axes.get_title() for axes in found] == ["whole network", "module 1", "module 2"]
+    for module, axes in enumerate(found):
+        assert set(curves(axes, LOOKS["fr"].color)[0].get_ydata()) == {0.5 + module / 10}
+        assert axes.get_ylim()[0] < 0, "the constant means something beside 0"
+
+
+# --- bars
+
+
+def bars(axes: Any) -> list[tuple[float, float, float]]:
+    """Middle, bottom and height of every bar."""
+    return [(p.get_x() + p.get_width() / 2, p.get_y(), p.get_height()) for p in axes.patches if p.get_height()]
+
+
+def test_memory_is_stacked_by_category_and_by_module(tmp_path):
+    write_run(tmp_path / "bp", "bp", k=1, category_bytes=3 * 2**20)
+    records = records_of_a_run(2, category_bytes=2**20)
+    for record in records:
+        if record["kind"] == "memory":
+            record |= {"history": record["module"] * 2**20, "predicted": 8 * 2**20, "mystery": 2**30}
+    write_run(tmp_path / "fr", records=records)
+    drawing = draw(tmp_path)["memory"]
+    by_category, by_module = panels(drawing)
+    fr = max(middle for middle, _, _ in bars(by_module))
+    assert [height for middle, _, height in bars(by_category) if middle == fr] == [2, 2, 2, 3, 2]
+    assert [(bottom, height) for middle, bottom, height in bars(by_module) if middle == fr] == [(0, 5), (5, 6)]
+    assert sum(height for middle, _, height in bars(by_category) if middle != fr) == 12
+    (predicted,) = (line for line in by_category.get_lines() if line.get_label() == "predicted")
+    assert (list(predicted.get_xdata()), list(predicted.get_ydata())) == ([fr], [16])
+    assert by_category.get_ylabel() == "memory (MiB)"
+    assert [text.get_text() for text in by_category.texts] == ["K = 1", "K = 2"]
+
+
+def test_memory_without_a_category_that_every_run_has_says_so_in_the_figure(tmp_path):
+    records = records_of_a_run(2)
+    for record in records:
+        record.pop("activations", None)
+    write_run(tmp_path / "0", records=records)
+    drawing = draw(tmp_path)["memory"]
+    assert "memory without activations" in drawing.figure.get_suptitle() and "activations" in drawing.notes[0]
+
+
+def test_waiting_is_a_bar_for_each_module(tmp_path):
+    records = records_of_a_run(3)
+    for record in records:
+        if record["kind"] == "time":
+            record["wait_s"] = 0.6 * (record["module"] - 1)
+    write_run(tmp_path / "0", k=3, records=records)
+    (axes,) = panels(draw(tmp_path)["waiting-k3"])
+    assert [height for _, _, height in bars(axes)] == pytest.approx([0.5, 2 / 3])
+
+
+def test_waiting_in_one_process_is_left_out(tmp_path):
+    write_run(tmp_path / "0", transport="serial")
+    left_out = draw(tmp_path)["waiting-k2"]
+    assert isinstance(left_out, Omission) and "one process" in left_out.reason
+
+
+# --- speed-up
+
+
+def test_speed_up_is_drawn_over_both_references_beside_the_limits(tmp_path):
+    write_run(tmp_path / "bp1", "bp", k=1, step_s=0.6)
+    for k, step_s in ((2, 0.4), (4, 0.2)):
+        write_run(tmp_path / f"fr{k}", "fr", k=k, step_s=step_s)
+        write_run(tmp_path / f"bp{k}", "bp", k=k, step_s=0.8)
+    drawing = draw(tmp_path)["speedup"]
+    over_single, over_locked = panels(drawing)
+    for axes, expected in ((over_single, [1.5, 3.0]), (over_locked, [2.0, 4.0])):
+        measured, limit = curves(axes, LOOKS["fr"].color)
+        assert list(measured.get_xdata()) == [2, 4] and list(measured.get_ydata()) == pytest.approx(expected)
+        assert list(limit.get_xdata()) == [1, 2, 3, 4]
+        assert list(limit.get_ydata()) == [balanced_limit("fr", k) for k in (1, 2, 3, 4)]
+        assert limit.is_dashed()
+    assert legend_words(drawing) == ["BP (n = 1)", "FR (n = 1)", "limit of FR"]
+
+
+def test_speed_up_without_a_reference_is_left_out(tmp_path):
+    write_run(tmp_path / "fr")
+    write_run(tmp_path / "bp", "bp", k=1, model="another")
+    left_out = draw(tmp_path / "fr")["speedup"]
+    assert isinstance(left_out, Omission) and "BP with K = 1" in left_out.reason
+
+
+def test_modules_in_one_process_are_drawn_hollow(tmp_path):
+    write_run(tmp_path / "bp1", "bp", k=1)
+    write_run(tmp_path / "fr2", "fr", k=2, transport="serial")
+    drawing = draw(tmp_path)["speedup"]
+    hollow = [line for line in panels(drawing)[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow if len(line.get_xdata())] == [[2]]
+    assert "hollow: serial" in legend_words(drawing) and any("one process" in note for note in drawing.notes)
+
+
+# --- looks
+
+
+def test_methods_differ_in_colour_and_in_more_than_colour():
+    looks = list(LOOKS.values())
+    assert len({look.color for look in looks}) == len(looks)
+    assert len({look.marker for look in looks}) == len(looks) and len({look.hatch for look in looks}) == len(looks)
+    assert look_of("mine") == look_of("mine")
+
+
+@pytest.mark.parametrize("style", ["paper", "poster"])
+def test_legends_lie_under_the_panels_and_inside_the_figure(style, tmp_path):
+    for seed, method in enumerate(("bp", "dni", "cdni", "ddg", "fr")):
+        settings = {"optimizer": {"lr": 0.1 + seed / 7}, "freeze": [1], "batch_size": 3 + seed}
+        write_run(tmp_path / method, method, k=2, settings=settings)
+    for drawing in draw(tmp_path, style).values():
+        if isinstance(drawing, Omission):
+            continue
+        drawing.figure.draw_without_rendering()
+        box = drawing.figure.legends[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= drawing.figure.bbox.width and box.y0 >= 0, drawing.name
+        lowest = min(axes.get_tightbbox().y0 for axes in drawing.figure.axes)
+        assert box.y1 <= lowest + 1, drawing.name
+        assert min(axes.get_window_extent().height for axes in drawing.figure.axes) > 50, drawing.name
+
+
+# --- the command
+
+
+def test_png_and_pdf_are_written_and_named_with_the_number_of_seeds(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / str(seed), seed=seed)
+    out = tmp_path / "out" / "deep"
+    assert plot(tmp_path / "runs", "--out", out) == 0
+    text = capsys.readouterr().out
+    names = ("loss-k2", "test-error-k2", "memory", "sigma-k2", "waiting-k2")
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{name}-digits-tiny.{suffix}" for name in names for suffix in ("png", "pdf")
+    )
+    assert all(f"{name}-digits-tiny.png" in text for name in names) and "FR, K = 2: n = 2" in text
+    assert "left out: speedup-digits-tiny: " in text
+    assert (out / "loss-k2-digits-tiny.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_figures_is_the_default_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", kinds=("train",))
+    assert plot("run") == 0
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".pdf"}
+    text = capsys.readouterr().out
+    assert all(f"left out: {name}" in text for name in ("test-error-k2", "memory", "sigma-k2", "waiting-k2"))
+
+
+def test_data_sets_and_models_have_figures_of_their_own(tmp_path, capsys):
+    write_run(tmp_path / "0", kinds=("train",))
+    write_run(tmp_path / "1", dataset="cifar10", kinds=("train",))
+    write_run(tmp_path / "2", model="large", kinds=("train",))
+    assert plot(tmp_path, "--out", tmp_path / "out") == 0
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == [f"loss-k2-{pair}.png" for pair in ("cifar10-tiny", "digits-large", "digits-tiny")]
+
+
+def test_a_poster_is_larger_than_a_column(tmp_path):
+    write_run(tmp_path / "0")
+    paper, poster = (draw(tmp_path, style)["test-error-k2"].figure for style in ("paper", "poster"))
+    sizes = [figure.axes[0].xaxis.label.get_size() for figure in (paper, poster)]
+    assert sizes[0] == 8 and sizes[1] == 18 and paper.get_figwidth() == 3.25 < poster.get_figwidth()
+
+
+def test_bad_runs_are_named_and_the_good_ones_drawn(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    write_run(runs / "good", kinds=("train",))
+    broken = write_run(runs / "broken", "ddg", kinds=("train",))
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step"')
+    write_run(runs / "failed", "dni", records=[], state="failed", error="module 1 died")
+    assert plot(runs, tmp_path / "nowhere", "--out", tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("fr-bench: ") for line in lines), lines
+    assert "broken/metrics.jsonl:7: " in captured.err and "module 1 died" in captured.err and "nowhere" in captured.err
+    assert (tmp_path / "out" / "loss-k2-digits-tiny.png").exists()
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "nothing to draw"])
+def test_nothing_at_all_is_a_mistake_and_writes_nothing(name, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    strange = [{"kind": "note", "step": 1, "epoch": 1, "train_time": 1}]
+    write_run(tmp_path / "nothing to draw", records=strange)
+    assert plot(tmp_path / name, "--out", tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert name in captured.err.splitlines()[-1] and "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unwritable_folder_is_a_mistake(tmp_path, capsys):
+    write_run(tmp_path / "run", kinds=("train",))
+    (tmp_path / "file").write_text("")
+    assert plot(tmp_path / "run", "--out", tmp_path / "file") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["x", "--style", "huge"], 2)])
+def test_mistakes_in_the_command_line(words, code, capsys):
+    assert plot(*words) == code
+
+
+def test_nothing_is_drawn_from_numbers_that_are_none(tmp_path):
+    records = records_of_a_run(2, kinds=("train", "eval"))
+    records[3] |= {"loss": None}
+    write_run(tmp_path / "0", records=records)
+    (line,) = curves(panels(draw(tmp_path)["loss-k2"])[0], LOOKS["fr"].color)
+    assert len(line.get_xdata()) == 5 and np.isfinite(line.get_ydata()).all()

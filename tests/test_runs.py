@@ -1,0 +1,267 @@
+"""Reading run directories: what is found, what is good in broken files, which runs are averaged."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from run_files import records_of_a_run, write_run
+
+from fr_bench.groups import make_groups
+from fr_bench.measures import (
+    MEMORY_CATEGORIES,
+    baseline,
+    best_test_error,
+    memory_by_category,
+    over_seeds,
+    predicted_memory,
+    speedup_over,
+    step_time_s,
+    waiting_share,
+)
+from fr_bench.runs import find_runs, read_records
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    return []
+
+
+def find(folder, problems):
+    return find_runs([str(folder)], problems.append)
+
+
+def groups_of(folder, problems):
+    return {group.label: group for group in make_groups(find(folder, problems), problems.append)}
+
+
+# --- finding
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path, problems):
+    run = write_run(tmp_path / "sweep" / "a" / "0")
+    write_run(tmp_path / "sweep" / "1")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "status.json").write_text("{}")
+    (run / "wandb").mkdir()
+    inside = [run / "metrics.jsonl", run / "wandb"]
+    arguments = [tmp_path, tmp_path / "sweep", run, *inside, tmp_path / "sweep" / ".." / "sweep"]
+    assert sorted(found.path.name for found in find_runs(map(str, arguments), problems.append)) == ["0", "1"]
+    assert not problems
+
+
+def test_a_quoted_pattern_is_expanded(tmp_path, problems):
+    write_run(tmp_path / "outputs" / "a" / "0")
+    write_run(tmp_path / "outputs" / "b" / "1")
+    assert len(find(tmp_path / "outputs" / "**", problems)) == 2 and not problems
+
+
+def test_the_files_of_a_sweep_beside_its_runs_are_no_problem(tmp_path, problems):
+    write_run(tmp_path / "0")
+    (tmp_path / "jobs.jsonl").write_text("{}\n")
+    assert len(find(tmp_path / "*", problems)) == 1 and not problems
+
+
+def test_what_is_not_there_is_said_and_the_rest_is_read(tmp_path, problems):
+    run, empty, missing = write_run(tmp_path / "run"), tmp_path / "empty", tmp_path / "missing"
+    empty.mkdir()
+    found = find_runs(map(str, (missing, empty, run)), problems.append)
+    assert [each.path for each in found] == [run]
+    assert len(problems) == 2
+    assert str(missing) in problems[0] and "no such file" in problems[0]
+    assert str(empty) in problems[1] and "no run in it" in problems[1]
+
+
+# --- broken files
+
+
+def test_broken_lines_are_named_and_the_others_kept(tmp_path, problems):
+    run = write_run(tmp_path / "run", k=1)
+    good = (run / "metrics.jsonl").read_text().splitlines()
+    bad = ['{"kind": "train", "st', "[1]", '{"kind": "train", "step": 1, "epoch": null, "train_time": 1}']
+    no_module = '{"kind": "memory", "step": 1, "epoch": 1, "train_time": 1}'
+    (run / "metrics.jsonl").write_text("\n".join([good[0], *bad, no_module, *good[1:], '{"kind": "ev']))
+    records = read_records(run / "metrics.jsonl", problems.append)
+    assert sum(map(len, records.values())) == len(good)
+    lines = [int(problem.split("metrics.jsonl:")[1].split(":")[0]) for problem in problems]
+    assert lines == [2, 3, 4, 5, len(good) + 5]
+    assert "'epoch'" in problems[2] and "names no module" in problems[3]
+
+
+def test_a_file_of_rubbish_is_not_described_line_by_line(tmp_path, problems):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\xff\xfe\n" * 1000)
+    assert read_records(path, problems.append) == {}
+    assert len(problems) == 6 and "995 more" in problems[-1]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "status.json", "summary.json"])
+def test_another_broken_file_is_named_without_a_traceback(name, tmp_path, problems):
+    run = write_run(tmp_path / "run")
+    (run / name).write_text("{a: [")
+    find(tmp_path, problems)
+    assert any(f"{name}: cannot be read" in problem for problem in problems)
+
+
+def test_without_config_the_summary_names_the_run(tmp_path, problems):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").unlink()
+    summary = {"method": "ddg", "model": "tiny", "dataset": "digits", "k": 2, "seed": 7}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (found,) = find(tmp_path, problems)
+    assert (found.method, found.k, found.seed) == ("ddg", 2, 7) and not problems
+    (run / "summary.json").unlink()
+    assert not find(tmp_path, problems) and "neither config.yaml nor summary.json" in problems[0]
+
+
+def test_a_run_that_failed_before_its_first_record_says_why(tmp_path, problems):
+    write_run(tmp_path / "run", records=[], state="failed", error="module 2 died\nat once")
+    assert not find(tmp_path, problems)
+    assert len(problems) == 1 and "module 2 died at once" in problems[0] and "\n" not in problems[0]
+
+
+def test_a_resumed_run_repeats_steps_and_the_later_records_count(tmp_path, problems):
+    first = records_of_a_run(1, epochs=3, kinds=("train",))
+    again = [
+        record | {"loss": 9.0} for record in records_of_a_run(1, epochs=4, kinds=("train",)) if record["step"] > 15
+    ]
+    write_run(tmp_path / "run", k=1, records=first + again)
+    (run,) = find(tmp_path, problems)
+    assert [record["step"] for record in run.of("train")] == list(range(5, 41, 5))
+    assert [record["loss"] == 9.0 for record in run.of("train")] == [False] * 3 + [True] * 5
+
+
+# --- how runs ended
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "end"),
+    [
+        ("finished", None, "finished"),
+        ("running", None, "unfinished"),
+        ("interrupted", "stopped", "unfinished"),
+        ("failed", "module 1 died", "unfinished"),
+        ("failed", "diverged at step 7 in module 1", "diverged"),
+    ],
+)
+def test_the_end_of_a_run(state, error, end, tmp_path, problems):
+    write_run(tmp_path / "run", state=state, error=error)
+    (run,) = find(tmp_path, problems)
+    assert run.end == end and len(problems) == (end != "finished")
+
+
+def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path, problems):
+    records = records_of_a_run(1)
+    records[-1] |= {"test_loss": None}
+    write_run(tmp_path / "run", k=1, records=records)
+    assert find(tmp_path, problems)[0].end == "diverged"
+
+
+# --- which runs are averaged
+
+
+def test_seeds_form_a_group_and_nothing_else_does(tmp_path, problems):
+    write_run(tmp_path / "0", seed=0, settings={"log_every": 5, "wandb": {"name": "a"}})
+    write_run(tmp_path / "1", seed=1, settings={"log_every": 9, "diagnostics": {"sigma": {"every": 3}}})
+    write_run(tmp_path / "2", settings={"method": {"bn_stats": "play"}})
+    write_run(tmp_path / "3", settings={"freeze": [1]})
+    write_run(tmp_path / "4", settings={"plan": {"cuts": [4]}})
+    write_run(tmp_path / "5", settings={"optimizer": {"lr": 0.5}})
+    write_run(tmp_path / "6", method="ddg", settings={"method": {"weights": "current"}})
+    groups = groups_of(tmp_path, problems)
+    assert {label: len(group.runs) for label, group in groups.items()} == {
+        "FR (cuts=[1], lr=0.1), K = 2": 2,
+        "FR (cuts=[1], bn_stats=play, lr=0.1), K = 2": 1,
+        "FR (cuts=[1], freeze=[1], lr=0.1), K = 2": 1,
+        "FR (cuts=[4], lr=0.1), K = 2": 1,
+        "FR (cuts=[1], lr=0.5), K = 2": 1,
+        "DDG (cuts=[1], lr=0.1), K = 2": 1,
+    }
+    assert not problems
+
+
+def test_cuts_that_come_with_k_are_not_in_the_label(tmp_path, problems):
+    for k in (1, 2, 4):
+        write_run(tmp_path / str(k), k=k)
+    assert list(groups_of(tmp_path, problems)) == ["FR, K = 1", "FR, K = 2", "FR, K = 4"]
+
+
+def test_what_the_plan_chose_counts_not_what_was_asked_for(tmp_path, problems):
+    write_run(tmp_path / "0", seed=0, settings={"transport": "auto", "partition": "equal"})
+    write_run(tmp_path / "1", seed=1, settings={"transport": "gloo", "partition": [1]})
+    write_run(tmp_path / "2", seed=2, transport="serial")
+    assert {label: len(group.runs) for label, group in groups_of(tmp_path, problems).items()} == {
+        "FR (transport=gloo), K = 2": 2,
+        "FR (transport=serial), K = 2": 1,
+    }
+
+
+def test_the_same_seed_twice_is_one_sample(tmp_path, problems):
+    write_run(tmp_path / "unfinished", state="interrupted")
+    write_run(tmp_path / "finished")
+    (group,) = groups_of(tmp_path, problems).values()
+    assert [run.path.name for run in group.runs] == ["finished"]
+    assert "same settings and seed" in problems[-1] and "left out" in problems[-1]
+
+
+def test_the_finished_runs_stand_for_the_group(tmp_path, problems):
+    write_run(tmp_path / "0", seed=0, step_s=0.1)
+    write_run(tmp_path / "1", seed=1, step_s=0.3)
+    write_run(tmp_path / "2", seed=2, step_s=9.0, state="failed", error="diverged at step 3")
+    (group,) = groups_of(tmp_path, problems).values()
+    times = over_seeds(group, step_time_s)
+    assert times.mean == pytest.approx(0.2) and times.sd == pytest.approx(0.1 * 2**0.5)
+    assert group.seeds == "n = 2, 1 diverged"
+
+
+# --- measures
+
+
+def test_with_a_validation_set_the_best_epoch_is_chosen_on_it(tmp_path, problems):
+    records = records_of_a_run(1, test_error=lambda epoch: 0.5 / epoch, kinds=("eval",))
+    write_run(tmp_path / "0", k=1, records=records)
+    assert best_test_error(find(tmp_path / "0", problems)[0]) == pytest.approx(0.5 / 3)
+    for record, validation_error in zip(records, (0.4, 0.2, 0.3), strict=True):
+        record["validation_error"] = validation_error
+    write_run(tmp_path / "1", k=1, records=records)
+    assert best_test_error(find(tmp_path / "1", problems)[0]) == pytest.approx(0.5 / 2)
+
+
+def test_waiting_is_weighted_by_steps(tmp_path, problems):
+    at = {"kind": "time", "epoch": 1, "train_time": 1, "module": 1, "play_s": 0.0, "send_s": 0.0}
+    records = [at | {"step": 10, "wait_s": 1.0, "learn_s": 0.0}, at | {"step": 40, "wait_s": 0.0, "learn_s": 1.0}]
+    write_run(tmp_path / "run", k=1, records=records)
+    assert waiting_share(find(tmp_path, problems)[0], 1) == pytest.approx(0.25)
+
+
+def test_every_category_that_a_run_accounts_for_is_known():
+    from fr_bench.memory import CATEGORIES  # brings torch along, which reading runs does not
+
+    assert set(CATEGORIES) <= set(MEMORY_CATEGORIES)
+
+
+def test_memory_is_that_of_the_last_record_by_known_categories(tmp_path, problems):
+    at = {"kind": "memory", "epoch": 1, "train_time": 1, "module": 1, "peak": 99}
+    records = [
+        at | {"step": 1, "parameters": 7},
+        at | {"step": 2, "parameters": 5, "stash": 3, "allocated": 50, "predicted": 9},
+        at | {"step": 2, "module": 2, "parameters": 5, "predicted_parameters": 5, "predicted_stash": 4},
+    ]
+    write_run(tmp_path / "run", records=records)
+    (run,) = find(tmp_path, problems)
+    assert memory_by_category(run, 1) == {"parameters": 5, "stash": 3}
+    assert [predicted_memory(run, module) for module in (1, 2, 3)] == [9, 9, None]
+
+
+def test_speed_is_compared_with_bp_on_the_same_problem_only(tmp_path, problems):
+    write_run(tmp_path / "fr", k=2, step_s=0.1)
+    write_run(tmp_path / "bp1", "bp", k=1, step_s=0.2, settings={"optimizer": {"lr": 0.9}})
+    write_run(tmp_path / "bp2", "bp", k=2, step_s=0.3)
+    write_run(tmp_path / "other batch", "bp", k=1, step_s=7.0, settings={"batch_size": 64})
+    write_run(tmp_path / "other model", "bp", k=1, step_s=7.0, model="large")
+    write_run(tmp_path / "serial", "bp", k=2, step_s=7.0, transport="serial")
+    groups = list(groups_of(tmp_path, problems).values())
+    (fr,) = (group for group in groups if group.method == "fr")
+    assert speedup_over(fr, baseline(fr, groups, 1)).mean == pytest.approx(2.0)
+    assert speedup_over(fr, baseline(fr, groups, 2)).mean == pytest.approx(3.0)
+    assert baseline(fr, groups, 4) is None and speedup_over(fr, None) is None
