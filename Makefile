@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type check clean
+.PHONY: help setup demo poster test lint type check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: setup ## train FR with K=4 in four processes on real data (scikit-learn's digits)
-	$(BIN)/fr-bench train experiment=quickstart
+demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits), with figures and a table
+	FR_BENCH=$(BIN)/fr-bench scripts/demo.sh
+
+poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see scripts/reproduce_poster.sh)
+	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh
 
 test: setup ## run the tests
 	$(BIN)/pytest
