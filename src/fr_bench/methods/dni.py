@@ -52,8 +52,8 @@ class DecoupledNeuralInterfaces(Method):
         *,
         optimizer: Callable[..., torch.optim.Optimizer],
         conditional: bool = False,
-        num_hidden: int = 2,
-        hidden_channels: int = 128,
+        num_hidden: int = 1,
+        hidden_channels: int = 32,
         kernel_size: int = 5,
         clip_norm: float | None = 1.0,
     ) -> None:
@@ -126,8 +126,8 @@ class DecoupledNeuralInterfaces(Method):
         *_: Any,
         optimizer: Callable[..., torch.optim.Optimizer],
         conditional: bool = False,
-        num_hidden: int = 2,
-        hidden_channels: int = 128,
+        num_hidden: int = 1,
+        hidden_channels: int = 32,
         kernel_size: int = 5,
         **_settings: Any,
     ) -> dict[str, int]:
@@ -189,8 +189,8 @@ class DecoupledNeuralInterfaces(Method):
         cls,
         optimizer: Any = None,
         conditional: bool = False,
-        num_hidden: int = 2,
-        hidden_channels: int = 128,
+        num_hidden: int = 1,
+        hidden_channels: int = 32,
         kernel_size: int = 5,
         clip_norm: float | None = 1.0,
     ) -> None:
