@@ -10,7 +10,7 @@ import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
-from fr_bench.memory import CATEGORIES
+from fr_bench.memory import CATEGORIES, unexplained
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 
@@ -113,3 +113,8 @@ def test_resnet164_on_cifar_is_as_in_the_literature_predicted_without_running_an
     assert 1.0 < total("fr") / bp < 1.07
     assert 2.4 < total("ddg") / bp < 3.1
     assert total("ddg", 1) == total("fr", 1) == total("bp", 1)
+
+
+def test_what_no_category_explains_is_never_negative() -> None:
+    assert unexplained({"parameters": 30, "activations": 60}, peak=100) == 10
+    assert unexplained({"parameters": 30, "activations": 90}, peak=100) == 0

@@ -180,6 +180,24 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
 
+def test_the_history_of_a_real_offline_run_is_its_metrics_file(tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, sys.path))
+    words = ["train", "debug=fast", "k=2", "wandb.mode=offline", "max_steps=6", "diagnostics.sigma.every=3"]
+    command = [sys.executable, "-m", "fr_bench", *words, "diagnostics.sigma.window=1", f"run_dir={tmp_path / 'run'}"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    expected = []
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        kind, module = record.pop("kind"), record.pop("module", None)
+        prefix = kind if module is None else f"{kind}/module_{module}"
+        axes = {axis: record.pop(axis) for axis in ("step", "epoch", "train_time")}
+        numbers = {f"{prefix}/{key}": value for key, value in record.items() if not isinstance(value, str)}
+        expected.append({**axes, **numbers})
+    *rows, table = history(tmp_path / "run")
+    assert rows == expected and len({key.split("/")[0] for row in rows for key in row}) == 3 + 5  # axes and kinds
+    assert table["memory/nrows"] == 2
+
+
 def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "run_id").write_text("abcd1234\n")

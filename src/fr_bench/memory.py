@@ -11,6 +11,7 @@ moment before a backward with a full pipe, when a module holds most:
     activations   what autograd saved, in every graph that is alive
     synthesizer   its weights, optimizer and graph (DNI)
     buffers       of the channels to the neighbours
+    other         on a GPU, what the allocator's peak holds beyond all of these: workspaces, transient tensors
 """
 
 from __future__ import annotations
@@ -57,9 +58,15 @@ class Account:
             self._recomputed_bytes = max(self._module.network.block_graph_bytes(live.x, t))
         return live
 
-    def take(self, buffer_bytes: int, device: torch.device) -> dict[str, int]:
+    def take(self, buffer_bytes: int, device: torch.device, alone: bool) -> dict[str, int]:
         """The module's bytes by category, and ``peak``: the allocator's since the last account on a GPU, the peak
-        resident memory of the process on the CPU. Modules that share a process or a GPU share its peak."""
+        resident memory of the process on the CPU.
+
+        Args:
+            buffer_bytes: of its channels.
+            device: where it is.
+            alone: whether the process has no other module, so that its peak is this module's.
+        """
         parameters = list(self._module.network.parameters())
         weights = [*parameters, *self._module.network.buffers()]
         kept = {kind: list(tensors) for kind, tensors in self._method.kept_tensors().items()}
@@ -68,7 +75,7 @@ class Account:
         elsewhere = [*weights, *kept.get("history", []), *kept.get("stash", [])]
         graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere)
         state = (value for values in self._module.optimizer.state.values() for value in values.values())
-        return {
+        account = {
             "parameters": tensor_bytes(weights),
             "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
             "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
@@ -78,8 +85,16 @@ class Account:
             "stash": tensor_bytes(kept.get("stash", [])),
             "synthesizer": tensor_bytes(kept.get("synthesizer", []), except_for=[*elsewhere, *self._saved.tensors]),
             "buffers": buffer_bytes,
-            "peak": peak_bytes(device),
         }
+        peak = peak_bytes(device)
+        if device.type == "cuda" and alone:
+            account["other"] = unexplained(account, peak)
+        return account | {"peak": peak}
+
+
+def unexplained(account: dict[str, int], peak: int) -> int:
+    """What ``peak`` holds beyond the account; gradients and activations are not all alive at once, so never below 0."""
+    return max(0, peak - sum(account.values()))
 
 
 def peak_bytes(device: torch.device) -> int:

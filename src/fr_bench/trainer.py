@@ -185,7 +185,9 @@ class Trainer:
         passes = play_in_lockstep(modules, sides, self.images, t, lambda index, x: accounts[index].play(x, t))
         for player, account in zip(self.players, accounts, strict=True):
             k = player.module.k
-            num_bytes: dict[str, int] = account.take(player.link.buffer_bytes, player.device)
+            num_bytes: dict[str, int] = account.take(
+                player.link.buffer_bytes, player.device, alone=len(self.players) == 1
+            )
             predicted = self.predicted_memory[k - 1]
             if predicted:
                 num_bytes |= {f"predicted_{category}": value for category, value in predicted.items()}
