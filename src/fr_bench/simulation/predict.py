@@ -1,0 +1,77 @@
+"""Schedules by the names of bench.json, and their speed-up over locked backpropagation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fr_bench.errors import ConfigError, nearest
+from fr_bench.simulation.costs import Setup
+from fr_bench.simulation.data_parallel import data_parallel
+from fr_bench.simulation.features_replay import features_replay
+from fr_bench.simulation.gpipe import gpipe
+from fr_bench.simulation.interleaved import interleaved
+from fr_bench.simulation.kept_graphs import delayed_gradients, synthetic_gradients
+from fr_bench.simulation.locked import locked, unlinked_locked_step_s
+from fr_bench.simulation.one_f_one_b import one_f_one_b
+from fr_bench.simulation.program import Schedule
+from fr_bench.simulation.result import Prediction, simulate
+from fr_bench.simulation.zero_bubble import zero_bubble
+
+METHODS = ("bp", "fr", "ddg", "dni", "cdni")
+PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
+PEERS = (*PIPELINES, "ddp")
+
+
+def make_schedule(
+    name: str,
+    setup: Setup,
+    *,
+    num_microbatches: int | None = None,
+    num_chunks: int = 2,
+    gradient_bytes: float = 0.0,
+) -> Schedule:
+    """Returns the schedule of a method, or of a peer.
+
+    Args:
+        name: one of METHODS or PEERS.
+        setup: costs; for ``interleaved`` those of K ``num_chunks`` stages, for ``ddp`` the whole network's, in as many
+            modules as there are devices.
+        num_microbatches: of the pipelines; by default four a device.
+        num_chunks: of ``interleaved``.
+        gradient_bytes: of all parameters, for ``ddp``.
+
+    Raises:
+        ConfigError: an unknown name, or numbers that do not fit the setup.
+    """
+    num_devices = setup.num_modules // num_chunks if name == "interleaved" else setup.num_modules
+    m = 4 * num_devices if num_microbatches is None else num_microbatches
+    makers: dict[str, Callable[[], Schedule]] = {
+        "bp": lambda: locked(setup),
+        "fr": lambda: features_replay(setup),
+        "ddg": lambda: delayed_gradients(setup),
+        "dni": lambda: synthetic_gradients(setup),
+        "cdni": lambda: synthetic_gradients(setup, "cdni"),
+        "gpipe": lambda: gpipe(setup, m),
+        "1f1b": lambda: one_f_one_b(setup, m),
+        "interleaved": lambda: interleaved(setup, m, num_chunks),
+        "zero_bubble": lambda: zero_bubble(setup, m),
+        "ddp": lambda: data_parallel(setup, gradient_bytes),
+    }
+    if name not in makers:
+        raise ConfigError(
+            f"simulate: no schedule is called '{name}'; there are {', '.join(makers)}.{nearest(name, makers)}"
+        )
+    return makers[name]()
+
+
+def speedup_over_locked(prediction: Prediction, setup: Setup, with_messages: bool = False) -> float:
+    """How many times faster than locked backpropagation over the modules of ``setup``.
+
+    Args:
+        prediction: of any schedule.
+        setup: of K modules, as locked backpropagation uses them.
+        with_messages: whether the reference waits for its messages, stragglers and jitter, as a measured one does.
+            Without, it is the sum of all modules' work, as in fr_bench.limits, and transport shows as a loss.
+    """
+    locked_s = simulate(locked(setup)).step_time_s if with_messages else unlinked_locked_step_s(setup)
+    return locked_s / prediction.step_time_s

@@ -1,0 +1,78 @@
+"""Simulates a schedule and says how fast it is once its pipe is full."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from fr_bench.simulation.engine import Span, execute
+from fr_bench.simulation.program import Schedule
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a schedule would do on devices of its own.
+
+    Attributes:
+        schedule: its name.
+        num_devices: that it uses.
+        step_time_s: seconds between two mini-batches in the steady state (the mean, under jitter).
+        busy_s: by device, seconds of a step in which it computes or copies.
+        fill_s: seconds that a run takes beyond its number of steps times ``step_time_s``: to fill the pipe.
+        spans: of the traced iterations, if any.
+    """
+
+    schedule: str
+    num_devices: int
+    step_time_s: float
+    busy_s: tuple[float, ...]
+    fill_s: float
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def busy_share(self) -> tuple[float, ...]:
+        """By device, the share of its time in which it computes or copies."""
+        return tuple(busy_s / self.step_time_s for busy_s in self.busy_s)
+
+    @property
+    def wait_s(self) -> tuple[float, ...]:
+        """By device, seconds of a step in which it waits for others."""
+        return tuple(max(0.0, self.step_time_s - busy_s) for busy_s in self.busy_s)
+
+    @property
+    def efficiency(self) -> float:
+        """The busiest device's compute time over the step time, as in `time` records."""
+        return max(self.busy_share)
+
+    def training_time_s(self, num_steps: int) -> float:
+        """Seconds of training for ``num_steps`` mini-batches, pipe fill included."""
+        return self.fill_s + num_steps * self.step_time_s
+
+
+def simulate(schedule: Schedule, num_measured: int | None = None, traced: Container[int] = ()) -> Prediction:
+    """Runs a schedule until it repeats itself and measures it from there.
+
+    Args:
+        schedule: made by one of the functions of this package.
+        num_measured: iterations to take the step time from; by default the schedule's own number, which is exact
+            without jitter. Jitter wants more: the error falls with the root of it.
+        traced: iterations to keep spans of; counts from 0.
+
+    Raises:
+        Deadlock: the schedule cannot go on.
+        ConfigError: the setup's straggler factors are not one a device.
+    """
+    num_settling, num_measured = schedule.num_settling, num_measured or schedule.num_measured
+    num_iterations = num_settling + num_measured
+    execution = execute(schedule, num_iterations, traced)
+    # Modules drift apart only as far as their channels let them: the first sees the same period as the others.
+    ends_s = execution.ends_s[0]
+    step_time_s = (ends_s[-1] - ends_s[num_settling - 1]) / num_measured
+    return Prediction(
+        schedule=schedule.name,
+        num_devices=len(schedule.programs),
+        step_time_s=step_time_s,
+        busy_s=tuple(sum(busy_s[num_settling:]) / num_measured for busy_s in execution.busy_s),
+        fill_s=max(ends[-1] for ends in execution.ends_s) - num_iterations * step_time_s,
+        spans=tuple(execution.spans),
+    )
