@@ -10,7 +10,8 @@ import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
-from fr_bench.memory import CATEGORIES, unexplained
+from fr_bench.categories import CATEGORIES
+from fr_bench.memory import unexplained
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 

@@ -62,6 +62,7 @@ def test_a_new_run_is_running_and_says_where(tmp_path: Path) -> None:
 
 def test_an_empty_folder_that_hydra_made_is_taken(tmp_path: Path) -> None:
     claimed(tmp_path)
+    assert status_of(tmp_path)["pid"] == os.getpid()
 
 
 def test_a_finished_run_is_reported_with_its_summary_and_left_alone(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from run_files import records_of_a_run, write_run
 
 from fr_bench.groups import make_groups
 from fr_bench.measures import (
-    MEMORY_CATEGORIES,
     baseline,
     best_test_error,
     memory_by_category,
@@ -232,12 +231,6 @@ def test_waiting_is_weighted_by_steps(tmp_path, problems):
     records = [at | {"step": 10, "wait_s": 1.0, "learn_s": 0.0}, at | {"step": 40, "wait_s": 0.0, "learn_s": 1.0}]
     write_run(tmp_path / "run", k=1, records=records)
     assert waiting_share(find(tmp_path, problems)[0], 1) == pytest.approx(0.25)
-
-
-def test_every_category_that_a_run_accounts_for_is_known():
-    from fr_bench.memory import CATEGORIES  # brings torch along, which reading runs does not
-
-    assert set(CATEGORIES) <= set(MEMORY_CATEGORIES)
 
 
 def test_memory_is_that_of_the_last_record_by_known_categories(tmp_path, problems):

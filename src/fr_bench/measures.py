@@ -6,22 +6,12 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fr_bench.categories import CATEGORIES, OTHER
 from fr_bench.groups import Group
 from fr_bench.runs import Record, Run, number
 
-# What a module's memory is for, in the order of the memory account. Other fields of a `memory` record are not bytes
-# of a category: `peak` and `predicted` include all of them.
-MEMORY_CATEGORIES = (
-    "parameters",
-    "gradients",
-    "optimizer",
-    "history",
-    "activations",
-    "stash",
-    "synthesizer",
-    "buffers",
-    "other",
-)
+# Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.
+MEMORY_CATEGORIES = (*CATEGORIES, OTHER)
 IN_EVERY_RUN = ("parameters", "gradients", "optimizer", "activations")  # whatever the method
 BUSY = ("play_s", "learn_s", "send_s")
 # What may differ between a run and the one that its speed is compared with: what makes it another method or

@@ -1,17 +1,7 @@
 """Bytes that a module holds, by what they are for, measured on one accounting pass outside the training clock.
 
-Each storage counts once: parameters first, then history, then stash, then activations. The account is that of the
-moment before a backward with a full pipe, when a module holds most:
-
-    parameters    weights and batch-norm statistics
-    gradients     of the weights, during the step
-    optimizer     its state, such as momentum
-    history       features of earlier batches, and of this one, that will be replayed (FR)
-    stash         copies of the weights on which graphs in flight were built (DDG)
-    activations   what autograd saved, in every graph that is alive
-    synthesizer   its weights, optimizer and graph (DNI)
-    buffers       of the channels to the neighbours
-    other         on a GPU, what the allocator's peak holds beyond all of these: workspaces, transient tensors
+Each storage counts once, in one of the categories of :mod:`fr_bench.categories`: parameters first, then history, then
+stash, then activations. The account is that of the moment before a backward with a full pipe, when a module holds most.
 """
 
 from __future__ import annotations
@@ -22,20 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fr_bench.categories import OTHER
 from fr_bench.methods.base import Method
 from fr_bench.module import Module, Pass
 from fr_bench.saved_tensors import SavedTensors, tensor_bytes
-
-CATEGORIES = (
-    "parameters",
-    "gradients",
-    "optimizer",
-    "history",
-    "activations",
-    "stash",
-    "synthesizer",
-    "buffers",
-)
 
 
 class Account:
@@ -88,7 +68,7 @@ class Account:
         }
         peak = peak_bytes(device)
         if device.type == "cuda" and alone:
-            account["other"] = unexplained(account, peak)
+            account[OTHER] = unexplained(account, peak)
         return account | {"peak": peak}
 
 

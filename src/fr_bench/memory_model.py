@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fr_bench.memory import CATEGORIES
+from fr_bench.categories import CATEGORIES
 from fr_bench.methods.base import Method
 from fr_bench.network import Network
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
@@ -94,7 +94,7 @@ def predict(
     transport: str,
     num_classes: int,
 ) -> dict[str, int]:
-    """Bytes by category of :mod:`fr_bench.memory` for module ``k`` of ``num_modules`` with a full pipe.
+    """Bytes by category of :mod:`fr_bench.categories` for module ``k`` of ``num_modules`` with a full pipe.
 
     Args:
         shapes: of the module.

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from fr_bench.categories import CATEGORIES, OTHER
+
 Record = dict[str, Any]
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
-# The memory account of a module in bytes, by what it is for, and what was predicted for all of it.
-ACCOUNT = (
-    "parameters",
-    "gradients",
-    "optimizer",
-    "history",
-    "activations",
-    "stash",
-    "synthesizer",
-    "buffers",
-    "predicted",
-)
+# The memory account of a module in bytes, and what was predicted for all of it.
+ACCOUNT = (*CATEGORIES, OTHER, "predicted")
 
 
 class SummaryBuilder:
