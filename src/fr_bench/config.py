@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from fr_bench.errors import ConfigError, nearest
 
 COMPONENTS = ("method", "model", "dataset", "optimizer", "schedule")
+PARTITIONS = ("auto", "measured", "equal")
 NAMED_COMPONENTS = ("method", "model", "dataset")
 CHOICES = {
     "precision": ("fp32", "tf32", "bf16", "fp64"),
@@ -83,7 +84,8 @@ class Config:
     devices: list[int] | None = MISSING  # GPU numbers, modules go round-robin
     threads: int | None = MISSING  # CPU threads of a module; null: cores // k
     transport: str = MISSING  # auto, serial (one process), gloo, nccl, ipc
-    partition: Any = MISSING  # equal, or the k - 1 block numbers at which to cut, such as [8, 18, 32]
+    partition: Any = MISSING  # auto, measured, equal, or the k - 1 block numbers at which to cut, such as [8, 18, 32]
+    memory_limit_gb: float | None = MISSING  # GiB of a device that the cuts may need, by prediction
     channels_last: bool = MISSING
     deterministic: bool = MISSING
     module_lr: list[float] | None = MISSING  # k multipliers of the learning rate
@@ -112,6 +114,8 @@ def check(config: dict[str, Any]) -> None:
         _check_choice(key, config["wandb"]["mode"] if key == "wandb.mode" else config[key], choices)
     if config["clip_norm"] is not None and config["clip_norm"] <= 0:
         raise ConfigError(f"clip_norm={config['clip_norm']}: must be above 0, or null for no clipping.")
+    if config["memory_limit_gb"] is not None and config["memory_limit_gb"] <= 0:
+        raise ConfigError(f"memory_limit_gb={config['memory_limit_gb']:g}: must be above 0, or null for no limit.")
     _check_sigma(**config["diagnostics"]["sigma"])
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
@@ -172,11 +176,11 @@ def _check_devices(devices: list[int] | None, device: str) -> None:
 
 
 def _check_partition(partition: Any, k: int) -> None:
-    if partition == "equal":
+    if partition in PARTITIONS:
         return
-    rule = "must be 'equal' or a list of rising block numbers at which to cut"
+    rule = f"must be {', '.join(PARTITIONS)} or a list of rising block numbers at which to cut"
     if isinstance(partition, str):
-        raise ConfigError(f"partition={partition}: {rule}.{nearest(partition, ['equal'])}")
+        raise ConfigError(f"partition={partition}: {rule}.{nearest(partition, PARTITIONS)}")
     if not isinstance(partition, list) or not all(type(cut) is int for cut in partition):
         raise ConfigError(f"partition={partition}: {rule}, such as [8,18,32] for k=4.")
     if len(partition) != k - 1:

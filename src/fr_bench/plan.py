@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fr_bench.balance import Balance
 from fr_bench.components import bind, check_callable, check_optimizer
 from fr_bench.data import COMMON_KEYS, build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
@@ -16,7 +18,7 @@ from fr_bench.memory_model import ModuleShapes, predict, shape_pass
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
-from fr_bench.partition import make_cuts, module_slices
+from fr_bench.partition import module_slices, module_table
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices
 from fr_bench.transport.ipc import DEPTH
 
@@ -42,9 +44,10 @@ class Plan:
         num_train: training images.
         num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
         num_parameters: of modules 1..K.
+        expected_share: by module, expected busy time a mini-batch over that of the slowest (see fr_bench.costs).
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
-        predicted_memory: by module, bytes by category (see fr_bench.memory).
+        predicted_memory: by module, bytes by category (see fr_bench.categories).
     """
 
     config: dict[str, Any]
@@ -61,6 +64,7 @@ class Plan:
     num_train: int
     num_evaluation_images: dict[str, int]
     num_parameters: list[int]
+    expected_share: list[float]
     staleness: list[dict[str, int]]
     targets_everywhere: bool
     predicted_memory: list[dict[str, int]]
@@ -76,6 +80,10 @@ class Plan:
         modules = list(range(1, self.k + 1))
         return [modules] if self.transport == "serial" else [[k] for k in modules]
 
+    def module_table(self) -> list[str]:
+        """Lines of text: what each module is made of, and how busy it should be."""
+        return module_table(self.cuts, self.block_names, self.num_parameters, self.expected_share)
+
     def description(self) -> dict[str, Any]:
         """What config.yaml and W&B say about the plan, beside the config itself."""
         return {
@@ -86,6 +94,7 @@ class Plan:
             "steps_per_epoch": self.steps_per_epoch,
             "num_steps": self.num_steps,
             "num_parameters": self.num_parameters,
+            "expected_share": self.expected_share,
             "staleness": self.staleness,
             "predicted_memory": self.predicted_memory,
         }
@@ -110,14 +119,33 @@ def make_plan(config: dict[str, Any]) -> Plan:
         )
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    cuts = make_cuts(config["partition"], len(blocks), k)
-    shapes = trace_modules(config, blocks, cuts, dataset.input_shape, dataset.num_classes)
     devices = module_devices(config["device"], config["devices"], k)
     check_precision(config["precision"], devices)
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // k)
+    transport, _ = choose_transport(config["transport"], devices, ring_bytes=0)
+    x = place_on_meta(config, blocks, dataset.input_shape)
+    balance = Balance(config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport)
+    cuts = balance.cuts()
+    shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
     transport, reason = choose_transport(config["transport"], devices, ring_bytes(shapes))
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
+    predicted_memory = [
+        predict(
+            module,
+            k=number,
+            num_modules=k,
+            method=method,
+            hyper_parameters=hyper_parameters,
+            optimizer_of=bind(config["optimizer"]),
+            frozen=number in config["freeze"],
+            transport=transport,
+            num_classes=dataset.num_classes,
+        )
+        for number, module in enumerate(shapes, start=1)
+    ]
+    balance.check_limit(predicted_memory)
     return Plan(
         config=config,
         cuts=cuts,
@@ -125,7 +153,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         devices=devices,
         transport=transport,
         transport_reason=reason,
-        threads=config["threads"] or max(1, (os.cpu_count() or 1) // k),
+        threads=threads,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"]),
         input_shape=tuple(dataset.input_shape),
@@ -133,22 +161,10 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_train=num_train,
         num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
+        expected_share=balance.shares(cuts),
         staleness=method.policy(**hyper_parameters).staleness(k),
         targets_everywhere=method.needs_targets(**hyper_parameters),
-        predicted_memory=[
-            predict(
-                module,
-                k=number,
-                num_modules=k,
-                method=method,
-                hyper_parameters=hyper_parameters,
-                optimizer_of=bind(config["optimizer"]),
-                frozen=number in config["freeze"],
-                transport=transport,
-                num_classes=dataset.num_classes,
-            )
-            for number, module in enumerate(shapes, start=1)
-        ],
+        predicted_memory=predicted_memory,
     )
 
 
@@ -168,25 +184,31 @@ def check_components(config: dict[str, Any]) -> type[Method]:
     return method
 
 
+def place_on_meta(config: dict[str, Any], blocks: Blocks, input_shape: Sequence[int]) -> Tensor:
+    """Gives ``blocks`` the run's dtype and memory format, and returns a batch for them that has a shape alone."""
+    dtype = DTYPES[config["precision"]]
+    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    for _, block in blocks:
+        block.to(dtype=dtype).to(memory_format=layout)
+    return torch.empty((config["batch_size"], *input_shape), dtype=dtype, device="meta")
+
+
 def trace_modules(
     config: dict[str, Any],
     blocks: Blocks,
     cuts: Sequence[int],
-    input_shape: Sequence[int],
+    x: Tensor,
     num_classes: int,
 ) -> list[ModuleShapes]:
-    """Runs a batch that has a shape alone through the modules and returns what that tells about each.
+    """Runs the batch ``x``, which has a shape alone, through the modules and returns what that tells about each.
 
     Raises:
         ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
             changes its input in place.
     """
-    dtype, batch_size = DTYPES[config["precision"]], config["batch_size"]
-    x = torch.empty((batch_size, *input_shape), dtype=dtype, device="meta")
-    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
     shapes: list[ModuleShapes] = []
     for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
-        network = Network(blocks[part], seed=0).to(dtype=dtype).to(memory_format=layout)
+        network = Network(blocks[part], seed=0)
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
         try:
@@ -198,8 +220,8 @@ def trace_modules(
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"model: module {k} cannot run on input {tuple(x.shape)}: {error}") from error
         x = shapes[-1].output
-    if x.shape != (batch_size, num_classes):
-        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(batch_size, num_classes)}")
+    if x.shape != (config["batch_size"], num_classes):
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(config['batch_size'], num_classes)}")
     return shapes
 
 

@@ -7,9 +7,10 @@ in which gradient it learns from; module K learns from the loss of batch t in al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fr_bench.methods.policy import Policy
 from fr_bench.module import BatchResult, Module, Pass
@@ -129,6 +130,17 @@ class Method:
             **hyper_parameters: of the method.
         """
         return {}
+
+    @classmethod
+    def companion(cls, shape: Sequence[int], num_classes: int, **hyper_parameters: Any) -> nn.Module | None:
+        """The network that module k < K trains beside its own, whose cost then counts when modules are balanced.
+
+        Args:
+            shape: of h_k, including the batch dimension; the network is called with it and the labels.
+            num_classes: of the data set.
+            **hyper_parameters: of the method.
+        """
+        return None
 
     @classmethod
     def policy(cls, **hyper_parameters: Any) -> Policy:

@@ -14,7 +14,7 @@ top's is the true one. M_k learns from iteration t before it is used in t + 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -145,6 +145,20 @@ class DecoupledNeuralInterfaces(Method):
         graph_bytes = tensor_bytes(saved.tensors, except_for=elsewhere)
         state_bytes = optimizer_state_bytes(optimizer, list(synthesizer.parameters()))
         return {"synthesizer": tensor_bytes(weights) + state_bytes + graph_bytes}
+
+    @classmethod
+    def companion(
+        cls,
+        shape: Sequence[int],
+        num_classes: int,
+        conditional: bool = False,
+        num_hidden: int = 2,
+        hidden_channels: int = 128,
+        kernel_size: int = 5,
+        **_: Any,
+    ) -> Synthesizer:
+        """The synthesizer."""
+        return Synthesizer(shape, num_hidden, hidden_channels, kernel_size, num_classes if conditional else 0)
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """The synthesizer's weights, statistics and optimizer state."""

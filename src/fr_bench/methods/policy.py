@@ -52,6 +52,12 @@ class Policy:
         """How many batches' graphs or inputs module k holds at once, at most."""
         return self.batch_delay(k, num_modules) + 1
 
+    def busy(self, k: int, num_modules: int, play: float, forward: float, backward: float) -> float:
+        """What a mini-batch costs module k, from the costs of its passes: all pay a forward with a graph and a
+        backward; a play without one comes on top where module k replays, or recomputes."""
+        plays_too = self.recomputes or (self.extra_forward and k < num_modules)
+        return play * plays_too + forward + backward
+
     def staleness(self, num_modules: int) -> list[dict[str, int]]:
         """By module: the delays of batch and weights, and the number of batches kept."""
         return [
