@@ -179,6 +179,8 @@ def _with_variant(group: Group, groups: list[Group]) -> Group:
 def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
     if key.startswith("method."):
         rivals = [other for other in rivals if other.method == group.method]
+    elif key == "cuts":  # a balanced partition cuts by the costs of the method: that alone makes no variant
+        rivals = [other for other in rivals if (other.method, other.k) == (group.method, group.k)]
     elif key in BOUND_TO_K:
         rivals = [other for other in rivals if other.k == group.k]
     return any(other.settings.get(key) != group.settings[key] for other in rivals)
