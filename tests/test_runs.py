@@ -179,6 +179,14 @@ def test_seeds_form_a_group_and_nothing_else_does(tmp_path, problems):
     assert not problems
 
 
+def test_checkpointed_bp_has_a_short_name_and_plain_bp_keeps_its_own(tmp_path, problems):
+    for checkpointed in (False, True):
+        settings = {"method": {"checkpoint_activations": checkpointed}}
+        write_run(tmp_path / str(checkpointed), method="bp", settings=settings)
+    labels = {group.label for group in make_groups(find(tmp_path, problems), problems.append)}
+    assert labels == {"BP, K = 2", "BP (checkpointed), K = 2"}
+
+
 def test_cuts_that_come_with_k_are_not_in_the_label(tmp_path, problems):
     for k in (1, 2, 4):
         write_run(tmp_path / str(k), k=k)

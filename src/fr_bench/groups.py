@@ -31,6 +31,8 @@ WITHOUT_EFFECT = (
     "sweep_dir", "trace", "wandb",
 )  # fmt: skip
 SETTLED_BY_THE_PLAN = ("device", "devices", "partition", "threads", "transport")
+# Settings whose values are said in a word of their own, because `name=value` would fill a figure.
+SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
 # Settings that a K brings along: they are compared among the groups of one K only.
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
@@ -172,8 +174,9 @@ def _worth(run: Run) -> tuple[bool, float]:
 def _with_variant(group: Group, groups: list[Group]) -> Group:
     rivals = [other for other in groups if (other.dataset, other.model) == (group.dataset, group.model)]
     differing = [key for key in group.settings if _differs(key, group, rivals)]
-    words = [f"{_short(key, differing)}={_text(group.settings[key])}" for key in differing]
-    return Group(group.dataset, group.model, group.method, group.k, group.settings, ", ".join(words), group.runs)
+    words = [_words(key, group.settings[key], differing) for key in differing]
+    variant = ", ".join(word for word in words if word)
+    return Group(group.dataset, group.model, group.method, group.k, group.settings, variant, group.runs)
 
 
 def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
@@ -184,6 +187,14 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
     elif key in BOUND_TO_K:
         rivals = [other for other in rivals if other.k == group.k]
     return any(other.settings.get(key) != group.settings[key] for other in rivals)
+
+
+def _words(key: str, value: Any, differing: list[str]) -> str:
+    """``lr=0.1``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
+    known = SAID_SHORTER.get(key)
+    if known is not None and value in known:
+        return known[value]
+    return f"{_short(key, differing)}={_text(value)}"
 
 
 def _short(key: str, keys: list[str]) -> str:
