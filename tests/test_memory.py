@@ -49,6 +49,11 @@ def test_between_processes_the_buffers_are_those_predicted(transport: str, tmp_p
         assert account["peak"] > 2**20 and account["device"] == "cpu"
 
 
+def test_under_autocast_nothing_is_predicted_and_all_is_measured(tmp_path: Path) -> None:
+    accounts = last_accounts(run_serial(tiny_config("fr", 2, precision="bf16"), tmp_path), 2)
+    assert all(account["activations"] > 0 and "predicted" not in account for account in accounts)
+
+
 def test_a_hand_count_of_fr_and_ddg(tmp_path: Path) -> None:
     """K = 3, batches of 8 images of 3 x 8 x 8 floats, features of 8 x 8 x 8: who keeps how many of them."""
     image_bytes, feature_bytes = 8 * 3 * 8 * 8 * 4, 8 * 8 * 8 * 8 * 4

@@ -47,7 +47,7 @@ class Plan:
         expected_share: by module, expected busy time a mini-batch over that of the slowest (see fr_bench.costs).
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
-        predicted_memory: by module, bytes by category (see fr_bench.categories).
+        predicted_memory: by module, bytes by category (see fr_bench.categories); empty under bf16.
     """
 
     config: dict[str, Any]
@@ -164,7 +164,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
         expected_share=balance.shares(cuts),
         staleness=method.policy(**hyper_parameters).staleness(k),
         targets_everywhere=method.needs_targets(**hyper_parameters),
-        predicted_memory=predicted_memory,
+        # Autocast saves casts of weights and features that a pass of shapes alone does not see.
+        predicted_memory=predicted_memory if config["precision"] != "bf16" else [{} for _ in devices],
     )
 
 
