@@ -28,7 +28,7 @@ poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see
 	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh
 
 test: setup ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: setup ## ruff, as linter and formatter
 	$(BIN)/ruff check .
