@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fr_bench.balance import Balance
 from fr_bench.components import bind, check_callable, check_optimizer
-from fr_bench.data import COMMON_KEYS, build_dataset, prepare_dataset
+from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.memory_model import ModuleShapes, predict, shape_pass
 from fr_bench.methods.base import Method
@@ -109,14 +109,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     k = config["k"]
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
-    prepare_dataset(config["dataset"])
-    dataset = build_dataset(config["dataset"])
+    dataset = fetch_dataset(config)
     num_train = len(dataset.train.labels)
-    if config["batch_size"] > num_train:
-        raise ConfigError(
-            f"batch_size={config['batch_size']}: the training set has {num_train} images, so no full batch ever forms; "
-            f"use at most {num_train}"
-        )
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
     devices = module_devices(config["device"], config["devices"], k)
@@ -167,6 +161,23 @@ def make_plan(config: dict[str, Any]) -> Plan:
         # Autocast saves casts of weights and features that a pass of shapes alone does not see.
         predicted_memory=predicted_memory if config["precision"] != "bf16" else [{} for _ in devices],
     )
+
+
+def fetch_dataset(config: dict[str, Any]) -> Dataset:
+    """The data set, downloaded if it may be.
+
+    Raises:
+        ConfigError: it cannot be had, or has fewer images than a batch.
+    """
+    prepare_dataset(config["dataset"])
+    dataset = build_dataset(config["dataset"])
+    num_train = len(dataset.train.labels)
+    if config["batch_size"] > num_train:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: the training set has {num_train} images, so no full batch ever forms; "
+            f"use at most {num_train}"
+        )
+    return dataset
 
 
 def check_components(config: dict[str, Any]) -> type[Method]:
