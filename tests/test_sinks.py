@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from fr_bench import wandb_sink
 from fr_bench.errors import ConfigError
@@ -147,6 +148,7 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
     ]
     account = [{"parameters": 8, "stash": 0}, {"parameters": 16, "stash": 4}]
     sink.finish({"best_test_error": 0.125, "cuts": [4], "efficiency": None, "memory": account}, 0)
+    wandb.teardown()  # as at the end of a process: until then its service may still be writing the file
 
     *rows, last = history(tmp_path)
     assert rows == expected
@@ -212,8 +214,6 @@ def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Pa
 
 def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sink = WandbSink(tmp_path, CONFIG, mode="offline", project="p")
-    import wandb
-
     wandb.teardown()  # its service is gone, as after a crash
     for step in (1, 2, 3):
         sink.write(train_record(step))
