@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fr_bench.worker import WorkerTask
+    from fr_bench.supervisor import ProcessTask
 
 PR_SET_PDEATHSIG = 1
 
@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 def main(
     parent_pid: int,
     log_path: str,
-    task: WorkerTask,
+    task: ProcessTask,
     connection: Connection,
     progress: MutableSequence[int],
 ) -> None:
@@ -32,12 +32,11 @@ def main(
     redirect_output(log_path)
 
     from fr_bench.reporter import Reporter
-    from fr_bench.worker import run_worker
 
     reporter = Reporter(connection, progress)
     exit_code = 0
     try:
-        run_worker(task, reporter)
+        task.run(reporter)
         reporter.send("done", modules=task.modules)
     except Exception as error:
         exit_code = 1
@@ -65,7 +64,7 @@ def redirect_output(log_path: str) -> None:
     os.close(log)
 
 
-def report_error(reporter, task: WorkerTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
+def report_error(reporter, task: ProcessTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
     """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
     from fr_bench.errors import ConfigError, FrBenchError
     from fr_bench.transport.spec import PeerLost

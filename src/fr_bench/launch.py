@@ -89,7 +89,7 @@ class Run:
         return summary
 
     def _supervise(self, sinks: Sink) -> None:
-        with watch_signals() as signals, Supervisor(self.plan, self.directory.path) as supervisor:
+        with watch_signals() as signals, Supervisor.of_plan(self.plan, self.directory.path) as supervisor:
             for event in supervisor.events(signals):
                 self.directory.heartbeat()
                 for record in self.collector.add(event) if event else ():

@@ -6,11 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 import torch.multiprocessing
@@ -18,6 +18,7 @@ import torch.multiprocessing
 from fr_bench import child
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.plan import Plan
+from fr_bench.reporter import Reporter
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
 
@@ -60,36 +61,67 @@ def watch_signals() -> Iterator[SignalWatch]:
             signal.signal(number, handler)
 
 
-class Supervisor:
-    """The processes of one run. Use as a context manager: leaving it ends every process that is still alive."""
+class ProcessTask(Protocol):
+    """What one process does; pickled, so plain data, pipes and semaphores only."""
 
-    def __init__(self, plan: Plan, run_directory: Path) -> None:
+    @property
+    def modules(self) -> list[int]:
+        """The modules (from 1) of the process, the first of which is its name in messages."""
+
+    def run(self, reporter: Reporter) -> None:
+        """Runs in the process and returns when its work is done."""
+
+
+class Supervisor:
+    """The processes of one run. Use as a context manager: leaving it ends every process that is still alive.
+
+    Args:
+        make_tasks: (multiprocessing context, port of the rendezvous store or None) -> a task for each process. What
+            the tasks refer to lives as long as the supervisor: a semaphore is gone with its last reference here.
+        num_modules: of all processes together.
+        run_directory: where the processes' logs go.
+        needs_store: whether the processes meet at a store, which the parent holds, on a port of the system's choice.
+    """
+
+    def __init__(
+        self,
+        make_tasks: Callable[[Any, int | None], Sequence[ProcessTask]],
+        num_modules: int,
+        run_directory: Path,
+        needs_store: bool = True,
+    ) -> None:
         context = torch.multiprocessing.get_context("spawn")
-        groups = plan.modules_by_process
-        self._store: dist.TCPStore | None = None
-        if plan.transport != "serial":
-            # The parent holds the rendezvous store, on a port of the system's choice.
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._progress = context.RawArray("q", [BEFORE_TRAINING] * plan.k)
-        # Kept for as long as the processes may still be opening them: a semaphore is gone with its last reference here.
-        self._ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
+        self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
+        self._tasks = make_tasks(context, self._store.port if self._store else None)
         self._modules: list[int] = []  # the first module of each process
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._run_directory = run_directory
-        for modules in groups:
+        for task in self._tasks:
             receiving, sending = context.Pipe(duplex=False)
-            store_port = self._store.port if self._store else None
-            task = WorkerTask(plan, modules, [self._ports[k - 1] for k in modules], store_port, run_directory)
-            log_path = str(run_directory / f"rank_{modules[0]}.log")
+            log_path = str(run_directory / f"rank_{task.modules[0]}.log")
             process = context.Process(
                 target=child.main, args=(os.getpid(), log_path, task, sending, self._progress), daemon=True
             )
             process.start()
             sending.close()  # so that the pipe ends when the child does
-            self._modules.append(modules[0])
+            self._modules.append(task.modules[0])
             self._connections.append(receiving)
             self._processes.append(process)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, run_directory: Path) -> Supervisor:
+        """The processes of a training run."""
+
+        def make_tasks(context: Any, store_port: int | None) -> list[WorkerTask]:
+            ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
+            return [
+                WorkerTask(plan, modules, [ports[k - 1] for k in modules], store_port, run_directory)
+                for modules in plan.modules_by_process
+            ]
+
+        return cls(make_tasks, plan.k, run_directory, needs_store=plan.transport != "serial")
 
     def __enter__(self) -> Supervisor:
         return self

@@ -48,6 +48,10 @@ class WorkerTask:
     store_port: int | None
     run_directory: Path
 
+    def run(self, reporter: Reporter) -> None:
+        """See :func:`run_worker`."""
+        run_worker(self, reporter)
+
 
 def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     """Runs the modules of ``task`` to the end of training.
