@@ -1,0 +1,168 @@
+"""A peer's processes, as the supervisor runs them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fr_bench.components import bind
+from fr_bench.memory import peak_bytes
+from fr_bench.models import build_blocks
+from fr_bench.reporter import Reporter
+
+PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
+PEERS = ("plain", "ddp", *PIPELINES)
+CHUNKS = {"interleaved": 2}  # stages of a process; 1 in the others
+CONNECT_TIMEOUT = timedelta(minutes=5)
+NUM_BATCHES = 4  # that a peer goes round and round; made beforehand, so that it pays for no data
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+class Training(Protocol):
+    """A peer's part in one process."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """One iteration on the global batch x [B, C, H, W], y [B]; the mean loss over B where this process has it.
+
+        A process looks at its own part of x and y alone.
+        """
+
+
+@dataclass
+class PeerTask:
+    """One process of a peer.
+
+    Attributes:
+        peer: one of PEERS.
+        config: resolved, as of ``fr-bench train``: model, optimizer, seed, batch size, precision, memory format.
+        input_shape: of one image.
+        num_classes: of the data set.
+        cuts: block indices where the stages after the first begin; only for pipelines.
+        num_microbatches: only for pipelines.
+        num_steps: iterations.
+        threads: of this process.
+        rank: of this process among ``num_processes``.
+        store_port: where the parent's rendezvous store listens.
+        keep_losses: whether the losses are reported, which waits for the device in every step.
+    """
+
+    peer: str
+    config: dict[str, Any]
+    input_shape: tuple[int, ...]
+    num_classes: int
+    cuts: list[int]
+    num_microbatches: int
+    num_steps: int
+    threads: int
+    rank: int
+    num_processes: int
+    store_port: int | None
+    keep_losses: bool = False
+
+    @property
+    def modules(self) -> list[int]:
+        """The process's number, from 1."""
+        return [self.rank + 1]
+
+    def run(self, reporter: Reporter) -> None:
+        """Trains, and reports the end of every step (ns, ``time.monotonic_ns``) and the process's peak memory."""
+        torch.set_num_threads(self.threads)
+        if self.config["deterministic"]:
+            torch.use_deterministic_algorithms(True)
+        if self.store_port is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.num_processes)
+        training: Training = import_module(MODULES[self.peer]).make(self)
+        batches = self.batches()
+        reporter.send("ready", modules=self.modules)
+        ends_ns, losses = [], []
+        for step in range(self.num_steps):
+            reporter.enter_iteration(self.rank + 1, step)
+            loss = training.step(*batches[step % len(batches)])
+            if self.keep_losses and loss is not None:
+                losses.append(loss.item())
+            ends_ns.append(time.monotonic_ns())
+        reporter.send(
+            "peer", module=self.rank + 1, ends_ns=ends_ns, losses=losses, peak=peak_bytes(torch.device("cpu"))
+        )
+        if self.store_port is not None:
+            dist.barrier()  # nobody leaves while a neighbour may still be reading what it sent
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Made-up normalised images and labels, the same in every process."""
+        generator = torch.Generator().manual_seed(self.config["seed"])
+        size = self.config["batch_size"]
+        made = []
+        for _ in range(NUM_BATCHES):
+            x = torch.randn(size, *self.input_shape, generator=generator).to(self.dtype)
+            x = x.to(memory_format=self.memory_format)
+            made.append((x, torch.randint(self.num_classes, (size,), generator=generator)))
+        return made
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """The model's blocks with the initial weights of fr-bench, in dtype and memory format."""
+        blocks = build_blocks(self.config["model"], self.input_shape, self.num_classes, self.config["seed"])
+        for _, block in blocks:
+            block.to(dtype=self.dtype).to(memory_format=self.memory_format)
+            block.train()
+        return blocks
+
+    def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
+        """The config's optimizer at its base learning rate."""
+        return bind(self.config["optimizer"])(parameters)
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy, summed over the samples at hand and divided by the global batch size."""
+        return F.cross_entropy(logits, y, reduction="sum") / self.config["batch_size"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+        return DTYPES[self.config["precision"]]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of weights and features."""
+        return torch.channels_last if self.config["channels_last"] else torch.contiguous_format
+
+
+MODULES = {
+    "plain": "fr_bench.peers.plain",
+    "ddp": "fr_bench.peers.data_parallel",
+    **dict.fromkeys(PIPELINES, "fr_bench.peers.pipelines"),
+}
+
+
+def make_tasks(
+    peer: str,
+    config: dict[str, Any],
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    num_processes: int,
+    threads: int,
+    num_steps: int,
+    store_port: int | None,
+    cuts: Sequence[int] = (),
+    num_microbatches: int = 1,
+    keep_losses: bool = False,
+) -> list[PeerTask]:
+    """The tasks of all processes of ``peer``; see :class:`PeerTask`."""
+    return [
+        PeerTask(
+            peer, config, tuple(input_shape), num_classes, list(cuts), num_microbatches, num_steps, threads, rank,
+            num_processes, store_port, keep_losses,
+        )
+        for rank in range(num_processes)
+    ]  # fmt: skip
