@@ -4,7 +4,7 @@ The batch is cut into M micro-batches, and the weights step once all of them hav
 its bubble shrinks with M. Batch norm normalises over a micro-batch, so the numbers are not those of the whole batch.
 
 Two traps of the library (torch 2.13): without shapes it finds them by running the real modules on uninitialised memory,
-which ruins batch norm's running statistics; and it refuses messages that are not contiguous, so features in channels-last
+which ruins batch norm's running statistics; and it refuses messages that are not contiguous, so channels-last features
 travel as the transposed view [B, H, W, C], which is contiguous and costs nothing.
 """
 
