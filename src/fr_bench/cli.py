@@ -29,6 +29,7 @@ COMMANDS = {
     "plot": Command("fr_bench.plot_command", "figures of runs from their local logs: loss, error, memory, speed"),
     "report": Command("fr_bench.report_command", "tables of runs from their local logs, as Markdown and CSV"),
     "eval": Command("fr_bench.eval_command", "the test error of a run's final weights, with any K"),
+    "bench": Command("fr_bench.bench_command", "speed and memory of methods and peers, side by side in one run"),
     "doctor": Command("fr_bench.doctor", "what this machine has: devices, transports, data sets, W&B, Slurm"),
 }
 

@@ -92,8 +92,13 @@ def _head() -> dict[str, Callable[[Row], str]]:
 
 
 def _table(columns: dict[str, Callable[[Row], str]], rows: list[Row]) -> str:
-    cells = [list(columns), *([text(row).replace("|", "\\|") for text in columns.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
+    return align([list(columns), *([text(row) for text in columns.values()] for row in rows)])
+
+
+def align(cells: list[list[str]]) -> str:
+    """Returns a Markdown table whose columns are aligned; the first line of ``cells`` is its head."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)

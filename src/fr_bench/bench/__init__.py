@@ -1,0 +1,1 @@
+"""``fr-bench bench``: speed and memory of the methods and of what a user would run instead, side by side in one run."""

@@ -1,0 +1,141 @@
+"""Who takes part: every method and peer for every K, planned and checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fr_bench.balance import Balance
+from fr_bench.bench.settings import BenchSettings
+from fr_bench.errors import ConfigError
+from fr_bench.models import build_blocks
+from fr_bench.peers import PEERS, PIPELINES
+from fr_bench.peers.task import CHUNKS
+from fr_bench.plan import Plan, check_components, fetch_dataset, make_plan, place_on_meta
+
+ConfigOf = Callable[[Sequence[str]], dict[str, Any]]  # further overrides -> resolved config
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that is timed.
+
+    Attributes:
+        words: as in ``bench.methods``.
+        method: the first of them.
+        k: modules, or processes of a peer.
+        plan: of a method: its own; of a peer: that of BP with one module, for what both need to know.
+        cuts: block indices; of a pipeline, one less than it has stages.
+        num_microbatches: of a pipeline.
+    """
+
+    words: str
+    method: str
+    k: int
+    plan: Plan
+    cuts: tuple[int, ...] = ()
+    num_microbatches: int | None = None
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is not one of fr-bench's methods."""
+        return self.method in PEERS
+
+    @property
+    def label(self) -> str:
+        """For lines of progress and names of folders."""
+        micro = "" if self.num_microbatches is None else f" M={self.num_microbatches}"
+        return f"{self.words} K={self.k}{micro}"
+
+
+def make_contenders(settings: BenchSettings, config_of: ConfigOf) -> list[Contender]:
+    """All contenders in the order of ``bench.methods``, each for every K that it can have.
+
+    A pipeline appears once for every number of micro-batches that divides the batch and that its schedule can use.
+
+    Raises:
+        ConfigError: for anything that could not run.
+    """
+    found: list[Contender] = []
+    for words in _with_baselines(settings):
+        method, *own = words.split()
+        ks = [1] if method == "plain" else [k for k in settings.k if k > 1 or method == "bp"]
+        for k in ks:
+            found += _make(words, method, k, own, settings, config_of)
+    return found
+
+
+def _with_baselines(settings: BenchSettings) -> list[str]:
+    """BP first of all if nobody asked for it: every speed-up is over it."""
+    words = list(dict.fromkeys(settings.methods))
+    if 1 not in settings.k:
+        settings.k.insert(0, 1)
+    return words if "bp" in words else ["bp", *words]
+
+
+def _make(
+    words: str, method: str, k: int, own: list[str], settings: BenchSettings, config_of: ConfigOf
+) -> list[Contender]:
+    is_peer = method in PEERS
+    num_steps = settings.warmup + settings.steps
+    modules = 1 if is_peer else k
+    own = [f"method={'bp' if is_peer else method}", f"k={modules}", *own]
+    extent = [f"trace={num_steps}", f"max_steps={modules - 1 + num_steps}"]  # the pipe fills first
+    try:
+        plan = make_plan(config_of([*own, *extent]))
+        if any(device != "cpu" for device in plan.devices):
+            raise ConfigError("device=cuda: bench reads the host's clock, which does not see a GPU; use device=cpu.")
+        plan = replace(plan, num_evaluation_images={})  # evaluations take no part
+        if not is_peer:
+            if k > 1 and plan.transport == "serial":
+                raise ConfigError("transport=serial: modules that take turns in one process have no speed to compare.")
+            return [Contender(words, method, k, plan, tuple(plan.cuts))]
+        _check_peer(method, k, plan)
+        if method not in PIPELINES:
+            return [Contender(words, method, k, plan)]
+        return _pipelines(words, method, k, plan, settings)
+    except ConfigError as error:
+        raise ConfigError(f"in bench.methods, '{words}' with K={k}: {error}") from error
+
+
+def _check_peer(method: str, k: int, plan: Plan) -> None:
+    config = plan.config
+    if config["precision"] not in ("fp32", "fp64"):
+        raise ConfigError(f"precision={config['precision']}: the peers run in fp32 or fp64.")
+    if method == "ddp" and config["batch_size"] % k:
+        raise ConfigError(f"batch_size={config['batch_size']}: cannot be shared equally by {k} processes.")
+
+
+def _pipelines(words: str, method: str, k: int, plan: Plan, settings: BenchSettings) -> list[Contender]:
+    batch_size, num_stages = plan.config["batch_size"], k * CHUNKS.get(method, 1)
+    if num_stages > len(plan.block_names):
+        raise ConfigError(f"{method} needs {num_stages} stages, and the model has {len(plan.block_names)} blocks.")
+    numbers = [multiple * k for multiple in settings.microbatches if batch_size % (multiple * k) == 0]
+    if not numbers:
+        raise ConfigError(
+            f"batch_size={batch_size}: none of K times bench.microbatches={settings.microbatches} divides it."
+        )
+    cuts = tuple(_balanced_cuts(plan, num_stages))
+    return [Contender(words, method, k, plan, cuts, number) for number in numbers]
+
+
+def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
+    """Cuts that balance forward and backward, as a pipeline's user would choose them."""
+    config = {**plan.config, "k": num_stages}
+    method = check_components(config)
+    dataset = fetch_dataset(config)
+    with torch.device("meta"):
+        blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    x = place_on_meta(config, blocks, dataset.input_shape)
+    devices = plan.devices * num_stages
+    return Balance(config, method, {}, blocks, x, dataset.num_classes, devices, plan.threads, "gloo").cuts()
+
+
+def crowded(contenders: Sequence[Contender]) -> int | None:
+    """The smallest K whose processes have more threads together than there are cores; None if all fit."""
+    cores = len(os.sched_getaffinity(0))
+    return min((each.k for each in contenders if each.k * each.plan.threads > cores), default=None)

@@ -1,0 +1,126 @@
+"""Runs one contender once and says how long its iterations took, and what its modules did meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fr_bench.bench.contenders import Contender
+from fr_bench.bench.settings import BenchSettings
+from fr_bench.categories import CATEGORIES
+from fr_bench.collector import Collector
+from fr_bench.peers import make_tasks
+from fr_bench.stopwatch import KINDS, Span
+from fr_bench.supervisor import SignalWatch, Supervisor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run.
+
+    Attributes:
+        step_s: seconds of each timed iteration, on the slowest module or process.
+        phases_s: by module, median seconds an iteration by name of span (fr_bench.stopwatch.KINDS); empty for a peer.
+        peak_bytes: by module, peak resident memory of its process.
+        accounted_bytes: by module, what its tensors hold (see fr_bench.memory); empty for a peer.
+    """
+
+    step_s: list[float]
+    phases_s: list[dict[str, float]] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
+    accounted_bytes: list[int] = field(default_factory=list)
+
+
+def measure(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
+    """Runs ``contender`` in processes of its own. Their logs stay in ``folder`` if the run fails, else nothing does.
+
+    Raises:
+        RunFailed: with the first cause.
+        Interrupted: a signal came.
+    """
+    folder.mkdir(parents=True)
+    found = (_measure_peer if contender.is_peer else _measure_method)(contender, settings, folder, signals)
+    shutil.rmtree(folder)
+    return found
+
+
+def _measure_method(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
+    plan = contender.plan
+    collector = Collector(plan.k, plan.steps_per_epoch, plan.config["batch_size"], in_parallel=True)
+    peaks, accounts = [0] * plan.k, [0] * plan.k
+    with Supervisor.of_plan(plan, folder) as supervisor:
+        for event in supervisor.events(signals):
+            for record in collector.add(event) if event else ():
+                if record["kind"] == "memory":
+                    peaks[record["module"] - 1] = record["peak"]
+                    accounts[record["module"] - 1] = sum(record.get(name, 0) for name in CATEGORIES)
+    iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.k + 1)]
+    times = [[iteration.seconds for iteration in module] for module in iterations]
+    phases = [_median_phases(module) for module in iterations]
+    return Measurement(max(times, key=sum), phases, peaks, accounts)
+
+
+def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
+    plan, k = contender.plan, contender.k
+    ends_ns: dict[int, list[int]] = {}
+    peaks = [0] * k
+
+    def make(_: Any, store_port: int | None) -> Sequence[Any]:
+        return make_tasks(
+            contender.method,
+            plan.config,
+            input_shape=plan.input_shape,
+            num_classes=plan.num_classes,
+            num_processes=k,
+            threads=plan.threads,
+            num_steps=settings.warmup + settings.steps,
+            store_port=store_port,
+            cuts=contender.cuts,
+            num_microbatches=contender.num_microbatches or 1,
+        )
+
+    with Supervisor(make, k, folder, needs_store=k > 1) as supervisor:
+        for event in supervisor.events(signals):
+            if event and event["event"] == "peer":
+                ends_ns[event["module"]] = event["ends_ns"]
+                peaks[event["module"] - 1] = event["peak"]
+    first = settings.warmup - 1  # the clock starts with the end of the last iteration that is not timed
+    times = [
+        [(end - start) / 1e9 for start, end in zip(ends[first:], ends[first + 1 :], strict=False)]
+        for ends in ends_ns.values()
+    ]
+    return Measurement(max(times, key=sum), peak_bytes=peaks)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a module did from the end of one optimizer step to the end of the next."""
+
+    seconds: float
+    phases_s: dict[str, float]
+
+
+def iterations_of(spans: Sequence[Span]) -> list[Iteration]:
+    """Cuts the spans of one module into iterations; the first, which has no step before it, begins with its span."""
+    found, start_ns = [], spans[0].start_ns
+    phases: defaultdict[str, float] = defaultdict(float)
+    for span in spans:
+        phases[span.name] += (span.end_ns - span.start_ns) / 1e9
+        if span.name == "step":
+            found.append(Iteration((span.end_ns - start_ns) / 1e9, dict(phases)))
+            start_ns = span.end_ns
+            phases.clear()
+    return found
+
+
+def _median_phases(iterations: Sequence[Iteration]) -> dict[str, float]:
+    return {
+        name: statistics.median(iteration.phases_s.get(name, 0.0) for iteration in iterations)
+        for name in KINDS
+        if any(name in iteration.phases_s for iteration in iterations)
+    }

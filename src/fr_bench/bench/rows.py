@@ -1,0 +1,146 @@
+"""From measurements to the rows of bench.json: medians with quartiles, speed-ups, limits."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from fr_bench.bench.contenders import Contender
+from fr_bench.bench.measurement import Measurement
+from fr_bench.stopwatch import KINDS
+
+COMPUTING = ("play_s", "learn_s")  # kinds of spans in which a module computes
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """A median between its quartiles."""
+
+    q1: float
+    median: float
+    q3: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Quartiles:
+        """Of at least two samples."""
+        return cls(*statistics.quantiles(samples, n=4, method="inclusive"))
+
+
+@dataclass
+class Row:
+    """A method or peer with K modules or processes. Seconds are those of an iteration.
+
+    Attributes:
+        method: its name; ``words`` with the settings that stood behind it in ``bench.methods``.
+        k: modules or processes.
+        threads: of each.
+        cuts: block indices (of a pipeline: of its stages); empty for one that is not cut.
+        num_microbatches: of a pipeline, the fastest; ``tried_microbatches`` has the step times of all.
+        step_time_s: on the slowest module or process.
+        images_per_s: from the median.
+        speedup_vs_single: over BP with one module.
+        speedup_vs_locked: over BP over K modules.
+        speedup_vs_plain: over the plain loop, where that takes part.
+        limit: the speed-up over locked BP if the busiest module never waited: locked BP's step time over the time that
+            the busiest module computes, measured in this very run, while all modules are busy.
+        limit_uncontended: the same from costs of the blocks that were measured while nothing else ran, for both.
+        efficiency: computing time of the busiest module over the step time: what was reached of the limit.
+        busy_s, wait_s, send_s: by module.
+        waiting_share: by module, of the step time.
+        phases_s: by module, by name of span.
+        peak_memory: by module or process, peak resident bytes (libraries included).
+        accounted_memory: by module, bytes of its tensors.
+        num_samples: timed iterations of all rounds.
+    """
+
+    method: str
+    words: str
+    k: int
+    threads: int
+    cuts: list[int]
+    step_time_s: Quartiles
+    images_per_s: float
+    num_samples: int
+    peak_memory: list[int]
+    accounted_memory: list[int]
+    phases_s: list[dict[str, float]]
+    num_microbatches: int | None = None
+    tried_microbatches: dict[int, float] | None = None
+    speedup_vs_single: float | None = None
+    speedup_vs_locked: float | None = None
+    speedup_vs_plain: float | None = None
+    limit: float | None = None
+    limit_uncontended: float | None = None
+    efficiency: float | None = None
+    busy_s: list[float] | None = None
+    wait_s: list[float] | None = None
+    send_s: list[float] | None = None
+    waiting_share: list[float] | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """Plain data; what is not known is null."""
+        return asdict(self)
+
+
+def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
+    """The row of one contender from its runs, without what needs other rows."""
+    samples = [seconds for each in measurements for seconds in each.step_s]
+    step = Quartiles.of(samples)
+    row = Row(
+        method=contender.method,
+        words=contender.words,
+        k=contender.k,
+        threads=contender.plan.threads,
+        cuts=list(contender.cuts),
+        step_time_s=step,
+        images_per_s=contender.plan.config["batch_size"] / step.median,
+        num_samples=len(samples),
+        peak_memory=_medians([each.peak_bytes for each in measurements]),
+        accounted_memory=_medians([each.accounted_bytes for each in measurements]),
+        phases_s=_median_phases([each.phases_s for each in measurements]),
+        num_microbatches=contender.num_microbatches,
+    )
+    if row.phases_s:
+        row.busy_s = [_total(phases, COMPUTING) for phases in row.phases_s]
+        row.wait_s = [_total(phases, ("wait_s",)) for phases in row.phases_s]
+        row.send_s = [_total(phases, ("send_s",)) for phases in row.phases_s]
+    if row.phases_s and row.k > 1:
+        assert row.busy_s is not None and row.wait_s is not None
+        row.efficiency = max(row.busy_s) / step.median
+        row.waiting_share = [seconds / step.median for seconds in row.wait_s]
+    return row
+
+
+def compare(rows: Sequence[Row]) -> None:
+    """Fills in the speed-ups and limits, which are ratios to other rows; in place."""
+    single = _median_of(rows, "bp", 1)
+    plain = _median_of(rows, "plain", 1)
+    for row in rows:
+        step_s = row.step_time_s.median
+        row.speedup_vs_single = single / step_s if single else None
+        row.speedup_vs_plain = plain / step_s if plain else None
+        locked = _median_of(rows, "bp", row.k) if row.k > 1 else None
+        row.speedup_vs_locked = locked / step_s if locked else None
+        if locked and row.busy_s and row.method != "bp":
+            row.limit = locked / max(row.busy_s)
+
+
+def _median_of(rows: Sequence[Row], words: str, k: int) -> float | None:
+    return next((row.step_time_s.median for row in rows if row.words == words and row.k == k), None)
+
+
+def _total(phases: Mapping[str, float], kinds: Sequence[str]) -> float:
+    return sum(seconds for name, seconds in phases.items() if KINDS[name] in kinds)
+
+
+def _medians(by_run: Sequence[Sequence[int]]) -> list[int]:
+    return [round(statistics.median(values)) for values in zip(*by_run, strict=True)]
+
+
+def _median_phases(by_run: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    found = []
+    for modules in zip(*by_run, strict=True):
+        names = [name for name in KINDS if any(name in phases for phases in modules)]
+        found.append({name: statistics.median(phases.get(name, 0.0) for phases in modules) for name in names})
+    return found

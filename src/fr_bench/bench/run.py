@@ -1,0 +1,152 @@
+"""The comparison itself: rounds over all contenders, and what is left of them."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fr_bench.balance import Balance
+from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
+from fr_bench.bench.measurement import Measurement, measure
+from fr_bench.bench.rows import Row, compare, make_row
+from fr_bench.bench.settings import BenchSettings
+from fr_bench.bench.table import as_table
+from fr_bench.components import bind
+from fr_bench.environment import describe_environment
+from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.models import build_blocks
+from fr_bench.plan import check_components, place_on_meta
+from fr_bench.run_directory import strict_json
+from fr_bench.supervisor import SignalWatch, watch_signals
+
+
+def run_bench(settings: BenchSettings, config_of: ConfigOf, folder: Path) -> int:
+    """Runs everything, prints the table and writes bench.json and the figure into ``folder``; returns the exit code.
+
+    Raises:
+        ConfigError: a contender that cannot run, or a folder that holds something.
+        Interrupted: a signal came; complete rounds are in bench.json.
+    """
+    contenders = make_contenders(settings, config_of)
+    limits = {id(each): limit_uncontended(each) for each in contenders if not each.is_peer and each.k > 1}
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder}: cannot be made: {error.strerror}; choose another.") from error
+    bench = Bench(settings, contenders, folder, limits)
+    with watch_signals() as signals:
+        bench.run(signals)
+    rows = bench.rows()
+    if rows:
+        print(as_table(rows))
+    k = crowded(contenders)
+    if k is not None:
+        print(f"K = {k} and more have more threads than there are cores: their modules share cores.")
+    if rows:
+        from fr_bench.figures.bench import draw_bench  # matplotlib, which nothing else here needs
+        from fr_bench.figures.write import write
+
+        title = f"{contenders[0].plan.config['model']['name']}, batch of {contenders[0].plan.config['batch_size']}"
+        print(f"figure: {write(draw_bench(rows, title), 'paper', folder, 'bench')[0]}")
+    print(f"bench: {folder / 'bench.json'}")
+    return 1 if bench.failures else 0
+
+
+class Bench:
+    """Measurements as they come in."""
+
+    def __init__(
+        self, settings: BenchSettings, contenders: list[Contender], folder: Path, limits: dict[int, float | None]
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.failures: list[dict[str, Any]] = []
+        self._limits = limits
+        self._contenders = contenders
+        self._measurements: defaultdict[int, list[Measurement]] = defaultdict(list)
+        self._tried: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+
+    def run(self, signals: SignalWatch) -> None:
+        """All rounds; every other one backwards, so that nobody always runs after the same neighbour."""
+        for number in range(1, self.settings.rounds + 1):
+            for contender in self._contenders if number % 2 else self._contenders[::-1]:
+                self._run_one(contender, number, signals)
+            if number == 1:
+                self._keep_the_fastest_pipelines()
+            self._contenders = [each for each in self._contenders if self._measurements[id(each)]]
+            self.write()
+
+    def _run_one(self, contender: Contender, number: int, signals: SignalWatch) -> None:
+        name = contender.label.replace(" ", "-").replace("/", "-")
+        try:
+            measurement = measure(contender, self.settings, self.folder / f"round-{number}-{name}", signals)
+        except RunFailed as error:
+            self._measurements.pop(id(contender), None)
+            self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
+            print(f"fr-bench: {contender.label}: {error}", file=sys.stderr)
+            return
+        self._measurements[id(contender)].append(measurement)
+        median_s = make_row(contender, [measurement]).step_time_s.median
+        if contender.num_microbatches is not None and number == 1:
+            self._tried[contender.words, contender.k][contender.num_microbatches] = median_s
+        print(f"round {number} of {self.settings.rounds}: {contender.label}: {median_s:.4g} s a step", flush=True)
+
+    def _keep_the_fastest_pipelines(self) -> None:
+        for (words, k), tried in self._tried.items():
+            fastest = min(tried, key=lambda number: tried[number])
+            for each in self._contenders:
+                if (each.words, each.k) == (words, k) and each.num_microbatches != fastest:
+                    self._measurements.pop(id(each), None)
+
+    def rows(self) -> list[Row]:
+        """One for everything that was measured, in the order of ``bench.methods``."""
+        rows = []
+        for contender in self._contenders:
+            if not self._measurements.get(id(contender)):
+                continue
+            row = make_row(contender, self._measurements[id(contender)])
+            row.tried_microbatches = self._tried.get((contender.words, contender.k))
+            row.limit_uncontended = self._limits.get(id(contender))
+            rows.append(row)
+        compare(rows)
+        return rows
+
+    def write(self) -> None:
+        """bench.json, with what there is so far."""
+        plan = self._contenders[0].plan if self._contenders else None
+        environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
+        shared = ("model", "dataset", "batch_size", "precision", "channels_last", "optimizer", "seed")
+        content = {
+            "env": environment,
+            "config": {key: plan.config[key] for key in shared} if plan else {},
+            "bench": vars(self.settings),
+            "rows": [row.as_json() for row in self.rows()],
+            "failures": self.failures,
+        }
+        path = self.folder / "bench.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(strict_json(content, indent=1) + "\n")
+        temporary.replace(path)
+
+
+def limit_uncontended(contender: Contender) -> float | None:
+    """The speed-up over locked BP, from block costs that were measured while nothing else ran; None for BP."""
+    plan = contender.plan
+    method = check_components(plan.config)
+    hyper_parameters = bind(plan.config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    if method.policy(**hyper_parameters).gradient == "true":
+        return None
+    with torch.device("meta"):
+        blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
+    x = place_on_meta(plan.config, blocks, plan.input_shape)
+    config = {**plan.config, "partition": "measured"}
+    costs = Balance(
+        config, method, hyper_parameters, blocks, x, plan.num_classes, plan.devices, plan.threads, plan.transport
+    ).costs
+    bounds = [0, *plan.cuts, len(blocks)]
+    busiest_s = max(costs(bounds[k - 1], bounds[k], k) for k in range(1, plan.k + 1))
+    return costs(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does

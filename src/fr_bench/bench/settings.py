@@ -1,0 +1,89 @@
+"""The settings of ``fr-bench bench`` beside those of ``fr-bench train``: ``bench.KEY=VALUE``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fr_bench.errors import ConfigError, nearest
+
+METHODS = ("plain", "bp", "dni", "ddg", "fr", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
+MOST_MODULES = 4
+
+
+@dataclass
+class BenchSettings:
+    """What is compared, and how long.
+
+    Attributes:
+        methods: names of methods and peers, each with settings of its own behind it if need be, such as
+            ``"fr partition=equal"``.
+        k: numbers of modules, or of processes of a peer. BP with one module, and BP over each number, always run: the
+            speed-ups are over them.
+        rounds: how often everything is run, in turn, so that a slow minute of the machine hits all alike.
+        warmup: iterations before the clock starts, once the pipe is full; at least 1.
+        steps: timed iterations of a run.
+        microbatches: micro-batches of the pipelines, in multiples of K. All are tried in the first round, the fastest
+            goes on.
+    """
+
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    k: list[int] = field(default_factory=lambda: default_k(len(os.sched_getaffinity(0))))
+    rounds: int = 3
+    warmup: int = 2
+    steps: int = 6
+    microbatches: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+
+
+HELP = {
+    "methods": "methods and peers, with settings of their own behind them: [bp,fr,'fr partition=equal',1f1b]",
+    "k": "numbers of modules; default: 1, 2, 4 as far as there are cores",
+    "rounds": "how often everything is run, in turn",
+    "warmup": "iterations of a run before the clock starts",
+    "steps": "timed iterations of a run",
+    "microbatches": "of the pipelines, in multiples of K; the fastest is reported",
+}
+
+
+def default_k(num_cores: int) -> list[int]:
+    """1, 2 and 4, as far as every module has a core of its own."""
+    return [k for k in (1, 2, MOST_MODULES) if k <= max(1, num_cores)]
+
+
+def make_settings(values: dict[str, Any]) -> BenchSettings:
+    """The settings with ``values``, by key without ``bench.``, in place of the defaults.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a number out of range.
+    """
+    known = [each.name for each in fields(BenchSettings)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"bench.{key}: unknown.{nearest(key, known)} There are bench.{', bench.'.join(known)}.")
+    settings = BenchSettings(**values)
+    for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2)):
+        _check_integers(key, [getattr(settings, key)], smallest)
+    for key in ("k", "microbatches"):
+        _check_integers(key, _as_list(key, getattr(settings, key)), 1)
+    methods = _as_list("methods", settings.methods)
+    if any(not isinstance(words, str) or not words.split() for words in methods):
+        raise ConfigError(f"bench.methods={methods}: must be a list of names such as [bp,fr,1f1b].")
+    return settings
+
+
+def _as_list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"bench.{key}={value}: must be a list with something in it, such as [{_example(key)}].")
+    return value
+
+
+def _example(key: str) -> str:
+    return "bp,fr,1f1b" if key == "methods" else "1,2,4"
+
+
+def _check_integers(key: str, numbers: Sequence[Any], smallest: int) -> None:
+    for number in numbers:
+        if type(number) is not int or number < smallest:
+            raise ConfigError(f"bench.{key}={number}: must be an integer of at least {smallest}.")

@@ -1,0 +1,38 @@
+"""The rows of a bench as a Markdown table, for the terminal and for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fr_bench.bench.rows import Row
+from fr_bench.markdown import align
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """One line a row, in the order given; cells of what is not known stay empty."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": _name,
+        "K": lambda row: str(row.k),
+        "threads": lambda row: str(row.threads),
+        "step, s": lambda row: f"{row.step_time_s.median:.3g}",
+        "quartiles": lambda row: f"{row.step_time_s.q1:.3g} to {row.step_time_s.q3:.3g}",
+        "images/s": lambda row: f"{row.images_per_s:.3g}",
+        "over plain": lambda row: _ratio(row.speedup_vs_plain),
+        "over BP, K = 1": lambda row: _ratio(row.speedup_vs_single),
+        "over locked BP": lambda row: _ratio(row.speedup_vs_locked),
+        "limit": lambda row: _ratio(row.limit),
+        "limit, uncontended": lambda row: _ratio(row.limit_uncontended),
+        "efficiency": lambda row: _ratio(row.efficiency),
+        "waiting": lambda row: ", ".join(f"{100 * share:.0f} %" for share in row.waiting_share or []),
+        "peak, MiB": lambda row: ", ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory),
+    }
+    known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
+    return align([list(known), *([text(row) for text in known.values()] for row in rows)])
+
+
+def _name(row: Row) -> str:
+    return row.words if row.num_microbatches is None else f"{row.words}, M = {row.num_microbatches}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,130 @@
+"""``fr-bench bench``: methods and peers side by side, interleaved in one run: a table, bench.json and a figure."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from fr_bench.bench.settings import HELP, make_settings
+from fr_bench.compose import compose
+from fr_bench.config import check
+from fr_bench.errors import ConfigError
+from fr_bench.train_command import parse
+
+OWN = "bench."
+# What a bench sets unless the command line does. One thread a module: more modules then mean more cores, not more of
+# each, and the yardstick stays the same.
+DEFAULTS = {
+    "dataset": "synthetic",
+    "batch_size": "64",
+    "threads": "1",
+    "device": "cpu",
+    "eval_every": "1000000",
+    "console": "off",
+    "wandb.mode": "disabled",
+    "run_dir": "'outputs/bench-${dataset.name}-${model.name}/${now:%Y%m%d-%H%M%S}-${run_id:}'",
+}
+SET_BY_BENCH = ("method", "k", "max_steps", "trace")
+USAGE = """\
+usage: fr-bench bench [bench.KEY=VALUE ...] [SETTING=VALUE ...]
+
+Times methods and what a user would run instead (a plain PyTorch loop, DistributedDataParallel, torch's pipelines) in
+one run, in turn, and leaves a table, bench.json and a figure. All other settings are those of fr-bench train.
+
+  fr-bench bench model=resnet164 bench.k=[1,2]
+  fr-bench bench model=resnet20 bench.methods='[bp,fr,"fr partition=equal","fr transport=gloo"]'
+
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the comparison; returns 0, or 1 if something that was compared failed.
+
+    Raises:
+        ConfigError: a mistake in the command, before anything is started.
+        Interrupted: a signal ended it; complete rounds are in bench.json.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(usage())
+        return 0
+    arguments = parse(argv)
+    if arguments.multirun or arguments.cfg or arguments.info:
+        raise ConfigError("fr-bench bench is one run: -m, --cfg and --info belong to fr-bench train.")
+    own = [word for word in arguments.overrides if word.startswith(OWN)]
+    shared = [word for word in arguments.overrides if not word.startswith(OWN)]
+    settings = make_settings(read_values(own))
+    overrides = with_defaults(shared)
+
+    def config_of(words: Sequence[str]) -> dict[str, Any]:
+        return compose_one(arguments, [*overrides, *words])
+
+    from fr_bench.bench.run import run_bench  # imports torch, which the paths above must not
+
+    first = config_of(["method=bp", "k=1"])
+    return run_bench(settings, config_of, Path(first["run_dir"]))
+
+
+def usage() -> str:
+    """The help text."""
+    defaults = make_settings({})
+    width = max(map(len, HELP)) + len(OWN) + 2
+    lines = [f"  {OWN + key:<{width}}{text} ({getattr(defaults, key)})" for key, text in HELP.items()]
+    set_here = ", ".join(f"{key}={value}" for key, value in DEFAULTS.items() if key != "run_dir")
+    return USAGE + "\n".join(lines) + f"\n\nSet here unless you do: {set_here}."
+
+
+def read_values(words: Sequence[str]) -> dict[str, Any]:
+    """``bench.KEY=VALUE`` words as values by key, in Hydra's grammar.
+
+    Raises:
+        ConfigError: a word that this grammar does not have.
+    """
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(words))
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: is not KEY=VALUE as Hydra reads it; quote what has a space.") from error
+    values: dict[str, Any] = {}
+    for word, override in zip(words, overrides, strict=True):
+        if override.is_sweep_override() or override.is_delete() or override.is_add():
+            raise ConfigError(f"{word}: a plain KEY=VALUE is meant, with a list in brackets: bench.k=[1,2].")
+        values[override.get_key_element().removeprefix(OWN)] = _plain(override.value())
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """Without the grammar's own type for quoted strings."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.text if hasattr(value, "text") else value
+
+
+def with_defaults(words: Sequence[str]) -> list[str]:
+    """The settings shared by all, with ours first where the command line has none.
+
+    Raises:
+        ConfigError: a setting that differs from contender to contender.
+    """
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    for key in SET_BY_BENCH:
+        if key in given:
+            raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")
+    return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *words]
+
+
+def compose_one(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """The checked config of one contender.
+
+    Raises:
+        ConfigError: a mistake in it.
+    """
+    arguments = copy.copy(arguments)
+    arguments.overrides = list(overrides)
+    config = compose(arguments).jobs[0].config
+    check(config)
+    return config

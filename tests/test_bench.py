@@ -1,0 +1,229 @@
+"""fr-bench bench: what takes part, what comes out of it, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import tiny_config
+
+from fr_bench.bench.contenders import Contender, crowded, make_contenders
+from fr_bench.bench.measurement import Measurement, iterations_of
+from fr_bench.bench.rows import Quartiles, compare, make_row
+from fr_bench.bench.settings import BenchSettings, default_k, make_settings
+from fr_bench.bench.table import as_table
+from fr_bench.bench_command import main, read_values, with_defaults
+from fr_bench.errors import ConfigError
+from fr_bench.stopwatch import Span
+
+
+def config_of(words: Sequence[str]) -> dict[str, Any]:
+    """Stands for Hydra: the tiny config with the overrides that a bench makes."""
+    values = dict(word.split("=", 1) for word in words)
+    config = tiny_config(values.pop("method"), int(values.pop("k")), "gloo")
+    return config | {key: int(value) if value.isdecimal() else value for key, value in values.items()}
+
+
+def contenders(**settings: Any) -> list[Contender]:
+    return make_contenders(make_settings(settings), config_of)
+
+
+def by_label(**settings: Any) -> dict[str, Contender]:
+    return {each.label: each for each in contenders(**settings)}
+
+
+# Who takes part
+
+
+def test_every_method_runs_with_every_k_beside_bp_alone_and_over_as_many_modules() -> None:
+    assert list(by_label(methods=["fr", "ddg"], k=[2, 3])) == [
+        "bp K=1",
+        "bp K=2",
+        "bp K=3",
+        "fr K=2",
+        "fr K=3",
+        "ddg K=2",
+        "ddg K=3",
+    ]
+
+
+def test_settings_behind_a_name_are_its_own() -> None:
+    found = by_label(methods=["fr", "fr partition=auto"], k=[2])
+    assert found["fr K=2"].plan.config["partition"] == "equal"
+    assert found["fr partition=auto K=2"].plan.config["partition"] == "auto"
+
+
+def test_the_plain_loop_is_one_process_and_a_pipeline_tries_the_micro_batches_that_fit() -> None:
+    found = by_label(methods=["plain", "1f1b"], k=[2], microbatches=[1, 2, 3, 4])  # a batch of 8: 6 does not divide it
+    tried = [f"1f1b K=2 M={number}" for number in (2, 4, 8)]
+    assert [label for label in found if not label.startswith("bp")] == ["plain K=1", *tried]
+    assert len(found["1f1b K=2 M=2"].cuts) == 1
+
+
+def test_an_interleaved_pipeline_has_two_stages_a_process() -> None:
+    (found,) = (each for each in contenders(methods=["interleaved"], k=[2], microbatches=[1]) if each.is_peer)
+    assert len(found.cuts) == 3
+
+
+def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts() -> None:
+    plan = by_label(methods=["fr"], k=[3], warmup=2, steps=4)["fr K=3"].plan
+    assert (plan.num_steps, plan.config["trace"]) == (2 + 2 + 4, 2 + 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ["fr"], "k": [9]}, "in bench.methods, .* with K=9: k=9: the model has only"),
+        ({"methods": ["fr transport=serial"], "k": [2]}, "'fr transport=serial' with K=2: transport=serial"),
+        ({"methods": ["ddp"], "k": [3]}, "batch_size=8: cannot be shared equally by 3"),
+        ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
+        ({"methods": ["plain precision=bf16"], "k": [1]}, "the peers run in fp32 or fp64"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        contenders(**settings)
+
+
+def test_the_smallest_k_that_needs_more_cores_than_there_are_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = contenders(methods=["fr"], k=[1, 2, 3])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert crowded(found) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert crowded(found) is None
+
+
+# Settings
+
+
+def test_values_are_read_in_hydras_grammar() -> None:
+    words = ["bench.k=[1,2]", "bench.methods=[bp,'fr partition=equal']", "bench.rounds=5"]
+    assert read_values(words) == {"k": [1, 2], "methods": ["bp", "fr partition=equal"], "rounds": 5}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("bench.rouns=3", "bench.rouns: unknown. Did you mean 'rounds'"),
+        ("bench.rounds=0", "bench.rounds=0: must be an integer of at least 1"),
+        ("bench.rounds=two", "bench.rounds=two: must be an integer"),
+        ("bench.warmup=0", "bench.warmup=0: must be an integer of at least 1"),
+        ("bench.k=2", "bench.k=2: must be a list"),
+        ("bench.k=[]", "must be a list with something in it"),
+        ("bench.k=[two]", "bench.k=two: must be an integer"),
+        ("bench.k=1,2", "bench.k=1,2: a plain KEY=VALUE is meant"),
+        ("bench.methods=[bp,[fr]]", "must be a list of names"),
+        ("bench.methods=[fr", "is not KEY=VALUE as Hydra reads it"),
+        ("bench.methods=[fx]", "method=fx"),
+        ("method=fr", "method: is set for each that is compared"),
+        ("k=2", "k: is set for each that is compared"),
+        ("optimizer.lrr=3", "optimizer.lrr"),
+        ("device=cuda", "device=cuda"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(word: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        main([word, f"run_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_command_line_sets_is_not_set_again() -> None:
+    words = with_defaults(["dataset=digits", "threads=2"])
+    assert [word for word in words if word.startswith(("dataset=", "threads="))] == ["dataset=digits", "threads=2"]
+    assert "batch_size=64" in words
+
+
+def test_k_goes_as_far_as_there_are_cores() -> None:
+    assert [default_k(cores) for cores in (1, 2, 3, 4, 64)] == [[1], [1, 2], [1, 2], [1, 2, 4], [1, 2, 4]]
+
+
+# Arithmetic
+
+
+def spans(*parts: tuple[str, int, int]) -> list[Span]:
+    return [Span(name, start * 10**9, end * 10**9, 0) for name, start, end in parts]
+
+
+def test_an_iteration_lasts_from_step_to_step_and_holds_what_happened_between() -> None:
+    recorded = spans(("play", 1, 3), ("step", 4, 5), ("play", 6, 9), ("wait gradient", 9, 10), ("step", 11, 12))
+    first, second = iterations_of(recorded)
+    assert (first.seconds, first.phases_s) == (4, {"play": 2, "step": 1})
+    assert (second.seconds, second.phases_s) == (7, {"play": 3, "wait gradient": 1, "step": 1})
+
+
+def measurement(step_s: float, *phases: dict[str, float]) -> Measurement:
+    return Measurement([step_s] * 4, list(phases), [2**20] * max(1, len(phases)), [2**10] * len(phases))
+
+
+def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
+    names = {each.label: each for each in contenders(methods=["plain", "bp", "fr"], k=[2])}
+    lower, top = {"play": 1.0, "replay": 1.0, "backward": 2.0, "wait gradient": 1.0}, {"play": 1.5, "backward": 3.5}
+    rows = [
+        make_row(names["plain K=1"], [measurement(9.0)]),
+        make_row(names["bp K=1"], [measurement(10.0, {"play": 4.0, "backward": 6.0})]),
+        make_row(names["bp K=2"], [measurement(11.0, {"play": 2.0, "backward": 3.0}, {"play": 2.0, "backward": 3.0})]),
+        make_row(names["fr K=2"], [measurement(6.0, lower, top), measurement(5.0, lower, top)]),
+    ]
+    compare(rows)
+    fr = rows[-1]
+    assert fr.step_time_s == Quartiles(5.0, 5.5, 6.0) and fr.num_samples == 8
+    assert fr.images_per_s == 8 / 5.5
+    assert (fr.speedup_vs_single, fr.speedup_vs_locked, fr.speedup_vs_plain) == (10 / 5.5, 11 / 5.5, 9 / 5.5)
+    assert (fr.limit, fr.efficiency) == (11 / 5, 5 / 5.5)  # the top is the busiest: 5 seconds
+    assert fr.busy_s == [4.0, 5.0] and fr.waiting_share == [1 / 5.5, 0.0]
+    assert rows[0].limit is None and rows[2].limit is None and rows[1].efficiency is None
+    table = as_table(rows)
+    assert "| 2.00" in table and table.count("\n") == 5
+
+
+# The real thing
+
+
+def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[2]", "bench.rounds=2"]
+    command += [
+        "bench.steps=3",
+        "bench.methods=[plain,fr,1f1b]",
+        "bench.microbatches=[1,2]",
+        f"run_dir={tmp_path / 'b'}",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "b" / "bench.json").read_text())
+    rows = {(row["method"], row["k"]): row for row in content["rows"]}
+    assert list(rows) == [("bp", 1), ("bp", 2), ("plain", 1), ("fr", 2), ("1f1b", 2)]
+    for row in rows.values():
+        q1, median, q3 = (row["step_time_s"][name] for name in ("q1", "median", "q3"))
+        assert 0 < q1 <= median <= q3 and row["num_samples"] == 2 * 3
+        assert row["images_per_s"] == pytest.approx(16 / median)
+        assert row["speedup_vs_single"] == pytest.approx(rows["bp", 1]["step_time_s"]["median"] / median)
+        assert len(row["peak_memory"]) == row["k"] and min(row["peak_memory"]) > 2**20
+    fr, pipeline = rows["fr", 2], rows["1f1b", 2]
+    assert fr["efficiency"] > 0 and fr["limit"] == pytest.approx(fr["speedup_vs_locked"] / fr["efficiency"])
+    assert fr["limit_uncontended"] > 0 and min(fr["accounted_memory"]) > 0
+    assert set(pipeline["tried_microbatches"]) == {"2", "4"} and str(pipeline["num_microbatches"]) in {"2", "4"}
+    assert content["failures"] == [] and content["env"]["versions"]["torch"] == torch.__version__
+    assert result.stdout.count("round ") == 6 + 5  # both numbers of micro-batches run in the first round alone
+    assert (tmp_path / "b" / "bench.png").stat().st_size > 1000 and (tmp_path / "b" / "bench.pdf").exists()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["bench.json", "bench.pdf", "bench.png"]
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
+    command += ["bench.steps=2", "bench.methods=[bp,'bp optimizer.lr=1e30']", f"run_dir={tmp_path / 'b'}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1 and "bp optimizer.lr=1e30 K=1: diverged at step" in result.stderr
+    content = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert [row["words"] for row in content["rows"]] == ["bp"]
+    assert [(each["method"], each["k"]) for each in content["failures"]] == [("bp optimizer.lr=1e30", 1)]
+
+
+def test_settings_are_told_by_help() -> None:
+    result = subprocess.run([sys.executable, "-m", "fr_bench", "bench", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and all(f"bench.{key}" in result.stdout for key in vars(BenchSettings()))
