@@ -17,6 +17,7 @@ from fr_bench.bench.contenders import Contender, crowded, make_contenders
 from fr_bench.bench.measurement import Measurement, iterations_of
 from fr_bench.bench.rows import Quartiles, compare, make_row
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
+from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_table
 from fr_bench.bench_command import main, read_values, with_defaults
 from fr_bench.errors import ConfigError
@@ -178,6 +179,10 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     assert (fr.limit, fr.efficiency) == (11 / 5, 5 / 5.5)  # the top is the busiest: 5 seconds
     assert fr.busy_s == [4.0, 5.0] and fr.waiting_share == [1 / 5.5, 0.0]
     assert rows[0].limit is None and rows[2].limit is None and rows[1].efficiency is None
+    # The lower module is done with its own work after 4 seconds, the top after 5: that is the pace. Locked: one by one.
+    # (The half second that neither computed nor waited in is part of their work.)
+    assert simulated_step_s(fr) == pytest.approx(5.5) and simulated_step_s(rows[0]) is None
+    assert simulated_step_s(rows[1]) == pytest.approx(10.0)
     table = as_table(rows)
     assert "| 2.00" in table and table.count("\n") == 5
 

@@ -46,6 +46,7 @@ class Row:
             the busiest module computes, measured in this very run, while all modules are busy.
         limit_uncontended: the same from costs of the blocks that were measured while nothing else ran, for both.
         efficiency: computing time of the busiest module over the step time: what was reached of the limit.
+        simulated_step_time_s: what the event simulation makes of the modules' computing times.
         busy_s, wait_s, send_s: by module.
         waiting_share: by module, of the step time.
         phases_s: by module, by name of span.
@@ -73,6 +74,7 @@ class Row:
     limit: float | None = None
     limit_uncontended: float | None = None
     efficiency: float | None = None
+    simulated_step_time_s: float | None = None
     busy_s: list[float] | None = None
     wait_s: list[float] | None = None
     send_s: list[float] | None = None

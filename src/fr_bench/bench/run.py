@@ -14,6 +14,7 @@ from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contend
 from fr_bench.bench.measurement import Measurement, measure
 from fr_bench.bench.rows import Row, compare, make_row
 from fr_bench.bench.settings import BenchSettings
+from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_table
 from fr_bench.components import bind
 from fr_bench.environment import describe_environment
@@ -111,6 +112,7 @@ class Bench:
             row = make_row(contender, self._measurements[id(contender)])
             row.tried_microbatches = self._tried.get((contender.words, contender.k))
             row.limit_uncontended = self._limits.get(id(contender))
+            row.simulated_step_time_s = simulated_step_s(row)
             rows.append(row)
         compare(rows)
         return rows

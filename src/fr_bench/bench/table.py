@@ -16,6 +16,7 @@ def as_table(rows: Sequence[Row]) -> str:
         "threads": lambda row: str(row.threads),
         "step, s": lambda row: f"{row.step_time_s.median:.3g}",
         "quartiles": lambda row: f"{row.step_time_s.q1:.3g} to {row.step_time_s.q3:.3g}",
+        "simulated, s": lambda row: "" if row.simulated_step_time_s is None else f"{row.simulated_step_time_s:.3g}",
         "images/s": lambda row: f"{row.images_per_s:.3g}",
         "over plain": lambda row: _ratio(row.speedup_vs_plain),
         "over BP, K = 1": lambda row: _ratio(row.speedup_vs_single),
