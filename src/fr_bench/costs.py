@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.policy import Policy
@@ -89,8 +88,11 @@ class OperationCounter(TorchDispatchMode):
     """Adds up the cost of every operator that runs inside, backwards included."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # half a second, which a worker need not pay
+
         super().__init__()
         self.seconds = 0.0
+        self._formulas = flop_registry
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operator and counts it."""
@@ -100,7 +102,7 @@ class OperationCounter(TorchDispatchMode):
             return results  # no memory is touched
         tensors = [leaf for leaf in tree_leaves((args, kwargs, results)) if isinstance(leaf, Tensor)]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        formula = flop_registry.get(operator._overloadpacket)
+        formula = self._formulas.get(operator._overloadpacket)
         num_operations = formula(*args, **kwargs, out_val=results) if formula else 0
         self.seconds += num_operations / FLOPS_PER_S + num_bytes / BYTES_PER_S
         self.seconds += max(0.0, num_bytes - CACHE_BYTES) / BEYOND_CACHE_BYTES_PER_S
