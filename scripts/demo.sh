@@ -4,7 +4,7 @@ set -euo pipefail
 fr_bench=${FR_BENCH:-fr-bench}
 out=${OUT:-outputs/demo-$(date +%Y%m%d-%H%M%S)}
 
-"$fr_bench" train -m experiment=quickstart method=fr,bp,ddg,dni log_every=22 "hydra.sweep.dir=$out"
+"$fr_bench" train -m experiment=quickstart method=fr,bp,ddg,dni epochs=12 log_every=18 "sweep_dir=$out"
 "$fr_bench" plot "$out" --out "$out/figures"
 "$fr_bench" report "$out"
 echo "figures: $out/figures   runs: $out"

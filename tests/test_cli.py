@@ -266,6 +266,28 @@ def test_the_jobs_of_a_sweep_have_folders_that_say_what_they_are(launch):
     assert names == ["0-digits-mlp-bp-k4-s0", "1-digits-mlp-fr-k4-s0"]
 
 
+def test_in_a_sweep_dir_of_ones_own_a_combination_has_the_same_folder_every_time(launch, tmp_path):
+    folder = f"sweep_dir={tmp_path / 'mine'}"
+    assert train("-m", *SMALL, folder, "method=bp,fr", "k=1,2") == 0
+    first = [(Path(config["run_dir"]), config["method"]["name"], config["k"]) for config in launch.started]
+    assert len({path for path, _, _ in first}) == 4 and {path.parent for path, _, _ in first} == {tmp_path / "mine"}
+    launch.started.clear()
+    # Another order, fewer values, and what changes nothing about a run.
+    assert train("-m", "k=2", *SMALL, folder, "console=off", "method=fr,bp") == 0
+    again = [(Path(config["run_dir"]), config["method"]["name"], config["k"]) for config in launch.started]
+    assert len(again) == 2 and set(again) <= set(first)
+
+
+def test_overrides_that_make_no_folder_name_are_shortened_without_a_clash(launch, tmp_path):
+    names = ["a/b c", "a_b c", "x" * 200, "x" * 199 + "y"]
+    words = [f"wandb.group='{name}'" for name in names]
+    for word in words:
+        assert train("-m", *SMALL, f"sweep_dir={tmp_path / 'mine'}", word) == 0
+    folders = [Path(config["run_dir"]) for config in launch.started]
+    assert len(set(folders)) == 4 and {path.parent for path in folders} == {tmp_path / "mine"}
+    assert max(len(path.name) for path in folders) < 140
+
+
 def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):
     assert train("-m", *SMALL, "k=1,2", "run_dir=here") == 2
     assert "run_dir=here" in capsys.readouterr().err

@@ -7,7 +7,9 @@ its own config loader for the same configs first. This file alone uses Hydra's i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,8 @@ from fr_bench.explain import MISTAKES, Known, explain
 CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
+NOT_IN_A_FOLDERS_NAME = ("sweep_dir", "console", "wandb.mode", "log_every", "trace", "resume", "cluster")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,28 @@ class Composition:
 
 
 def register() -> None:
-    """Makes the schema and the ``run_id`` resolver known to Hydra; harmless to repeat."""
+    """Makes the schema and the resolvers known to Hydra; harmless to repeat."""
     ConfigStore.instance().store(name="config_schema", node=Config, provider="fr_bench")
     # Two jobs started in the same second must not share a folder, so a time stamp is not enough.
     OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("first_of", lambda given, default: given or default, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> str:
+    """A job's folder in its sweep: ``default``, or with a ``sweep_dir`` of the user's own, the job's overrides, so that
+    the same sweep started again finds its runs whatever became of their order.
+
+    What is the same for all jobs of the sweep is in the name too: with other settings it is another run.
+    """
+    if not sweep_dir:
+        return default
+    task = [str(word) for word in _root_.hydra.overrides.task]
+    name = ",".join(sorted(word for word in task if word.lstrip("+").partition("=")[0] not in NOT_IN_A_FOLDERS_NAME))
+    safe = re.sub(r"[^\w.,=+\[\]-]", "_", name)
+    if safe == name and len(name) <= LONGEST_FOLDER:
+        return name or default
+    return f"{safe[:LONGEST_FOLDER]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def compose(arguments: argparse.Namespace) -> Composition:
@@ -208,6 +230,6 @@ def _refuse_run_dir(overrides: list[Override]) -> None:
     for override in overrides:
         if override.key_or_group == "run_dir":
             raise ConfigError(
-                f"{override.input_line}: under -m every job has a folder of its own; hydra.sweep.dir=FOLDER "
-                "sets where they are."
+                f"{override.input_line}: under -m every job has a folder of its own; "
+                "sweep_dir=FOLDER sets where they are."
             )

@@ -96,6 +96,7 @@ class Config:
     diagnostics: DiagnosticsConfig = MISSING
     console: str = MISSING  # auto, live, plain, off
     run_dir: str = MISSING
+    sweep_dir: str | None = MISSING  # of -m: a folder a combination, named by its overrides, found again next time
     wandb: WandbConfig = MISSING
 
 
