@@ -34,6 +34,14 @@ METHODS: dict[str, dict[str, Any]] = {
 
 METHODS["cdni"] = {**METHODS["dni"], "name": "cdni", "conditional": True}
 
+# What torch's own libraries exchange: these run over processes only.
+PEERS: dict[str, dict[str, Any]] = {
+    "gpipe": {"_target_": "fr_bench.methods.pipeline.GPipe", "name": "gpipe", "microbatches": 4},
+    "1f1b": {"_target_": "fr_bench.methods.pipeline.OneForwardOneBackward", "name": "1f1b", "microbatches": 4},
+    "zero_bubble": {"_target_": "fr_bench.methods.pipeline.ZeroBubble", "name": "zero_bubble", "microbatches": 4},
+    "ddp": {"_target_": "fr_bench.methods.data_parallel.DataParallel", "name": "ddp"},
+}
+
 CONFIG: dict[str, Any] = {
     "model": {"_target_": "tiny_models.residual", "name": "tiny"},
     "dataset": {
@@ -75,13 +83,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def tiny_config(method: str, k: int, transport: str = "serial", **changes: Any) -> dict[str, Any]:
+def tiny_config(method: str, /, k: int, transport: str = "serial", **changes: Any) -> dict[str, Any]:
     """A run of 10 iterations of 8 images on a small convolutional network with batch norm.
 
     ``changes`` are top-level keys; a dict updates the group of that name.
     """
     config = copy.deepcopy(CONFIG)
-    config |= {"method": copy.deepcopy(METHODS[method]), "k": k, "transport": transport}
+    config |= {"method": copy.deepcopy((METHODS | PEERS)[method]), "k": k, "transport": transport}
     for key, value in changes.items():
         if isinstance(value, dict) and "_target_" not in value:
             config[key] |= value

@@ -110,7 +110,7 @@ def test_a_module_that_may_not_be_is_never_made() -> None:
 
 
 def test_the_table_has_a_line_for_each_module() -> None:
-    lines = module_table([1, 3], ["stem", "a", "b", "head"], [10, 2000, 5], [0.5, 1.0, 0.25])
+    lines = module_table(module_slices([1, 3], 4), ["stem", "a", "b", "head"], [10, 2000, 5], [0.5, 1.0, 0.25])
     assert [line.split() for line in lines[1:]] == [
         ["1", "stem", "10", "50", "%"],
         ["2", "a", "to", "b", "(2)", "2,000", "100", "%"],

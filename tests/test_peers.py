@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import tiny_config
+from harness import PEERS, Result, assert_same, run_processes, run_serial, tiny_config
+from reference import Reference
 from torch import Tensor, nn
 
+from fr_bench.categories import CATEGORIES
+from fr_bench.cli import main
+from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
+from fr_bench.plan import check_components, make_plan
 from fr_bench.supervisor import Supervisor, watch_signals
 
 NUM_STEPS = 5
@@ -91,3 +98,161 @@ def test_a_pipeline_of_its_own_equals_adding_up_micro_batches(
 def test_ddp_of_its_own_equals_adding_up_the_shares(tmp_path: Path) -> None:
     losses, tasks = run_peer("ddp", tmp_path, 2)
     torch.testing.assert_close(losses, plain_losses(tasks[0].batches(), 2), rtol=1e-6, atol=1e-6)
+
+
+# As methods of `train`
+
+
+class MicroBatched:
+    """The reference: the tiny run in one process, in plain PyTorch, with gradients added up over micro-batches."""
+
+    def __init__(self, config: dict[str, Any], num_microbatches: int) -> None:
+        self.reference = Reference(config, [])
+        network, optimizer = self.reference.w[1], self.reference.optimizers[0]
+        for t in range(self.reference.T):
+            x, y = self.reference.images.batch(t), self.reference.labels.batch(t)
+            parts = [
+                F.cross_entropy(network(each), labels, reduction="sum") / len(x)
+                for each, labels in zip(x.chunk(num_microbatches), y.chunk(num_microbatches), strict=True)
+            ]
+            for part in parts:
+                part.backward()
+            optimizer.param_groups[0]["lr"] = self.reference.lr(t)
+            optimizer.step()
+            optimizer.zero_grad()
+            self.reference.losses.append(torch.stack(parts).sum().item())
+
+    def assert_equals(self, result: Result) -> None:
+        """Every logged loss, weight and batch-norm buffer, bit for bit."""
+        assert result.losses == self.reference.losses
+        weights = self.reference.weights()
+        assert result.weights.keys() == weights.keys()
+        for name, value in result.weights.items():
+            assert torch.equal(value, weights[name]), f"{name} differs"
+
+
+DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3}
+WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "without_norm"}
+
+
+def test_gpipe_with_one_micro_batch_is_bp_with_its_dropout(tmp_path: Path) -> None:
+    config = tiny_config("gpipe", 2, "auto", method={"microbatches": 1}, model=DROPOUT)
+    bp = run_serial(tiny_config("bp", 1, model=DROPOUT), tmp_path / "bp")
+    assert_same(run_processes(config, tmp_path / "gpipe"), bp)
+
+
+@pytest.mark.parametrize(
+    ("method", "k", "num_microbatches"),
+    [("gpipe", 2, 4), ("1f1b", 2, 4), ("1f1b", 3, 4), ("zero_bubble", 2, 4), ("zero_bubble", 3, 8), ("gpipe", 1, 2)],
+)
+def test_a_pipeline_equals_adding_up_micro_batches(method: str, k: int, num_microbatches: int, tmp_path: Path) -> None:
+    config = tiny_config(method, k, "auto", method={"microbatches": num_microbatches})
+    result = run_processes(config, tmp_path)
+    MicroBatched(config, num_microbatches).assert_equals(result)
+    accounts = [record for record in result.of("memory") if record["step"] == 10]
+    assert [account["module"] for account in accounts] == list(range(1, k + 1))
+    for account in accounts:
+        assert account["activations"] > 0
+        if method == "zero_bubble":
+            assert "predicted" not in account
+            continue
+        for category in CATEGORIES:  # a micro-batch's labels are a view of all labels: a few bytes more
+            tolerance = 0.02 if category == "activations" else 0
+            assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=tolerance), category
+    times = [record for record in result.of("time") if record["step"] == 10]
+    assert all(record["play_s"] > 0 and record["learn_s"] > 0 and record["wait_s"] > 0 for record in times)
+    assert all(0 < record["efficiency"] <= 1 for record in times)
+
+
+def test_1f1b_holds_fewer_graphs_than_gpipe(tmp_path: Path) -> None:
+    """K = 2, M = 8: K-k+1 micro-batches instead of 8, by measurement; zero bubble lies between."""
+    held = {}
+    for method in ("gpipe", "1f1b", "zero_bubble"):
+        config = tiny_config(method, 2, "gloo", method={"microbatches": 8}, epochs=1)
+        accounts = run_processes(config, tmp_path / method).of("memory")
+        held[method] = [account["activations"] for account in accounts if account["step"] == 5]
+    assert held["1f1b"][1] == pytest.approx(held["gpipe"][1] / 8, rel=0.02)
+    assert held["1f1b"][0] < held["gpipe"][0] / 2
+    assert all(
+        least <= some < most for least, some, most in zip(held["1f1b"], held["zero_bubble"], held["gpipe"], strict=True)
+    )
+
+
+def test_a_gradient_that_is_not_contiguous_reaches_the_module_below(tmp_path: Path) -> None:
+    config = tiny_config("1f1b", 2, "gloo", model=WITHOUT_NORM, epochs=1)
+    MicroBatched(config, 4).assert_equals(run_processes(config | {"partition": [2]}, tmp_path))
+
+
+def test_ddp_without_batch_norm_is_bp(tmp_path: Path) -> None:
+    changes = {"model": WITHOUT_NORM, "precision": "fp64", "log_every": 2, "dataset": {"validation": 4, "num_test": 23}}
+    bp = run_serial(tiny_config("bp", 1, **changes), tmp_path / "bp")
+    ddp = run_processes(tiny_config("ddp", 2, "auto", **changes), tmp_path / "ddp")
+    for ours, theirs in ((ddp.losses, bp.losses), (ddp.evaluations, bp.evaluations)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert ddp.weights.keys() == bp.weights.keys()
+    for name, value in ddp.weights.items():
+        torch.testing.assert_close(value, bp.weights[name], rtol=1e-12, atol=1e-12, msg=f"{name} differs")
+
+
+def test_ddp_with_batch_norm_leaves_all_that_a_run_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config("ddp", 2, "gloo", model=DROPOUT)
+    result = run_processes(config, tmp_path)
+    assert [record["step"] for record in result.of("train")] == list(range(1, 11))
+    accounts = [record for record in result.of("memory") if record["step"] == 10]
+    assert [account["module"] for account in accounts] == [1, 2]
+    for account in accounts:
+        for category in CATEGORIES:
+            assert account[category] == account[f"predicted_{category}"], category
+    times = result.of("time")
+    assert {record["module"] for record in times} == {1, 2}
+    assert all("wait_s" not in record and "efficiency" not in record for record in times)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["waiting_share"] == [None, None] and summary["cuts"] == [] and summary["k"] == 2
+    assert main(["eval", str(tmp_path), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated["test_error"] == result.of("eval")[-1]["test_error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "words"),
+    [
+        ("gpipe", {"method": {"microbatches": 3}}, "method.microbatches=3: must divide batch_size=8"),
+        ("gpipe", {"method": {"microbatches": 0}}, "method.microbatches=0: must be a number of at least 1"),
+        ("1f1b", {"k": 4, "method": {"microbatches": 2}}, "1f1b needs at least as many micro-batches as processes, 4"),
+        ("zero_bubble", {"method": {"microbatches": 1}}, "at least as many micro-batches as processes"),
+        ("zero_bubble", {"batch_size": 10, "method": {"microbatches": 5}}, "take a multiple of 2"),
+        ("zero_bubble", {"memory_limit_gb": 1.0}, "memory_limit_gb=1: the memory of method=zero_bubble is not"),
+        ("gpipe", {"transport": "serial"}, "transport=serial: the method's messages are carried by a library"),
+        ("ddp", {"transport": "ipc"}, "transport=ipc: the method's messages are carried by a library"),
+        ("ddp", {"k": 3}, "batch_size=8: cannot be shared equally by the k=3 processes of method=ddp"),
+        ("ddp", {"freeze": [1]}, "freeze=[1]: every process of method=ddp has the whole network"),
+        ("ddp", {"module_lr": [2.0, 1.0]}, "module_lr=[2.0, 1.0]: every process of method=ddp"),
+        ("ddp", {"partition": [3]}, "partition=[3]: every process of method=ddp has the whole network"),
+        ("ddp", {"diagnostics": {"sigma": {"every": 2, "window": 1}}}, "diagnostics.sigma.every=2: every process"),
+    ],
+)
+def test_what_a_peer_cannot_do_is_refused_before_anything_starts(
+    method: str, changes: dict[str, Any], words: str
+) -> None:
+    config = tiny_config(method, **{"k": 2, "transport": "auto", **changes})
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        make_plan(config)
+
+
+@pytest.mark.parametrize("method", ["1f1b", "ddp"])
+def test_a_killed_process_is_the_first_cause_by_name(method: str, tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.killed", "name": "killed", "at": 30}
+    with pytest.raises(RunFailed, match="module 2 was killed by SIGKILL") as failure:
+        run_processes(tiny_config(method, 2, "auto", model=model, epochs=200), tmp_path)
+    assert failure.value.module == 2 and failure.value.exit_code == 1
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["module"], status["exit_code"]) == ("failed", 2, 1)
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_a_plan_predicts_what_the_policy_tells(method: str) -> None:
+    plan = make_plan(tiny_config(method, 2, "gloo", partition="auto"))
+    policy = check_components(plan.config).policy()
+    assert plan.num_parts == policy.num_parts(2)
+    assert all(bool(found) == policy.is_predictable for found in plan.predicted_memory)
+    assert [each["batch_delay"] for each in plan.staleness] == [0, 0]

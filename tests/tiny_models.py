@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -66,3 +71,42 @@ def faulty(input_shape: tuple[int, int, int], num_classes: int, at: int = 9) -> 
     blocks = residual(input_shape, num_classes, depth=2)
     blocks.insert(2, ("faulty", RaisesAt(8, at)))
     return blocks
+
+
+def without_norm(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Two convolutions and a linear layer: every sample on its own."""
+    stem = nn.Sequential(nn.Conv2d(input_shape[0], 8, 3, padding=1), nn.ReLU())
+    body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    return [("stem", stem), ("body", body), ("pool", Pool()), ("head", nn.Linear(8, num_classes))]
+
+
+class Pool(nn.Module):
+    """The mean over an image, with a scale to train: the gradient of its input is one value spread over many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) * self.scale
+
+
+class Killed(nn.Module):
+    """A block that ends the second process of a run, as the system does for want of memory."""
+
+    def __init__(self, width: int, num_classes: int, at: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+        self.at = at
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls == self.at and dist.is_initialized() and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.linear(x)
+
+
+def killed(input_shape: tuple[int, int, int], num_classes: int, at: int) -> list[tuple[str, nn.Module]]:
+    """``without_norm`` with a head that ends the second process in its ``at``-th training forward."""
+    return [*without_norm(input_shape, num_classes)[:-1], ("head", Killed(8, num_classes, at))]

@@ -47,18 +47,23 @@ class Balance:
     threads: int
     transport: str
 
+    @property
+    def num_modules(self) -> int:
+        """K, or 1 where every process has the whole network."""
+        return 1 if self.method.policy(**self.hyper_parameters).replicates else len(self.devices)
+
     @cached_property
     def costs(self) -> ModuleCosts:
         """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones."""
         costs = network_costs(self.blocks, self.x, OperationMeter(), self._companion)
-        if self.config["partition"] == "measured" and len(self.devices) > 1:
+        if self.config["partition"] == "measured" and self.num_modules > 1:
             has_companion = any(costs.companions)
             shape, device = tuple(self.x.shape[1:]), self.devices[0]
             task = MeasuringTask.of(self.config, shape, self.num_classes, device, self.threads, has_companion)
             costs = measured_costs(task)
         policy = self.method.policy(**self.hyper_parameters)
         trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]
-        return ModuleCosts(costs, policy, len(self.devices), trains)
+        return ModuleCosts(costs, policy, self.num_modules, trains)
 
     def cuts(self) -> list[int]:
         """The K-1 cuts.
@@ -66,7 +71,7 @@ class Balance:
         Raises:
             ConfigError: see :func:`fr_bench.partition.make_cuts`; a block that cannot run; a measurement that failed.
         """
-        partition, k = self.config["partition"], len(self.devices)
+        partition, k = self.config["partition"], self.num_modules
         limit_gb = self.config.get("memory_limit_gb")  # configs of older runs, which `eval` reads, lack it
         if limit_gb is None or partition not in BALANCED:
             return make_cuts(partition, len(self.blocks), k, lambda: self.costs)
@@ -75,7 +80,7 @@ class Balance:
     def shares(self, cuts: Sequence[int]) -> list[float]:
         """How long each module is busy with a mini-batch, over the slowest module."""
         if not cuts:
-            return [1.0]
+            return [1.0] * len(self.devices)
         parts = module_slices(cuts, len(self.blocks))
         busy_s = [self.costs(part.start, part.stop, k) for k, part in enumerate(parts, start=1)]
         return [module_s / max(busy_s) for module_s in busy_s]
@@ -87,7 +92,7 @@ class Balance:
             ConfigError: naming the module that needs most.
         """
         limit_gb, partition = self.config.get("memory_limit_gb"), self.config["partition"]
-        if limit_gb is None or (partition in BALANCED and len(self.devices) > 1):
+        if limit_gb is None or (partition in BALANCED and self.num_modules > 1):
             return
         sharing = self._modules_by_device()
         needed = [sum(found.values()) * n / 2**30 for found, n in zip(predicted_memory, sharing, strict=True)]
@@ -111,9 +116,8 @@ class Balance:
         unequal modules may fit although the largest, times their number, does not.
         """
         optimizer_of = bind(self.config["optimizer"])
-        num_modules = len(self.devices)
         memory = BlockMemory(
-            self.blocks, self.x, num_modules, self.method, self.hyper_parameters, optimizer_of, self.transport,
+            self.blocks, self.x, self.num_modules, self.method, self.hyper_parameters, optimizer_of, self.transport,
             self.num_classes,
         )  # fmt: skip
         sharing = self._modules_by_device()

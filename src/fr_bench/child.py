@@ -67,7 +67,7 @@ def redirect_output(log_path: str) -> None:
 def report_error(reporter, task: ProcessTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
     """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
     from fr_bench.errors import ConfigError, FrBenchError
-    from fr_bench.transport.spec import PeerLost
+    from fr_bench.transport.spec import is_lost_peer
 
     module = getattr(error, "module", None) or task.modules[0]
     expected = isinstance(error, FrBenchError)
@@ -77,7 +77,7 @@ def report_error(reporter, task: ProcessTask, error: Exception, progress: Mutabl
             module=module,
             step=progress[module - 1],
             message=str(error) if expected else f"{type(error).__name__}: {error}",
-            peer_lost=isinstance(error, PeerLost),
+            peer_lost=is_lost_peer(error),
             is_config=isinstance(error, ConfigError),
             is_expected=expected,
             diverged_at=getattr(error, "step", None),

@@ -108,7 +108,7 @@ class Collector:
         if kind == "time":
             busiest_s = max(record["play_s"] + record["learn_s"] for record in records)
             step_s = max(record.pop("wall_s") for record in records)
-            if self._in_parallel:
+            if self._in_parallel and all("wait_s" in record for record in records):  # else waiting counts as work
                 for record in records:
                     record["efficiency"] = busiest_s / step_s
         return records

@@ -201,7 +201,8 @@ def _summary_module_table(summary: Record) -> Table:
     table = _table("module", "device", "blocks", "waiting", "process peak")
     edges = [0, *summary["cuts"], summary["num_blocks"]]
     for index in range(summary["k"]):
-        first, last = edges[index] + 1, edges[index + 1]
+        at = index if len(edges) > 2 else 0  # without cuts every process has the whole network
+        first, last = edges[at] + 1, edges[at + 1]
         table.add_row(
             str(index + 1),
             summary["devices"][index] or "",

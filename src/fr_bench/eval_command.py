@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     config = read_config(arguments.run_dir)
     if arguments.k is not None and arguments.k != config["k"]:
         config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
+    # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
+    config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
     results = evaluate_weights(config, arguments.run_dir / "checkpoints" / "final")
     if arguments.json:
@@ -54,6 +56,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
         config["partition"] = config.pop("plan")["cuts"]
+        config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
     except (yaml.YAMLError, TypeError, KeyError) as error:

@@ -103,7 +103,8 @@ class Run:
         plan, config = self.plan, self.plan.config
         names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
         if not self.quiet:
-            print(f"{plan.k} modules, cuts after blocks {plan.cuts}, on {', '.join(plan.devices)}")
+            what = "processes with the whole network" if plan.replicates else f"modules, cuts after blocks {plan.cuts}"
+            print(f"{plan.k} {what}, on {', '.join(plan.devices)}")
             print(*plan.module_table(), sep="\n")
             print(f"transport {plan.transport}: {plan.transport_reason}; {plan.threads} threads a module", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]

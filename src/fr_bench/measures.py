@@ -83,11 +83,16 @@ def efficiency(run: Run) -> float | None:
 
 
 def waiting_share(run: Run, module: int) -> float | None:
-    """The share of time that a module waits for its neighbours. Records hold means over the steps since the last."""
+    """The share of time that a module waits for its neighbours; None where no record tells.
+
+    Records hold means over the steps since the last.
+    """
     waiting_s, total_s, last_step = 0.0, 0.0, 0
     for record in run.of("time", module):
+        if number(record, "wait_s") is None:
+            return None
         num_steps, last_step = record["step"] - last_step, record["step"]
-        waiting_s += num_steps * (number(record, "wait_s") or 0.0)
+        waiting_s += num_steps * record["wait_s"]
         total_s += num_steps * sum(number(record, key) or 0.0 for key in (*BUSY, "wait_s"))
     return waiting_s / total_s if total_s else None
 

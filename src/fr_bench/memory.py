@@ -15,7 +15,7 @@ from torch import Tensor
 from fr_bench.categories import OTHER
 from fr_bench.methods.base import Method
 from fr_bench.module import Module, Pass
-from fr_bench.saved_tensors import SavedTensors, tensor_bytes
+from fr_bench.saved_tensors import PeakOfSaved, SavedTensors, tensor_bytes
 
 
 class Account:
@@ -27,6 +27,7 @@ class Account:
         self._saved = SavedTensors()
         self._kept: dict[str, list[Tensor]] = {}
         self._recomputed_bytes = 0
+        self._peak: PeakOfSaved | None = None
 
     def play(self, x: Tensor, t: int) -> Pass:
         """Plays with a graph and changes nothing: no weight, no statistic, no random stream, nothing of the method."""
@@ -37,6 +38,13 @@ class Account:
         if self._module.network.checkpointing:  # one block at a time is recomputed: the largest counts
             self._recomputed_bytes = max(self._module.network.block_graph_bytes(live.x, t))
         return live
+
+    def play_iteration(self, t: int) -> None:
+        """The same for a method whose library decides when a graph is built and used up: in place of :meth:`play`."""
+        network, buffers = self._module.network, self._method.kept_tensors().get("buffers", [])
+        self._peak = PeakOfSaved(except_for=[*network.parameters(), *network.buffers(), *buffers])
+        with self._peak.listen():
+            self._method.account_iteration(t, self._peak.hold)
 
     def take(self, buffer_bytes: int, device: torch.device, alone: bool) -> dict[str, int]:
         """The module's bytes by category, and ``peak``: the allocator's since the last account on a GPU, the peak
@@ -53,18 +61,20 @@ class Account:
         for kind, tensors in self._kept.items():
             kept.setdefault(kind, []).extend(tensors)
         elsewhere = [*weights, *kept.get("history", []), *kept.get("stash", [])]
-        graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere)
+        # Graphs are alike: one is measured, the others are counted.
+        graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere) * self._method.num_graphs
+        if self._peak is not None:
+            graph_bytes = self._peak.peak_bytes
         state = (value for values in self._module.optimizer.state.values() for value in values.values())
         account = {
             "parameters": tensor_bytes(weights),
             "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
             "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
             "history": tensor_bytes(kept.get("history", [])),
-            "activations": graph_bytes * self._method.num_graphs
-            + self._recomputed_bytes,  # alike: one is measured, the others are counted
+            "activations": graph_bytes + self._recomputed_bytes,
             "stash": tensor_bytes(kept.get("stash", [])),
             "synthesizer": tensor_bytes(kept.get("synthesizer", []), except_for=[*elsewhere, *self._saved.tensors]),
-            "buffers": buffer_bytes,
+            "buffers": buffer_bytes + tensor_bytes(kept.get("buffers", [])),
         }
         peak = peak_bytes(device)
         if device.type == "cuda" and alone:

@@ -97,7 +97,7 @@ def predict(
     """Bytes by category of :mod:`fr_bench.categories` for module ``k`` of ``num_modules`` with a full pipe.
 
     Args:
-        shapes: of the module.
+        shapes: of the module, from such a part of the batch as it sees at a time (see Policy.num_parts).
         k, num_modules: which of how many.
         method, hyper_parameters: as the config names them; nested nodes built.
         optimizer_of: parameters -> optimizer.
@@ -109,7 +109,7 @@ def predict(
     kept = policy.kept_batches(k, num_modules)
     is_lower = k < num_modules
     replays = is_lower and policy.keeps == "inputs"
-    num_graphs = kept if is_lower and policy.keeps == "graphs" else 1
+    num_graphs = policy.num_graphs(k, num_modules)
     graph_bytes = shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)
     trainable = [p for p in shapes.parameters if p.requires_grad]
     found = {
@@ -124,4 +124,23 @@ def predict(
     }
     if is_lower:
         found |= method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, **hyper_parameters)
+    if method.plays_itself:
+        found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
     return {category: found[category] for category in CATEGORIES}
+
+
+def _of_a_pipeline(
+    shapes: ModuleShapes, num_graphs: int, num_microbatches: int, k: int, num_modules: int
+) -> dict[str, int]:
+    """What a module of torch's pipelines holds; ``shapes`` are those of a micro-batch.
+
+    It receives features and gradients of every micro-batch into memory of their own, and keeps what it sent until it
+    has back-propagated. Module 1 saves views of one tensor, the images of the whole batch.
+    """
+    below, above = k > 1, k < num_modules
+    kept = shapes.graph_bytes + (0 if shapes.output_is_saved else shapes.output_bytes)
+    images = 0 if below else num_microbatches * shapes.saved_input_bytes
+    return {
+        "activations": num_graphs * kept + images,
+        "buffers": num_microbatches * (shapes.input_bytes * below + shapes.output_bytes * above),
+    }

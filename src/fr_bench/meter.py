@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,18 @@ from fr_bench.module import BatchResult
 
 
 class LossMeter:
-    """Mean loss and error of module K since the last :meth:`take`, for the interval and for the epoch."""
+    """Mean loss and error of module K since the last :meth:`take`, for the interval and for the epoch.
 
-    def __init__(self, device: torch.device, global_batch_size: int) -> None:
+    Args:
+        device: of module K.
+        global_batch_size: what errors are divided by.
+        total: of a tensor over the processes that share the batches; all of them take at the same time.
+    """
+
+    def __init__(
+        self, device: torch.device, global_batch_size: int, total: Callable[[Tensor], Tensor] = lambda own: own
+    ) -> None:
+        self._total = total
         self._global_batch_size = global_batch_size
         self._device = device
         self._sums = {"interval": self._zeros(), "epoch": self._zeros()}
@@ -29,7 +40,7 @@ class LossMeter:
 
     def take(self, name: str) -> tuple[float, float]:
         """Returns (mean loss, mean error) of the ``interval`` or ``epoch``, and starts it anew."""
-        loss, error = (self._sums[name] / self._num_batches[name]).tolist()
+        loss, error = (self._total(self._sums[name]) / self._num_batches[name]).tolist()
         self._sums[name] = self._zeros()
         self._num_batches[name] = 0
         return loss, error

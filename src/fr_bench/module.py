@@ -56,6 +56,8 @@ class Module:
         clip_norm: largest norm of the module's gradient, or None.
         num_classes, seed: of the run.
         precision: ``bf16`` runs the passes under autocast; the others need nothing here.
+        process, num_processes: of a method whose processes all have the whole network: k = K = 1 in each of them, and
+            records and messages number them instead.
     """
 
     def __init__(
@@ -74,7 +76,11 @@ class Module:
         frozen: bool = False,
         clip_norm: float | None = None,
         precision: str = "fp32",
+        process: int | None = None,
+        num_processes: int = 1,
     ) -> None:
+        self.number = process or k  # what records and messages call it
+        self.num_processes = num_processes
         self.network = network
         self.optimizer = optimizer
         self.base_lr = base_lr
@@ -84,7 +90,9 @@ class Module:
         self.global_batch_size = global_batch_size
         self.num_classes = num_classes
         self.seed = seed
-        self.output_shape: tuple[int, ...] = ()  # of h_k, batch included; known after the rehearsal
+        # Known after the rehearsal, on `meta`: shapes, batch included, dtypes and strides of h_{k-1} and h_k.
+        self.input_like: Tensor | None = None
+        self.output_like: Tensor | None = None
         self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
         self.watch = watch
         self.frozen = frozen
@@ -92,12 +100,18 @@ class Module:
         self.precision = precision
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._first_parameter = min(parameters[:4], key=torch.numel)  # small, and near the input
-        self.finite = FiniteWatch(k, self._first_parameter.device)
+        self.finite = FiniteWatch(self.number, self._first_parameter.device)
 
     @property
     def is_top(self) -> bool:
         """Whether this is module K, which sees the loss."""
         return self.k == self.num_modules
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of h_k, batch included; known after the rehearsal."""
+        assert self.output_like is not None, "known after the rehearsal"
+        return tuple(self.output_like.shape)
 
     @property
     def delay(self) -> int:

@@ -138,11 +138,11 @@ def module_slices(cuts: Sequence[int], num_blocks: int) -> list[slice]:
 
 
 def module_table(
-    cuts: Sequence[int], block_names: Sequence[str], num_parameters: Sequence[int], shares: Sequence[float]
+    ranges: Sequence[slice], block_names: Sequence[str], num_parameters: Sequence[int], shares: Sequence[float]
 ) -> list[str]:
     """Lines of text: by module its blocks, parameters and expected busy time as a share of the slowest module's."""
     rows = [("module", "blocks", "parameters", "expected busy time")]
-    parts = [block_names[part] for part in module_slices(cuts, len(block_names))]
+    parts = [block_names[part] for part in ranges]
     for k, (names, size, share) in enumerate(zip(parts, num_parameters, shares, strict=True), start=1):
         span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)})"
         rows.append((str(k), span, f"{size:,}", f"{100 * share:.0f} %"))

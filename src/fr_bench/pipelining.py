@@ -1,10 +1,11 @@
 """torch.distributed.pipelining, as far as fr-bench uses it. The only file that knows its interface (torch 2.13).
 
-Three traps of the library are avoided here. Without shapes it finds them by running the real modules on uninitialised
+Four traps of the library are avoided here. Without shapes it finds them by running the real modules on uninitialised
 memory, which ruins batch norm's running statistics: the shapes of all messages are given. It refuses messages that
 are not contiguous: channels-last features travel as the transposed view [B, H, W, C], which is contiguous and costs
-nothing. And hooks on what it receives pile up, because it reuses that memory: a gradient is made contiguous by a
-function of its own in the graph.
+nothing. Hooks on what it receives pile up, because it reuses that memory: a gradient is made contiguous by a function
+of its own in the graph. And zero bubble detaches what a stage in the middle has sent, which cannot be done to a view:
+no message is one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ SCHEDULES = {
 SINGLE_STAGE = ("gpipe", "1f1b")  # take a stage, not a list of stages
 
 Observe = Callable[[Literal["play", "backward"], int], AbstractContextManager[None]]  # (what, micro-batch)
+Hold = Callable[[Tensor], None]
 
 
 def why_not(schedule: str, num_microbatches: int, num_processes: int) -> str | None:
@@ -105,16 +107,19 @@ class Pipeline:
             scale_grads=False,
         )
 
-    def step(self, x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    def step(self, x: Tensor | None, y: Tensor | None, hold: Hold | None = None) -> Tensor | None:
         """All micro-batches forward and backward; gradients are added to those at hand.
 
         Args:
             x: images of the whole batch; looked at by the process of the first stage alone.
             y: labels of the whole batch; by that of the last stage alone.
+            hold: told of every message to the stage above, which is kept until it has been back-propagated.
 
         Returns:
             The loss of the whole batch, detached; None where the last stage is not.
         """
+        for stage in self._stages:
+            stage.hold = hold
         losses: list[Tensor] = []
         inputs = (x,) if self._is_first else ()
         if self._is_last:
@@ -142,12 +147,12 @@ class Stage(nn.Module):
 
     def forward(self, message: Tensor) -> Tensor:
         """Message in, message out."""
-        x = DenseGradient.apply(message) if message.requires_grad else message
+        x = Received.apply(message) if message.requires_grad else message
         h = self.network(x.permute(0, 3, 1, 2) if self._unpacks else x)
-        return (h.permute(0, 2, 3, 1) if self._packs else h).contiguous()
+        return Sent.apply(h.permute(0, 2, 3, 1) if self._packs else h)
 
 
-class DenseGradient(torch.autograd.Function):
+class Received(torch.autograd.Function):
     """The identity, whose gradient is contiguous: that of a mean, for example, is not of itself."""
 
     @staticmethod
@@ -161,17 +166,38 @@ class DenseGradient(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
+class Sent(torch.autograd.Function):
+    """The identity, whose result is contiguous and no view, though it shares memory where it can."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        """``h``, copied only if it must be."""
+        message = h.contiguous()
+        return message.new_empty(0).set_(
+            message.untyped_storage(), message.storage_offset(), message.size(), message.stride()
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient as it is."""
+        return gradients[0]
+
+
 class ObservedStage(pipelining.PipelineStage):
     """A stage that says when it computes and on which micro-batch."""
 
     def __init__(self, *args: Any, observe: Observe | None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._observe = observe or _unobserved
+        self.hold: Hold | None = None
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **settings: Any) -> Any:
         """Forward of a micro-batch."""
         with self._observe("play", fwd_chunk_id):
-            return super().forward_one_chunk(fwd_chunk_id, *args, **settings)
+            message = super().forward_one_chunk(fwd_chunk_id, *args, **settings)
+        if self.hold is not None:
+            self.hold(message)
+        return message
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **settings: Any) -> Any:
         """Backward of a micro-batch; in zero bubble the part that the stage below waits for."""

@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         config: the resolved config.
-        cuts: K-1 block indices.
+        cuts: K-1 block indices; none where every process has the whole network.
         block_names: all blocks in order.
         devices: of modules 1..K.
         transport: by name, never ``auto``.
@@ -47,7 +47,12 @@ class Plan:
         expected_share: by module, expected busy time a mini-batch over that of the slowest (see fr_bench.costs).
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
-        predicted_memory: by module, bytes by category (see fr_bench.categories); empty under bf16.
+        predicted_memory: by module, bytes by category (see fr_bench.categories); empty under bf16 and for methods
+            whose policy does not tell.
+        uses_link: whether the modules need channels (see Method.uses_link).
+        num_parts: of a batch, see Policy.num_parts.
+        replicates: whether every process has the whole network and a share of the batch. What is listed by module
+            is then by process.
     """
 
     config: dict[str, Any]
@@ -68,11 +73,19 @@ class Plan:
     staleness: list[dict[str, int]]
     targets_everywhere: bool
     predicted_memory: list[dict[str, int]]
+    uses_link: bool = True
+    num_parts: int = 1
+    replicates: bool = False
 
     @property
     def k(self) -> int:
         """Number of modules."""
         return len(self.devices)
+
+    @property
+    def block_ranges(self) -> list[slice]:
+        """The blocks of modules 1..K, or of processes that all have them all."""
+        return module_slices(self.cuts, len(self.block_names)) * (self.k if self.replicates else 1)
 
     @property
     def modules_by_process(self) -> list[list[int]]:
@@ -82,7 +95,7 @@ class Plan:
 
     def module_table(self) -> list[str]:
         """Lines of text: what each module is made of, and how busy it should be."""
-        return module_table(self.cuts, self.block_names, self.num_parameters, self.expected_share)
+        return module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share)
 
     def description(self) -> dict[str, Any]:
         """What config.yaml and W&B say about the plan, beside the config itself."""
@@ -116,12 +129,16 @@ def make_plan(config: dict[str, Any]) -> Plan:
     devices = module_devices(config["device"], config["devices"], k)
     check_precision(config["precision"], devices)
     threads = config["threads"] or max(1, (os.cpu_count() or 1) // k)
-    transport, _ = choose_transport(config["transport"], devices, ring_bytes=0)
+    transport, _ = choose_transport(config["transport"], devices, 0, method.transports)
+    method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
+    policy = method.policy(**hyper_parameters)
+    num_parts = policy.num_parts(k)
     x = place_on_meta(config, blocks, dataset.input_shape)
+    x = x.new_empty(len(x) // num_parts, *x.shape[1:])  # no view: its storage is counted
     balance = Balance(config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport)
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
-    transport, reason = choose_transport(config["transport"], devices, ring_bytes(shapes))
+    transport, reason = choose_transport(config["transport"], devices, ring_bytes(shapes), method.transports)
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
@@ -129,7 +146,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         predict(
             module,
             k=number,
-            num_modules=k,
+            num_modules=len(shapes),
             method=method,
             hyper_parameters=hyper_parameters,
             optimizer_of=bind(config["optimizer"]),
@@ -139,6 +156,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
         )
         for number, module in enumerate(shapes, start=1)
     ]
+    if policy.replicates:
+        shapes, predicted_memory = shapes * k, predicted_memory * k
     balance.check_limit(predicted_memory)
     return Plan(
         config=config,
@@ -156,10 +175,15 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         expected_share=balance.shares(cuts),
-        staleness=method.policy(**hyper_parameters).staleness(k),
+        staleness=policy.staleness(k),
         targets_everywhere=method.needs_targets(**hyper_parameters),
         # Autocast saves casts of weights and features that a pass of shapes alone does not see.
-        predicted_memory=predicted_memory if config["precision"] != "bf16" else [{} for _ in devices],
+        predicted_memory=predicted_memory
+        if policy.is_predictable and config["precision"] != "bf16"
+        else [{} for _ in devices],
+        uses_link=method.uses_link,
+        num_parts=num_parts,
+        replicates=policy.replicates,
     )
 
 
@@ -212,13 +236,14 @@ def trace_modules(
     x: Tensor,
     num_classes: int,
 ) -> list[ModuleShapes]:
-    """Runs the batch ``x``, which has a shape alone, through the modules and returns what that tells about each.
+    """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
 
     Raises:
         ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
             changes its input in place.
     """
     shapes: list[ModuleShapes] = []
+    size = len(x)
     for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
         network = Network(blocks[part], seed=0)
         if not any(p.requires_grad for p in network.parameters()):
@@ -226,14 +251,14 @@ def trace_modules(
         try:
             with torch.no_grad():
                 network(x, 0)
-            shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == config["k"]))
+            shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == len(cuts) + 1))
         except InPlaceError as error:
             raise ConfigError(f"model: module {k}: {error}") from error
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"model: module {k} cannot run on input {tuple(x.shape)}: {error}") from error
         x = shapes[-1].output
-    if x.shape != (config["batch_size"], num_classes):
-        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(config['batch_size'], num_classes)}")
+    if x.shape != (size, num_classes):
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")
     return shapes
 
 

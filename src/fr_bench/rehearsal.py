@@ -15,16 +15,22 @@ from fr_bench.errors import ConfigError
 from fr_bench.lockstep import play_in_lockstep
 from fr_bench.module import Module, Pass
 from fr_bench.network import InPlaceError
-from fr_bench.transport.link import Batches
+from fr_bench.transport.link import Batches, FirstPart
 from fr_bench.transport.open import Boundaries
 from fr_bench.transport.side import SideChannel
 from fr_bench.transport.spec import TensorSpec
 
 
 def rehearse(
-    modules: Sequence[Module], sides: Sequence[SideChannel], images: Batches | None, labels: Batches | None
+    modules: Sequence[Module],
+    sides: Sequence[SideChannel],
+    images: Batches | None,
+    labels: Batches | None,
+    num_parts: int = 1,
 ) -> list[Boundaries]:
     """Runs batch 0 through this process's modules (ascending) and back; returns their boundaries.
+
+    Where modules see ``num_parts`` equal parts of a batch one after the other, it is the first part.
 
     Raises:
         ConfigError: a module changes its input in place.
@@ -38,6 +44,9 @@ def rehearse(
             raise ConfigError(f"module {module.k}: {error}") from error
         return module.play(x, 0, update_statistics=False)
 
+    if num_parts > 1:
+        images = FirstPart(images, num_parts) if images is not None else None
+        labels = FirstPart(labels, num_parts) if labels is not None else None
     passes = play_in_lockstep(modules, sides, images, 0, play)
     boundaries = []
     for module, side, live in reversed(list(zip(modules, sides, passes, strict=True))):
@@ -55,7 +64,7 @@ def rehearse(
             )
         )
         module.optimizer.zero_grad(set_to_none=True)
-        module.output_shape = tuple(live.h.shape)
+        module.input_like, module.output_like = (TensorSpec.of(features).empty("meta") for features in (live.x, live.h))
     return boundaries[::-1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,6 +30,47 @@ class SavedTensors:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
+
+
+class PeakOfSaved:
+    """The most bytes that autograd's saved tensors have at once while :meth:`listen` is active.
+
+    For graphs that are built and used up inside. Each storage counts once, those of ``except_for`` not at all.
+    """
+
+    def __init__(self, except_for: Iterable[Tensor]) -> None:
+        self.peak_bytes = 0
+        self._now_bytes = 0
+        self._num_holders: Counter[int] = Counter()  # by storage
+        self._excluded = {_identity(tensor) for tensor in except_for}
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Counts what is saved inside from when it is saved to when its graph lets go of it."""
+
+        def pack(tensor: Tensor) -> Tensor:
+            alias = tensor.detach()  # an object that only the graph holds: its end is the end of the saving
+            self.hold(alias)
+            return alias
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+    def hold(self, tensor: Tensor) -> None:
+        """Counts the storage of ``tensor`` as long as this very object lives."""
+        key, num_bytes = _identity(tensor), tensor.untyped_storage().nbytes()
+        if key in self._excluded:
+            return
+        if not self._num_holders[key]:
+            self._now_bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._now_bytes)
+        self._num_holders[key] += 1
+        weakref.finalize(tensor, self._let_go, key, num_bytes)
+
+    def _let_go(self, key: int, num_bytes: int) -> None:
+        self._num_holders[key] -= 1
+        if not self._num_holders[key]:
+            self._now_bytes -= num_bytes
 
 
 def tensor_bytes(tensors: Iterable[Tensor], except_for: Iterable[Tensor] = ()) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fr_bench.data import (
     Dataset,
@@ -26,15 +27,16 @@ from fr_bench.transport.open import Ends
 class Sources:
     """The images of module 1 and the labels of module K, where this process has those modules.
 
-    A process in the middle loads nothing, unless its method needs the labels.
+    A process in the middle loads nothing, unless its method needs the labels. Where processes share the batches instead
+    of the network, each has its rows of both.
     """
 
     def __init__(self, plan: Plan, modules: list[int]) -> None:
         config = plan.config
-        self._at_bottom = 1 in modules
-        self._at_top = plan.k in modules
-        self._bottom_device = torch.device(plan.devices[0])
-        self._top_device = torch.device(plan.devices[-1])
+        self._at_bottom = 1 in modules or plan.replicates
+        self._at_top = plan.k in modules or plan.replicates
+        self._bottom_device = torch.device(plan.devices[modules[0] - 1])
+        self._top_device = torch.device(plan.devices[modules[-1] - 1])
         self._batch_size = config["batch_size"]
         self._format: dict[str, Any] = {
             "device": self._bottom_device,
@@ -42,6 +44,7 @@ class Sources:
             "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
         }
         self._plan = plan
+        rows = _share(config["batch_size"], modules[0], plan.k) if plan.replicates else slice(None)
         self.images: TrainImages | None = None
         self.labels: TrainLabels | None = None
         self._train_labels: Tensor | None = None
@@ -58,10 +61,11 @@ class Sources:
                 dataset.mean,
                 dataset.std,
                 config["seed"],
+                rows,
                 **self._format,
             )
         if self._train_labels is not None and self._at_top:
-            self.labels = TrainLabels(self._train_labels, self._order, self._top_device)
+            self.labels = TrainLabels(self._train_labels, self._order, self._top_device, rows)
         self.evaluation_sets = [self._evaluation_set(name, dataset) for name in plan.num_evaluation_images]
 
     def _evaluation_set(self, name: str, dataset: Dataset | None) -> EvaluationSet:
@@ -76,8 +80,8 @@ class Sources:
         num_batches = -(-self._plan.num_evaluation_images[name] // self._batch_size)
         return EvaluationSet(name, num_batches, images, labels)
 
-    def link(self, module: Module, ends: Ends) -> ModuleLink:
-        """The link of ``module`` over its channel ends."""
+    def link(self, module: Module, ends: Ends, group: ProcessGroup | None = None) -> ModuleLink:
+        """The link of ``module`` over its channel ends; ``group`` is for a method that brings its own."""
         labels = self.labels if module.is_top else None
         if labels is None and self._plan.targets_everywhere:
             assert self._train_labels is not None
@@ -90,4 +94,11 @@ class Sources:
             features_out=ends.features_out,
             gradients_in=ends.gradients_in,
             gradients_out=ends.gradients_out,
+            group=group,
         )
+
+
+def _share(batch_size: int, process: int, num_processes: int) -> slice:
+    """The rows of a batch that are those of ``process`` (from 1)."""
+    size = batch_size // num_processes
+    return slice((process - 1) * size, process * size)

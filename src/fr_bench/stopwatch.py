@@ -22,6 +22,7 @@ class Span(NamedTuple):
 KINDS = {
     "wait features": "wait_s",
     "wait gradient": "wait_s",
+    "wait neighbours": "wait_s",
     "load images": "play_s",
     "play": "play_s",
     "replay": "learn_s",
@@ -45,6 +46,8 @@ class Stopwatch:
         self._running = True
         self.spans: list[Span] = []
         self._sums_ns: defaultdict[str, int] = defaultdict(int)
+        self._rest: tuple[str, int] | None = None  # name and batch of what no span covers now
+        self._rest_from_ns = 0
 
     @contextmanager
     def span(self, name: str, batch: int) -> Iterator[None]:
@@ -53,8 +56,28 @@ class Stopwatch:
             yield
             return
         start_ns = time.monotonic_ns()
+        self._end_rest(start_ns)
         yield
-        end_ns = time.monotonic_ns()
+        self._rest_from_ns = time.monotonic_ns()
+        self._add(name, start_ns, self._rest_from_ns, batch)
+
+    @contextmanager
+    def rest(self, name: str, batch: int) -> Iterator[None]:
+        """Times as ``name`` what of the body no span inside covers."""
+        if not self._running:
+            yield
+            return
+        self._rest, self._rest_from_ns = (name, batch), time.monotonic_ns()
+        yield
+        self._end_rest(time.monotonic_ns())
+        self._rest = None
+
+    def _end_rest(self, now_ns: int) -> None:
+        if self._rest is not None:
+            name, batch = self._rest
+            self._add(name, self._rest_from_ns, now_ns, batch)
+
+    def _add(self, name: str, start_ns: int, end_ns: int, batch: int) -> None:
         self._sums_ns[name] += end_ns - start_ns
         if self.tracing:
             self.spans.append(Span(name, start_ns, end_ns, batch))

@@ -35,6 +35,7 @@ class SummaryBuilder:
         self._efficiency: float | None = None
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
+        self._sees_waiting = True
         self._timed_until: defaultdict[int, int] = defaultdict(int)  # the last `time` record's step, by module
 
     def add(self, record: Record) -> None:
@@ -59,7 +60,8 @@ class SummaryBuilder:
         module = record["module"]
         num_iterations = record["step"] - self._timed_until[module]
         self._timed_until[module] = record["step"]
-        self._wait_s[module] += num_iterations * record["wait_s"]
+        self._sees_waiting = self._sees_waiting and "wait_s" in record
+        self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
         self._efficiency = record.get("efficiency", self._efficiency)
 
@@ -68,8 +70,8 @@ class SummaryBuilder:
 
         ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
         smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
-        waiting for its neighbours; ``memory`` its last account in bytes. Times are means over the whole run, pipe
-        fill included; lists are by module.
+        waiting for its neighbours, None where the method cannot tell; ``memory`` its last account in bytes. Times are
+        means over the whole run, pipe fill included; lists are by module.
 
         Args:
             state: as in status.json.
@@ -103,7 +105,7 @@ class SummaryBuilder:
 
     def _waiting_share(self, module: int) -> float | None:
         total_s = self._wait_s[module] + self._busy_s[module]
-        return self._wait_s[module] / total_s if total_s else None
+        return self._wait_s[module] / total_s if total_s and self._sees_waiting else None
 
 
 def _deciding_error(record: Record) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fr_bench.diagnostics import SufficientDirection
 from fr_bench.evaluation import EvaluationSet, evaluate
@@ -82,7 +83,9 @@ class Trainer:
         images: Batches | None,
         predicted_memory: Sequence[dict[str, int]],
         direction: SufficientDirection | None = None,
+        total: Callable[[Tensor], Tensor] = lambda own: own,
     ) -> None:
+        """``total``: of a tensor over the processes that share the batches; for the others see their classes."""
         self.players = players
         self.images = images
         self.predicted_memory = predicted_memory
@@ -91,7 +94,9 @@ class Trainer:
         self.evaluation_sets = evaluation_sets
         self.direction = direction
         self.top = players[-1].module if players[-1].module.is_top else None
-        self.meter = LossMeter(players[-1].device, self.top.global_batch_size) if self.top else None
+        self.meter = LossMeter(players[-1].device, self.top.global_batch_size, total) if self.top else None
+        # Whether loss and error are told from here: by module K, or by the first of several that have all modules.
+        self.speaks = self.top is not None and (self.top.num_processes == 1 or self.top.number == 1)
         # Traced from the first iteration in which all modules learn, if the run gets there.
         self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
         self._trained_ns = 0  # since the last `time` record
@@ -113,7 +118,7 @@ class Trainer:
             t = stop
         for player in self.players:
             if player.module.watch.spans:
-                self.reporter.send("trace", module=player.module.k, spans=player.module.watch.spans)
+                self.reporter.send("trace", module=player.module.number, spans=player.module.watch.spans)
 
     def _next_pause(self, t: int) -> int:
         """The step after which the loop leaves the training clock: an evaluation, or a diagnostic's turn."""
@@ -153,7 +158,7 @@ class Trainer:
         result = None
         tracing = self.trace_start <= t < self.trace_start + self.extent.trace
         for player in self.players:
-            self.reporter.enter_iteration(player.module.k, t)
+            self.reporter.enter_iteration(player.module.number, t)
             player.module.watch.tracing = tracing
             player.method.play(t)
         for player in reversed(self.players):
@@ -166,25 +171,31 @@ class Trainer:
         if is_logged:
             loss, error = self.meter.take("interval")
             learning_rate = self.top.base_lr * self.top.schedule(t)
-            self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
+            if self.speaks:
+                self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
 
     def _report_time(self, step: int) -> None:
         num_iterations = step - self._reported_step
         wall_s = self._trained_ns / 1e9 / num_iterations
         self._reported_step, self._trained_ns = step, 0
         for player in self.players:
-            k = player.module.k
             seconds = {name: total / num_iterations for name, total in player.module.watch.take().items()}
-            self.reporter.send("time", step=step, module=k, wall_s=wall_s, **seconds)
+            if not player.method.sees_waiting:
+                del seconds["wait_s"]
+            self.reporter.send("time", step=step, module=player.module.number, wall_s=wall_s, **seconds)
 
     def _report_memory(self, step: int) -> None:
         """One accounting pass through all modules: measured beside predicted."""
         accounts = [Account(player.module, player.method) for player in self.players]
         modules, sides = [p.module for p in self.players], [p.side for p in self.players]
         t = step - 1
-        passes = play_in_lockstep(modules, sides, self.images, t, lambda index, x: accounts[index].play(x, t))
+        passes = []
+        if self.players[0].method.plays_itself:
+            accounts[0].play_iteration(t)
+        else:
+            passes = play_in_lockstep(modules, sides, self.images, t, lambda index, x: accounts[index].play(x, t))
         for player, account in zip(self.players, accounts, strict=True):
-            k = player.module.k
+            k = player.module.number
             num_bytes: dict[str, int] = account.take(
                 player.link.buffer_bytes, player.device, alone=len(self.players) == 1
             )
@@ -205,10 +216,12 @@ class Trainer:
         modules = [player.module for player in self.players]
         sides = [player.side for player in self.players]
         record: dict[str, float] = {}
-        for split in self.evaluation_sets:
-            record |= evaluate(modules, sides, split) or {}
+        if self.speaks or not self.top:  # one of several processes with the whole network evaluates for all
+            for split in self.evaluation_sets:
+                record |= evaluate(modules, sides, split) or {}
         if self.meter is not None:
             train_loss, train_error = self.meter.take("epoch")
+        if self.speaks:
             self.reporter.send("eval", step=step, train_loss=train_loss, train_error=train_error, **record)
 
     def _synchronize(self) -> None:
@@ -217,4 +230,4 @@ class Trainer:
                 torch.cuda.synchronize(player.device)
 
     def _numbers(self) -> list[int]:
-        return [player.module.k for player in self.players]
+        return [player.module.number for player in self.players]

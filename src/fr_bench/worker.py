@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
-from fr_bench.partition import module_slices
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.reporter import Reporter
@@ -25,6 +25,7 @@ from fr_bench.stopwatch import Stopwatch
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
+from fr_bench.transport.spec import PeerLost
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
 # Longer than any step; a dead neighbour is noticed by the parent, not by this.
@@ -70,11 +71,13 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     sides: list[SideChannel] = list(LocalSide.chain(plan.k))
     if task.store_port is not None:
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
-    boundaries = rehearse(modules, sides, sources.images, sources.labels)
+    # The processes that share a batch already have their shares.
+    boundaries = rehearse(modules, sides, sources.images, sources.labels, 1 if plan.replicates else plan.num_parts)
     all_ends = connect(task, boundaries, devices)
+    group = None if plan.uses_link else own_group(plan)
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
-        link = sources.link(module, ends)
+        link = sources.link(module, ends, group)
         players.append(Player(module, bind(plan.config["method"])(module, link), link, side, device))
     config = plan.config
     extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
@@ -92,11 +95,13 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         sources.images,
         plan.predicted_memory,
         direction,
+        sum_over_processes if plan.replicates else lambda own: own,
     )
     reporter.send("ready", modules=task.modules)
     trainer.run()
     for module in modules:
-        save_weights(module, task.run_directory / "checkpoints" / "final")
+        if module.number == 1 or not plan.replicates:
+            save_weights(module, task.run_directory / "checkpoints" / "final")
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
@@ -126,6 +131,8 @@ def join_group(plan: Plan, k: int, store_port: int) -> None:
 def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.device]) -> list[Ends]:
     """Opens the training channels of this process's modules."""
     transport, k = task.plan.transport, task.modules[0]
+    if not task.plan.uses_link:
+        return [Ends() for _ in boundaries]
     if transport == "serial":
         return open_local(boundaries)
     if transport == "ipc":
@@ -133,18 +140,36 @@ def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.
     return [open_distributed(k, boundaries[0], devices[0], transport)]
 
 
+def own_group(plan: Plan) -> dist.ProcessGroup | None:
+    """The group for a method whose messages a library carries; None for the default one, which is gloo's."""
+    if plan.transport != "nccl":
+        return None
+    group = dist.new_group(backend="nccl")
+    assert isinstance(group, dist.ProcessGroup), "every process is in the group"
+    return group
+
+
+def sum_over_processes(own: Tensor) -> Tensor:
+    """The sum of ``own`` over all processes, which must ask for it at the same time."""
+    total = own.to("cpu", copy=True)
+    try:
+        dist.all_reduce(total)
+    except RuntimeError as error:
+        raise PeerLost(f"another process is gone: {error}") from error
+    return total
+
+
 def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     """Builds modules ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
     weights depend on the seed alone."""
     config = plan.config
     blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
-    slices = module_slices(plan.cuts, len(blocks))
     schedule = bind(config["schedule"])()
     memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
     modules = []
     for k in numbers:
-        network = Network(blocks[slices[k - 1]], config["seed"])
+        network = Network(blocks[plan.block_ranges[k - 1]], config["seed"])
         network.to(device=plan.devices[k - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
@@ -156,8 +181,8 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 optimizer,
                 base_lr=config["optimizer"]["lr"] * multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
-                k=k,
-                num_modules=plan.k,
+                k=1 if plan.replicates else k,
+                num_modules=1 if plan.replicates else plan.k,
                 global_batch_size=config["batch_size"],
                 num_classes=plan.num_classes,
                 seed=config["seed"],
@@ -165,6 +190,8 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 frozen=k in config["freeze"],
                 clip_norm=config["clip_norm"],
                 precision=config["precision"],
+                process=k if plan.replicates else None,
+                num_processes=plan.k if plan.replicates else 1,
             )
         )
     return modules

@@ -54,6 +54,7 @@ class TrainImages:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int,
+        rows: slice = slice(None),
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -65,19 +66,22 @@ class TrainImages:
             augmentation: the config's ``dataset.augmentation``; {} or None for none.
             mean, std: one a channel, for pixel values scaled to 0..1.
             seed: of the run.
+            rows: of every batch, for a process that sees a part of it: the same images as in the whole batch.
         """
         self._images = images.to(device)
         self._order = order
         self._augmentation = Augmentation.from_config(augmentation)
         self._seed = seed
+        self._rows = rows
         self._normalize = _Normalization(images.shape[1:], mean, std, device, dtype, memory_format)
 
     def batch(self, t: int) -> Tensor:
         """Mini-batch ``t`` (from 0, over all epochs), [B, C, H, W]: the same one whenever it is asked for."""
         device = self._images.device
-        images = self._images.index_select(0, self._order.indices(t).to(device, non_blocking=True))
+        indices = self._order.indices(t)
+        images = self._images.index_select(0, indices[self._rows].to(device, non_blocking=True))
         if self._augmentation.changes_images:
-            draws = self._augmentation.draw(self._seed, t, len(images))
+            draws = self._augmentation.draw(self._seed, t, len(indices))[:, self._rows]
             images = self._augmentation.apply(images, draws.to(device, non_blocking=True))
         return self._normalize(images)
 

@@ -11,13 +11,16 @@ from fr_bench.data.order import SeededOrder
 class TrainLabels:
     """The labels of the training set, int64 [N], in seeded order."""
 
-    def __init__(self, labels: Tensor, order: SeededOrder, device: torch.device) -> None:
+    def __init__(self, labels: Tensor, order: SeededOrder, device: torch.device, rows: slice = slice(None)) -> None:
+        """``rows``: of every batch, for a process that sees a part of it."""
         self._labels = labels.to(device)
         self._order = order
+        self._rows = rows
 
     def batch(self, t: int) -> Tensor:
         """Labels of mini-batch ``t`` (from 0, over all epochs): int64 [B]."""
-        return self._labels.index_select(0, self._order.indices(t).to(self._labels.device, non_blocking=True))
+        indices = self._order.indices(t)[self._rows]
+        return self._labels.index_select(0, indices.to(self._labels.device, non_blocking=True))
 
 
 class EvaluationLabels:

@@ -20,9 +20,9 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
         yield Omission("waiting", "a single module waits for nobody: it needs K > 1")
     for k in ks:
         in_parallel = [group for group in groups if group.k == k and not group.in_one_process]
-        shown = [group for group in in_parallel if any(run.of("time") for run in group.measured)]
+        shown = [group for group in in_parallel if any(waiting_share(run, 1) is not None for run in group.measured)]
         if not shown:
-            reason = "no run has time records" if in_parallel else "the modules took turns in one process (serial)"
+            reason = "no run records its waiting" if in_parallel else "the modules took turns in one process (serial)"
             yield Omission(f"waiting-k{k}", reason)
             continue
         figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")

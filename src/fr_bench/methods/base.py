@@ -7,10 +7,11 @@ in which gradient it learns from; module K learns from the loss of batch t in al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from fr_bench.methods.policy import Policy
 from fr_bench.module import BatchResult, Module, Pass
@@ -34,13 +35,29 @@ class Link(Protocol):
     def targets(self, batch: int) -> Tensor:
         """The labels of ``batch``, drawn here from the same seeded order as the images."""
 
+    @property
+    def group(self) -> ProcessGroup | None:
+        """For methods whose messages a library carries: the processes of the run; None is the default group."""
+
 
 class Method:
     """One module's part in a training method. Subclasses write the row of module k < K.
 
     Subclasses implement :meth:`play_lower`, :meth:`learn_lower` and :meth:`policy`, take their hyper-parameters as
     keyword arguments and refuse wrong ones with ``ConfigError`` in :meth:`check`.
+
+    Attributes:
+        transports: that can carry what the method's processes exchange.
+        uses_link: whether features and gradients travel over the link; else the method has them carried by a library,
+            and of the link it uses images and labels alone.
+        plays_itself: whether its library also decides when a forward and when a backward runs.
+        sees_waiting: whether the stopwatch can tell waiting for other processes from computing.
     """
+
+    transports: ClassVar[tuple[str, ...]] = ("serial", "ipc", "gloo", "nccl")
+    uses_link: ClassVar[bool] = True
+    plays_itself: ClassVar[bool] = False
+    sees_waiting: ClassVar[bool] = True
 
     def __init__(self, module: Module, link: Link) -> None:
         self.module = module
@@ -95,6 +112,14 @@ class Method:
         """
         return self.module.play(x, t, update_statistics=False), {}
 
+    def account_iteration(self, t: int, hold: Callable[[Tensor], None]) -> None:
+        """For the memory account of a method that plays itself: does all of iteration ``t`` but the step.
+
+        Changes nothing of module and method. ``hold`` is told of every tensor that the iteration keeps for a while
+        and autograd may not.
+        """
+        raise NotImplementedError
+
     @property
     def num_graphs(self) -> int:
         """Graphs that are alive before a backward."""
@@ -102,7 +127,7 @@ class Method:
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """What is kept from one iteration to the next beside graphs, by category of the memory account:
-        ``history`` (features), ``stash`` (weight copies), ``synthesizer``."""
+        ``history`` (features), ``stash`` (weight copies), ``synthesizer``, ``buffers`` (beside the link's)."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,3 +175,14 @@ class Method:
     @classmethod
     def check(cls, *_: Any, **hyper_parameters: Any) -> None:
         """Refuses wrong hyper-parameters, given by name, with ``ConfigError`` before anything is started."""
+
+    @classmethod
+    def check_run(cls, config: Mapping[str, Any], *, transport: str, on_gpu: bool, **hyper_parameters: Any) -> None:
+        """Refuses with ``ConfigError`` what this method cannot do of the run that ``config`` (resolved) describes.
+
+        Args:
+            config: of the run.
+            transport: by name, never ``auto``.
+            on_gpu: whether modules are on GPUs.
+            **hyper_parameters: of the method.
+        """

@@ -11,18 +11,22 @@ class Policy:
     """The row of module k < K; module K always learns from the loss of the batch that it has just played.
 
     Attributes:
-        keeps: what stays after the forward: the ``graph`` of one batch, or ``graphs`` or ``inputs`` of several.
+        keeps: what stays after the forward: the ``graph`` of one batch, or ``graphs`` or ``inputs`` of several; of a
+            batch that is cut into micro-batches the graphs of ``all micro-batches``, of a ``few micro-batches``, or
+            of a few and ``parts`` of others; of a batch that several processes share the graph of a ``share``.
         gradient: ``true`` (d_k^t, waited for), ``delayed`` (d_k^{t-1}) or ``synthetic`` (predicted).
         weights: of the gradient: ``current`` (w^t), ``stale`` (w^s, stored) or ``mixed`` (neither).
         extra_forward: whether every batch is played and replayed.
         recomputes: whether the graph holds block inputs alone, and each block is recomputed in the backward.
+        num_microbatches: into which a batch is cut; 1 where it is not.
     """
 
-    keeps: Literal["graph", "graphs", "inputs"]
+    keeps: Literal["graph", "graphs", "inputs", "all micro-batches", "few micro-batches", "parts", "share"]
     gradient: Literal["true", "delayed", "synthetic"]
     weights: Literal["current", "stale", "mixed"] = "current"
     extra_forward: bool = False
     recomputes: bool = False
+    num_microbatches: int = 1
 
     def words(self) -> str:
         """Says it in a line: what is kept, and which gradient is used at which weights."""
@@ -30,6 +34,10 @@ class Policy:
             "graph": "the graph of batch t",
             "graphs": "graphs of K-k+1 batches",
             "inputs": "inputs of K-k+1 batches",
+            "all micro-batches": "graphs of all M micro-batches of batch t",
+            "few micro-batches": "graphs of K-k+1 micro-batches of batch t",
+            "parts": "graphs of K-k+1 micro-batches of batch t and parts of others",
+            "share": "the graph of the process's share of batch t",
         }
         gradient = {
             "true": "true, of batch t",
@@ -39,6 +47,28 @@ class Policy:
         weights = {"current": "current weights", "stale": "stored weights of the play", "mixed": "mixed weights"}
         extra = ", after a second forward" if self.extra_forward or self.recomputes else ""
         return f"keeps {keeps[self.keeps]}; gradient {gradient[self.gradient]}, at {weights[self.weights]}{extra}"
+
+    @property
+    def replicates(self) -> bool:
+        """Whether every process has the whole network and a share of the batch, instead of a module and all of it."""
+        return self.keeps == "share"
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether what is kept follows from this policy, so that a module's memory can be predicted."""
+        return self.keeps != "parts"
+
+    def num_parts(self, num_modules: int) -> int:
+        """How many equal parts of a batch a module sees one at a time, or the processes share."""
+        return num_modules if self.replicates else self.num_microbatches
+
+    def num_graphs(self, k: int, num_modules: int) -> int:
+        """How many graphs, each of one part of a batch, module k holds at once, at most."""
+        if self.keeps == "few micro-batches":
+            return min(self.num_microbatches, num_modules - k + 1)
+        if self.keeps == "all micro-batches":
+            return self.num_microbatches
+        return self.kept_batches(k, num_modules) if self.keeps == "graphs" else 1
 
     def batch_delay(self, k: int, num_modules: int) -> int:
         """How many iterations old the batch (features and its gradient) is that module k learns from."""

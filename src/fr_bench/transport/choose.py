@@ -13,19 +13,33 @@ from fr_bench.errors import ConfigError
 SHARED_MEMORY = "/dev/shm"
 
 
-def choose_transport(requested: str, devices: Sequence[str], ring_bytes: int) -> tuple[str, str]:
+ALL_TRANSPORTS = ("serial", "ipc", "gloo", "nccl")
+
+
+def choose_transport(
+    requested: str,
+    devices: Sequence[str],
+    ring_bytes: int,
+    usable: Sequence[str] = ALL_TRANSPORTS,
+) -> tuple[str, str]:
     """Returns (transport, reason).
 
     Args:
         requested: ``auto`` or a transport by name.
         devices: the device of each module, for example ``["cuda:0", "cuda:1"]``.
         ring_bytes: shared memory that ``ipc`` would need on the CPU.
+        usable: by the method.
 
     Raises:
-        ConfigError: ``requested`` cannot be served here.
+        ConfigError: ``requested`` cannot be served here, or the method cannot use it.
     """
     if requested == "auto":
-        return _automatic(devices, ring_bytes)
+        return _automatic(devices, ring_bytes) if set(ALL_TRANSPORTS) <= set(usable) else _of_library(devices, usable)
+    if requested not in usable:
+        raise ConfigError(
+            f"transport={requested}: the method's messages are carried by a library of its own, which can use "
+            f"{' or '.join(usable)}; use one of them, or auto"
+        )
     problem = why_not(requested, devices, ring_bytes)
     if problem:
         raise ConfigError(f"transport={requested}: {problem}")
@@ -42,6 +56,16 @@ def _automatic(devices: Sequence[str], ring_bytes: int) -> tuple[str, str]:
         return "gloo", f"ipc is out: {problem}"
     shared = "shared memory" if devices[0] == "cpu" else "the memory of the one GPU"
     return "ipc", f"modules exchange tensors through {shared}"
+
+
+def _of_library(devices: Sequence[str], usable: Sequence[str]) -> tuple[str, str]:
+    """For a method whose messages are carried by torch.distributed itself."""
+    if "nccl" in usable and not why_not("nccl", devices, ring_bytes=0):
+        return "nccl", "every process has a GPU of its own"
+    problem = why_not("gloo", devices, ring_bytes=0)
+    if problem:
+        raise ConfigError(f"transport=auto: {problem}")
+    return "gloo", "the method's messages are carried by torch.distributed"
 
 
 def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | None:

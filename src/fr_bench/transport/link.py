@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.transport.channel import Receiver, Sender
@@ -15,6 +17,19 @@ class Batches(Protocol):
 
     def batch(self, t: int) -> Tensor:
         """Those of iteration ``t``, on this module's device."""
+
+
+@dataclass(frozen=True)
+class FirstPart:
+    """The first of ``num_parts`` equal parts of every batch."""
+
+    batches: Batches
+    num_parts: int
+
+    def batch(self, t: int) -> Tensor:
+        """See :class:`Batches`."""
+        whole = self.batches.batch(t)
+        return whole[: len(whole) // self.num_parts]
 
 
 class ModuleLink:
@@ -30,7 +45,9 @@ class ModuleLink:
         features_out: Sender | None,
         gradients_in: Receiver | None,
         gradients_out: Sender | None,
+        group: ProcessGroup | None = None,
     ) -> None:
+        self.group = group
         self._watch = watch
         self._images = images
         self._labels = labels

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -15,6 +16,13 @@ class TransportError(RuntimeError):
 
 class PeerLost(RuntimeError):
     """The neighbour is gone. Never the first cause: something happened to the neighbour."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether ``error`` says that another process is gone: PeerLost, or what torch.distributed raises in libraries."""
+    if isinstance(error, PeerLost | dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)  # gloo has no exception of its own
 
 
 @dataclass(frozen=True)
