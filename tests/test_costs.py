@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,21 @@ def test_the_synthesizer_of_the_config_is_what_dni_pays_for() -> None:
     small, large = (
         on_meta(
             tiny(), 8, 3, 8, 8,
-            companion_of=lambda h, n=n: DecoupledNeuralInterfaces.companion(h.shape, 4, hidden_channels=n).to("meta"),
+            companion_of=lambda h, n=n: DecoupledNeuralInterfaces.companion(h.shape, 4, num_hidden=2, hidden_channels=n).to("meta"),
         )
         for n in (8, 64)
     )  # fmt: skip
     assert small.blocks == large.blocks
     assert 0 < small.companions[1] < large.companions[1] / 8
+
+
+def test_the_synthesizer_that_is_costed_is_by_default_the_one_that_is_trained() -> None:
+    defaults = [
+        {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        for function in (DecoupledNeuralInterfaces.__init__, DecoupledNeuralInterfaces.companion)
+    ]
+    sizes = ("conditional", "num_hidden", "hidden_channels", "kernel_size")
+    assert [defaults[0][size] for size in sizes] == [defaults[1][size] for size in sizes]
 
 
 # --- the cuts of a run
