@@ -30,6 +30,7 @@ from fr_bench.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.environment import cpu_model
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
+from fr_bench.torch_settings import configure_torch
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits
 
@@ -127,15 +128,10 @@ def measured_costs(task: MeasuringTask) -> NetworkCosts:
 
 def measure(task: MeasuringTask) -> NetworkCosts:
     """Measures in this process, whose settings of torch it changes."""
-    torch.set_num_threads(task.threads)
-    device, on_gpu = torch.device(task.device), task.device != "cpu"
-    if on_gpu:
+    configure_torch(task.device, task.threads, task.precision, task.deterministic)
+    device = torch.device(task.device)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not task.deterministic
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = task.precision == "tf32"
-    if task.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
     dtype = torch.float64 if task.precision == "fp64" else torch.float32
     layout = torch.channels_last if task.channels_last else torch.contiguous_format
 
