@@ -85,7 +85,7 @@ class Run:
             self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
             sinks.finish(summary, exit_code)
         if not self.quiet:
-            print_summary(summary, self.directory.path)
+            print_summary(summary, self.directory.path, self.plan.expected_share)
         return summary
 
     def _supervise(self, sinks: Sink) -> None:
