@@ -103,9 +103,7 @@ class Run:
         plan, config = self.plan, self.plan.config
         names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
         if not self.quiet:
-            print(f"{plan.k} modules, cuts after blocks {plan.cuts}, on {', '.join(plan.devices)}")
-            print(*plan.module_table(), sep="\n")
-            print(f"transport {plan.transport}: {plan.transport_reason}; {plan.threads} threads a module", flush=True)
+            print(*plan.headlines(), sep="\n", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
         title = RunTitle(**names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
         sinks.append(choose_console(config["console"], title))

@@ -84,6 +84,14 @@ class Plan:
         """Lines of text: what each module is made of, and how busy it should be."""
         return module_table(self.cuts, self.block_names, self.num_parameters, self.expected_share)
 
+    def headlines(self) -> list[str]:
+        """Lines of text: where the network is cut, into what, and how the modules are linked."""
+        return [
+            f"{self.k} modules, cuts after blocks {self.cuts}, on {', '.join(self.devices)}",
+            *self.module_table(),
+            f"transport {self.transport}: {self.transport_reason}; {self.threads} threads a module",
+        ]
+
     def description(self) -> dict[str, Any]:
         """What config.yaml and W&B say about the plan, beside the config itself."""
         return {
