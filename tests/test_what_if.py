@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import tiny_config
 
+from fr_bench.bench.forecast import as_table, make_forecast
+from fr_bench.bench.settings import make_settings
+from fr_bench.bench_command import main
 from fr_bench.costs import BlockCost
 from fr_bench.errors import ConfigError
 from fr_bench.limits import balanced_limit
-from fr_bench.simulation import Link
-from fr_bench.simulation.settings import make_simulate_settings
+from fr_bench.methods.policy import Policy
+from fr_bench.plan import make_plan
+from fr_bench.simulation import METHODS, PEERS, Link
+from fr_bench.simulation.settings import SimulateSettings, make_simulate_settings
 from fr_bench.simulation.what_if import MeasuredNetwork, WhatIf, what_if
 
 
@@ -90,6 +101,36 @@ def test_synthesizers_cost_what_they_cost_and_are_not_made_up() -> None:
     assert costly.step_time_s == pytest.approx(min(max(3 * n + 4.0, 3 * (8 - n)) for n in range(1, 8)))
 
 
+def test_locked_backpropagation_waits_for_every_message() -> None:
+    row = one("bp", 4, 8, Link(latency_s=0.5, bandwidth_bytes_per_s=1.0))
+    assert row.step_time_s == pytest.approx(8 * 3 + 2 * 3 * 1.5)  # up and down at three cuts
+
+
+def test_interleaving_and_splitting_the_backward_shrink_the_bubble() -> None:
+    """With as many micro-batches as devices 1F1B's bubble is 4.5 s: K - 1 times a micro-batch's 1.5 s."""
+    step_s = {
+        row.method: row.step_time_s
+        for row in what_if(network(8), [4], ["1f1b", "interleaved", "zero_bubble"], Link(), microbatches=[1])
+    }
+    assert step_s == pytest.approx({"1f1b": 6 + 4.5, "interleaved": 6 + 4.5 / 2, "zero_bubble": 6 + 4.5 / 3})
+
+
+def test_images_and_optimizer_steps_take_time() -> None:
+    settings = {"load_s": 0.5, "blocks": [BlockCost(1.0, 1.0, 2.0, 0.25)] * 4}
+    assert one("bp", 1, 4, **settings).step_time_s == pytest.approx(0.5 + 4 * 3.25)
+    assert one("ddg", 4, 4, **settings).step_time_s == pytest.approx(0.5 + 3.25)
+
+
+def test_checkpointed_activations_cost_a_second_forward() -> None:
+    policies = {"bp": Policy("graph", "true", recomputes=True)}
+    assert one("bp", 4, 8, policies=policies).step_time_s == pytest.approx(8 * 4)
+
+
+def test_one_device_is_one_device_whatever_the_method() -> None:
+    for row in what_if(network(4), [1], [*METHODS, *PEERS], Link()):
+        assert row.step_time_s == pytest.approx(12.0), row.method
+
+
 # --- what cannot be
 
 
@@ -107,6 +148,7 @@ def test_what_cannot_be_has_a_row_with_the_reason(method: str, k: int, changes: 
     row = one(method, k, 8, **changes)
     assert row.reason is not None and reason in row.reason
     assert row.step_time_s is None and row.cuts is None and row.predicted_memory is None
+    assert reason in as_table([row])
 
 
 def test_an_unknown_method_is_a_mistake() -> None:
@@ -155,3 +197,81 @@ def test_settings_become_a_link() -> None:
 def test_a_wrong_setting_is_named_with_its_value(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_simulate_settings(values)
+
+
+# --- in a bench
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("simulate.kk=[8]", "simulate.kk: unknown. Did you mean 'k'"),
+        ("simulate.k=[]", "simulate.k=[]: must be a list of integers"),
+        ("simulate.k=8,16", "a plain KEY=VALUE is meant, with a list in brackets: simulate.k="),
+        ("simulate.bandwidth_gb_s=fast", "simulate.bandwidth_gb_s=fast"),
+        ("simulate.methods=[]", "simulate.methods=[]: must be a list of names"),
+        ("bench.methods=[]", "bench.methods=[]: leaves nothing to do"),
+        ("dry_run=true", "dry_run: belongs to fr-bench train"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_starts(word: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        main([word, f"run_dir={tmp_path / 'run'}"])
+    assert message in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_needs_to_be_measured_beside_a_simulation() -> None:
+    assert make_settings({"methods": []}, simulates=True).methods == []
+
+
+def test_its_settings_are_told_by_help() -> None:
+    result = subprocess.run([sys.executable, "-m", "fr_bench", "bench", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and all(f"simulate.{key}" in result.stdout for key in vars(SimulateSettings()))
+
+
+def test_the_predicted_memory_is_that_of_a_run_with_the_same_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def config_of(words: Sequence[str]) -> dict[str, Any]:
+        values = dict(word.split("=", 1) for word in words)
+        return tiny_config(values["method"], int(values["k"]), "ipc")
+
+    settings = make_simulate_settings({"k": [3], "methods": ["bp", "fr", "ddg", "cdni"]})
+    rows = make_forecast(settings, [1], config_of).rows
+    for row in rows:
+        plan = make_plan(tiny_config(row.method, 3, "ipc", partition=row.cuts))
+        assert row.predicted_memory == [sum(found.values()) for found in plan.predicted_memory], row.method
+    assert len(rows) == 4 and all(row.speedup_vs_locked for row in rows)
+
+
+def test_the_command_simulates_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.methods=[]"]
+    command += ["simulate.k=[2,64]", "simulate.straggler=[1,3]", "simulate.latency_us=20", f"run_dir={tmp_path / 'b'}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["simulate.json"]
+    content = json.loads((tmp_path / "b" / "simulate.json").read_text())
+    rows = {(row["method"], row["k"]): row for row in content["rows"]}
+    assert list(rows) == [(method, k) for method in content["simulate"]["methods"] for k in (2, 64)]
+    assert content["simulate"]["straggler"] == [1, 3] and content["measured_on"] and content["env"]["versions"]
+    for (method, k), row in rows.items():
+        if k == 64:
+            assert row["reason"] and row["step_time_s"] is None
+            continue
+        assert row["reason"] or row["images_per_s"] == pytest.approx(16 / row["step_time_s"])
+        assert (row["predicted_memory"] is not None) == (method in METHODS)
+    for part in ("simulated, from costs", "uncontended", "needs 64 stages", "simulate.json"):
+        assert part in result.stdout, part
+
+
+def test_the_command_simulates_beside_a_bench(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "simulate.k=[2]"]
+    command += ["simulate.methods=[fr]", "bench.methods=[bp]", "bench.k=[1]", "bench.rounds=1", "bench.steps=2"]
+    result = subprocess.run([*command, f"run_dir={tmp_path / 'b'}"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {"bench.json", "simulate.json"} <= {path.name for path in (tmp_path / "b").iterdir()}
+    (row,) = json.loads((tmp_path / "b" / "simulate.json").read_text())["rows"]
+    assert (row["method"], row["k"]) == ("fr", 2) and "simulated, from costs" in result.stdout

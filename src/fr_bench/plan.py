@@ -133,20 +133,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
-    predicted_memory = [
-        predict(
-            module,
-            k=number,
-            num_modules=k,
-            method=method,
-            hyper_parameters=hyper_parameters,
-            optimizer_of=bind(config["optimizer"]),
-            frozen=number in config["freeze"],
-            transport=transport,
-            num_classes=dataset.num_classes,
-        )
-        for number, module in enumerate(shapes, start=1)
-    ]
+    predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     balance.check_limit(predicted_memory)
     return Plan(
         config=config,
@@ -169,6 +156,31 @@ def make_plan(config: dict[str, Any]) -> Plan:
         # Autocast saves casts of weights and features that a pass of shapes alone does not see.
         predicted_memory=predicted_memory if config["precision"] != "bf16" else [{} for _ in devices],
     )
+
+
+def predict_modules(
+    config: dict[str, Any],
+    shapes: Sequence[ModuleShapes],
+    method: type[Method],
+    hyper_parameters: dict[str, Any],
+    transport: str,
+    num_classes: int,
+) -> list[dict[str, int]]:
+    """Of modules 1..K, whose ``shapes`` these are: bytes by category (see fr_bench.memory_model)."""
+    return [
+        predict(
+            module,
+            k=number,
+            num_modules=len(shapes),
+            method=method,
+            hyper_parameters=hyper_parameters,
+            optimizer_of=bind(config["optimizer"]),
+            frozen=number in config["freeze"],
+            transport=transport,
+            num_classes=num_classes,
+        )
+        for number, module in enumerate(shapes, start=1)
+    ]
 
 
 def fetch_dataset(config: dict[str, Any]) -> Dataset:

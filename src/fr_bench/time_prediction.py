@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fr_bench.balance import Balance
 from fr_bench.components import bind, check_callable
 from fr_bench.costs import NetworkCosts
 from fr_bench.environment import cpu_model, usable_cores
+from fr_bench.measured_costs import MeasuringTask, measured_costs
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
@@ -68,11 +68,8 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
     x = place_on_meta(config, blocks, plan.input_shape)
     shapes = trace_modules(config, blocks, plan.cuts, x, plan.num_classes)
-    balance = Balance(
-        config, method, hyper_parameters, blocks, x, plan.num_classes, plan.devices, plan.threads, plan.transport
-    )
     has_companion = method is DecoupledNeuralInterfaces
-    costs = balance.measured_costs("dry_run=true", has_companion)
+    costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
     link, notes = _link(plan, costs)
     setup = Setup(_module_times(plan, costs), message_bytes, link)
@@ -82,7 +79,18 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         notes.append("steps of the synthesizers' optimizers are not counted")
     if method is DecoupledDelayedGradients and plan.k > 1:
         notes.append("copies of weights for the stash are not counted")
-    return TimePrediction(step_s, fill_s, _device_name(plan), [*sharing, *notes])
+    return TimePrediction(step_s, fill_s, measured_on(plan), [*sharing, *notes])
+
+
+def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCosts:
+    """The costs of every block on the device of module 1, from the cache or measured now; see ``measured_costs``.
+
+    Raises:
+        ConfigError: the measurement failed.
+    """
+    device, threads = plan.devices[0], plan.threads
+    task = MeasuringTask.of(plan.config, plan.input_shape, plan.num_classes, device, threads, has_companion)
+    return measured_costs(task, asked_by)
 
 
 def _module_times(plan: Plan, costs: NetworkCosts) -> tuple[ModuleTimes, ...]:
@@ -124,7 +132,8 @@ def _on_shared_devices(
     return work_s[busiest], fill_s, [f"the modules share {shared}, which sets the pace"]
 
 
-def _device_name(plan: Plan) -> str:
+def measured_on(plan: Plan) -> str:
+    """The device that the plan's blocks are measured on, in words."""
     device = plan.devices[0]
     if device == "cpu":
         threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"

@@ -21,6 +21,7 @@ from fr_bench.methods.policy import Policy
 from fr_bench.partition import make_cuts
 from fr_bench.simulation.costs import BlockTimes, Link, ModuleTimes, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
+from fr_bench.simulation.locked import locked
 from fr_bench.simulation.predict import METHODS, PIPELINES, make_schedule
 from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
@@ -162,7 +163,7 @@ class _Question:
         if method in SYNTHESIZING and k > 1 and method not in self.network.companions:
             raise _Impossible("what its synthesizer costs was not measured")
         costs = NetworkCosts(list(self.network.blocks), list(self._companions(method)))
-        policy = self.network.policies.get(method, POLICIES.get(method, PLAIN))
+        policy = self._policy(method)
         try:
             return make_cuts(
                 "measured",
@@ -191,6 +192,8 @@ class _Question:
             if self.network.batch_size % k:
                 raise _Impossible(f"needs equal shares, and {k} does not divide a batch of {self.network.batch_size}")
             return data_parallel(setup, self.network.parameter_bytes, k)
+        if method == "bp":
+            return locked(setup, recomputes=self._policy(method).recomputes)
         chunks = CHUNKS.get(method, 1)
         return make_schedule(method, setup, num_microbatches=num_microbatches, num_chunks=chunks)
 
@@ -206,6 +209,9 @@ class _Question:
         lower: list[ModuleTimes] = [replace(times, synthesize_s=companions[cut - 1]) for times, cut in below_top]
         slow = (*self.straggler, *(1.0 for _ in range(k)))[:k] if self.straggler else ()
         return Setup((*lower, modules[-1]), message_bytes, self.link, straggler=slow)
+
+    def _policy(self, method: str) -> Policy:
+        return self.network.policies.get(method, POLICIES.get(method, PLAIN))
 
     def _companions(self, method: str) -> Sequence[float]:
         return self.network.companions.get(method, [0.0] * len(self.network.blocks))
