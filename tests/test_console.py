@@ -81,6 +81,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "epoch_time_s": 5.0,
         "images_per_s": 281.6,
         "efficiency": 0.91,
+        "busy_s": [0.06, 0.08],
         "waiting_share": [0.25, 0.0],
         "peak_memory": [2**29, 2**30],
         "devices": ["cpu", "cpu"],
@@ -90,20 +91,27 @@ def summary(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_summary_has_errors_times_and_memory_by_module(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summary(), Path("outputs/run"))
+    print_summary(summary(), Path("outputs/run"), [0.9, 1.0])
     text = capsys.readouterr().out
     for part in ("1.11 % (epoch 12)", "1.39 %", "330 in 1 min 15 s", "5 s", "282", "91 %", "1 to 3", "4 to 8", "25 %"):
         assert part in text, part
+    assert " ".join(text.partition("process peak")[2].splitlines()[1].split()) == "1 cpu 1 to 3 90 % 75 % 25 % 512 MiB"
     memory = text.partition("weights")[2]
     assert "3 MiB" in memory and "5 MiB" in memory and "1.00 GiB" in memory
     assert "stash" not in text and "synthesizer" not in text  # nobody has any
     assert text.splitlines()[-1] == "run directory: outputs/run"
 
 
+def test_on_a_gpu_the_hosts_time_is_not_passed_off_as_busy_time(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(summary(devices=["cuda:0", "cuda:1"]), Path("run"), [0.9, 1.0])
+    row = capsys.readouterr().out.partition("process peak")[2].splitlines()[1]
+    assert " ".join(row.split()) == "1 cuda:0 1 to 3 90 % 25 % 512 MiB"
+
+
 def test_a_run_that_ended_before_its_first_record_has_a_summary_too(capsys: pytest.CaptureFixture[str]) -> None:
     unknown = dict.fromkeys(("best_test_error", "best_epoch", "last_test_error", "epoch_time_s", "images_per_s"))
-    lists = {name: [None, None] for name in ("waiting_share", "peak_memory", "devices", "memory")}
-    print_summary(summary(steps=0, train_time=0.0, efficiency=None, **unknown, **lists), Path("run"))
+    lists = {name: [None, None] for name in ("busy_s", "waiting_share", "peak_memory", "devices", "memory")}
+    print_summary(summary(steps=0, train_time=0.0, efficiency=None, **unknown, **lists), Path("run"), [0.5, 1.0])
     assert "best test error" not in capsys.readouterr().out
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,20 @@ def test_blocks_that_do_not_fit_together_are_named() -> None:
         on_meta(blocks, 2, 3, 4, 4)
 
 
+def test_an_optimizer_step_is_counted_where_it_is_asked_for_and_moves_nothing() -> None:
+    torch.manual_seed(0)
+    blocks = [("linear", nn.Linear(3, 5)), ("relu", nn.ReLU())]
+    before = {name: tensor.clone() for name, tensor in blocks[0][1].state_dict().items()}
+
+    def costs(optimizer_of: Any) -> NetworkCosts:
+        return network_costs(blocks, torch.ones(2, 3), OperationMeter(), lambda h: None, optimizer_of=optimizer_of)
+
+    stepped = costs(lambda trained: torch.optim.SGD(trained, lr=0.1, momentum=0.9, weight_decay=0.1))
+    assert stepped.blocks[0].step > 0 == stepped.blocks[1].step
+    assert [replace(block, step=0.0) for block in stepped.blocks] == costs(None).blocks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in blocks[0][1].state_dict().items())
+
+
 # --- the cost of a module
 
 
@@ -131,15 +147,25 @@ def test_dni_pays_for_the_synthesizer_at_the_cut_below_the_top_alone() -> None:
 
 
 def test_the_synthesizer_of_the_config_is_what_dni_pays_for() -> None:
+    synthesizer = DecoupledNeuralInterfaces.companion
     small, large = (
         on_meta(
             tiny(), 8, 3, 8, 8,
-            companion_of=lambda h, n=n: DecoupledNeuralInterfaces.companion(h.shape, 4, hidden_channels=n).to("meta"),
+            companion_of=lambda h, n=n: synthesizer(h.shape, 4, num_hidden=2, hidden_channels=n).to("meta"),
         )
         for n in (8, 64)
     )  # fmt: skip
     assert small.blocks == large.blocks
     assert 0 < small.companions[1] < large.companions[1] / 8
+
+
+def test_the_synthesizer_that_is_costed_is_by_default_the_one_that_is_trained() -> None:
+    defaults = [
+        {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+        for function in (DecoupledNeuralInterfaces.__init__, DecoupledNeuralInterfaces.companion)
+    ]
+    sizes = ("conditional", "num_hidden", "hidden_channels", "kernel_size")
+    assert [defaults[0][size] for size in sizes] == [defaults[1][size] for size in sizes]
 
 
 # --- the cuts of a run
@@ -239,7 +265,8 @@ def test_measured_times_are_positive_and_kept_for_the_next_run(
     assert "timing the blocks of tiny on cpu" in capsys.readouterr().err
     [path] = cache.iterdir()
     times = json.loads(path.read_text())
-    assert all(block[part] > 0 for block in times["blocks"] for part in ("play", "forward", "backward"))
+    assert all(block[part] > 0 for block in times["blocks"] for part in ("play", "forward", "backward", "step"))
+    assert times["load"] > 0 and times["copy_s_per_byte"] > 0
     assert [seconds > 0 for seconds in times["companions"]] == [method == "cdni"] * 6
     again = make_plan(config)
     assert (again.cuts, again.expected_share) == (plan.cuts, plan.expected_share)
@@ -273,10 +300,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 def test_other_conditions_are_measured_anew_and_another_seed_method_or_k_is_not(
     cache: Path, measured: list[MeasuringTask]
 ) -> None:
-    same: list[dict[str, Any]] = [{}, {"seed": 4}, {"method": "ddg"}, {"k": 3}]
+    same: list[dict[str, Any]] = [{}, {"seed": 4}, {"method": "ddg"}, {"k": 3}, {"optimizer": {"lr": 0.5}}]
     other: list[dict[str, Any]] = [
         {"batch_size": 4}, {"precision": "fp64"}, {"threads": 2}, {"channels_last": False}, {"method": "dni"},
-        {"model": {"width": 16}},
+        {"model": {"width": 16}}, {"optimizer": {"momentum": 0.0}}, {"dataset": {"augmentation": {}}},
     ]  # fmt: skip
     for changes in same + other:
         make_plan(tiny_config(**{"method": "fr", "k": 2, "partition": "measured"} | changes))

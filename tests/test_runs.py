@@ -195,7 +195,8 @@ def test_cuts_that_come_with_k_are_not_in_the_label(tmp_path, problems):
 
 def test_what_the_plan_chose_counts_not_what_was_asked_for(tmp_path, problems):
     write_run(tmp_path / "0", seed=0, settings={"transport": "auto", "partition": "equal"})
-    write_run(tmp_path / "1", seed=1, settings={"transport": "gloo", "partition": [1]})
+    asked = {"transport": "gloo", "partition": [1], "memory_limit_gb": 4.0}
+    write_run(tmp_path / "1", seed=1, settings=asked)
     write_run(tmp_path / "2", seed=2, transport="serial")
     assert {label: len(group.runs) for label, group in groups_of(tmp_path, problems).items()} == {
         "FR (transport=gloo), K = 2": 2,

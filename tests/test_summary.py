@@ -108,3 +108,8 @@ def test_the_waiting_share_weighs_every_iteration_the_same() -> None:
     assert abs(summary["waiting_share"][0] - 22 / 34) < 1e-12
     assert summary["waiting_share"][1] == 0.0
     assert summary["efficiency"] == 0.8
+
+
+def test_busy_time_is_what_a_mini_batch_computed_in_the_last_record() -> None:
+    summary = builder(timing(10, 1, wait_s=0.0, busy_s=9.0), timing(20, 1, wait_s=0.3, busy_s=0.1)).build("finished")
+    assert summary["busy_s"] == [0.2, None]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fr_bench.block_memory import BlockMemory
 from fr_bench.components import bind
-from fr_bench.costs import ModuleCosts, OperationMeter, network_costs
+from fr_bench.costs import ModuleCosts, NetworkCosts, OperationMeter, network_costs
 from fr_bench.errors import ConfigError
 from fr_bench.measured_costs import MeasuringTask, measured_costs
 from fr_bench.methods.base import Method
@@ -57,13 +57,24 @@ class Balance:
         """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones."""
         costs = network_costs(self.blocks, self.x, OperationMeter(), self._companion)
         if self.config["partition"] == "measured" and self.num_modules > 1:
-            has_companion = any(costs.companions)
-            shape, device = tuple(self.x.shape[1:]), self.devices[0]
-            task = MeasuringTask.of(self.config, shape, self.num_classes, device, self.threads, has_companion)
-            costs = measured_costs(task)
+            costs = self.measured_costs("partition=measured", any(costs.companions))
         policy = self.method.policy(**self.hyper_parameters)
         trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]
         return ModuleCosts(costs, policy, self.num_modules, trains)
+
+    def measured_costs(self, asked_by: str, has_companion: bool) -> NetworkCosts:
+        """Of every block by a clock, on the device of module 1.
+
+        Args:
+            asked_by: the setting that needs them, for messages.
+            has_companion: whether the method trains a network beside the model.
+
+        Raises:
+            ConfigError: the measurement failed.
+        """
+        shape, device = tuple(self.x.shape[1:]), self.devices[0]
+        task = MeasuringTask.of(self.config, shape, self.num_classes, device, self.threads, has_companion)
+        return measured_costs(task, asked_by)
 
     def cuts(self) -> list[int]:
         """The K-1 cuts.

@@ -15,9 +15,11 @@ from fr_bench.bench.settings import HELP, make_settings
 from fr_bench.compose import compose
 from fr_bench.config import check
 from fr_bench.errors import ConfigError
+from fr_bench.simulation.settings import SIMULATE_HELP, make_simulate_settings
 from fr_bench.train_command import parse
 
 OWN = "bench."
+SIMULATED = "simulate."
 # What a bench sets unless the command line does. One thread a module: more modules then mean more cores, not more of
 # each, and the yardstick stays the same.
 DEFAULTS = {
@@ -32,12 +34,15 @@ DEFAULTS = {
 }
 SET_BY_BENCH = ("method", "k", "max_steps", "trace")
 USAGE = """\
-usage: fr-bench bench [bench.KEY=VALUE ...] [SETTING=VALUE ...]
+usage: fr-bench bench [bench.KEY=VALUE ...] [simulate.KEY=VALUE ...] [SETTING=VALUE ...]
 
 Times methods and what a user would run instead (a plain PyTorch loop, DistributedDataParallel, torch's pipelines) in
-one run, in turn, and leaves a table, bench.json and a figure. All other settings are those of fr-bench train.
+one run, in turn, and leaves a table, bench.json and a figure. With simulate.k it also says what more devices would
+give: the costs of every block, timed here, put through an event simulation; the rows are in simulate.json. All other
+settings are those of fr-bench train.
 
   fr-bench bench model=resnet164 bench.k=[1,2]
+  fr-bench bench model=resnet164 bench.methods=[] simulate.k=[8,16] simulate.bandwidth_gb_s=12 simulate.latency_us=10
   fr-bench bench model=resnet20 bench.methods='[bp,fr,"fr partition=equal","fr transport=gloo"]'
 
 """
@@ -56,9 +61,10 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     if arguments.multirun or arguments.cfg or arguments.info:
         raise ConfigError("fr-bench bench is one run: -m, --cfg and --info belong to fr-bench train.")
-    own = [word for word in arguments.overrides if word.startswith(OWN)]
-    shared = [word for word in arguments.overrides if not word.startswith(OWN)]
-    settings = make_settings(read_values(own))
+    own, simulated = ([word for word in arguments.overrides if word.startswith(each)] for each in (OWN, SIMULATED))
+    shared = [word for word in arguments.overrides if not word.startswith((OWN, SIMULATED))]
+    simulation = make_simulate_settings(read_values(simulated, SIMULATED))
+    settings = make_settings(read_values(own), simulates=simulation.k is not None)
     overrides = with_defaults(shared)
 
     def config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -67,20 +73,29 @@ def main(argv: list[str]) -> int:
     from fr_bench.bench.run import run_bench  # imports torch, which the paths above must not
 
     first = config_of(["method=bp", "k=1"])
-    return run_bench(settings, config_of, Path(first["run_dir"]))
+    return run_bench(settings, simulation, config_of, Path(first["run_dir"]))
 
 
 def usage() -> str:
     """The help text."""
-    defaults = make_settings({})
-    width = max(map(len, HELP)) + len(OWN) + 2
-    lines = [f"  {OWN + key:<{width}}{text} ({getattr(defaults, key)})" for key, text in HELP.items()]
+    helps = ((OWN, HELP, make_settings({})), (SIMULATED, SIMULATE_HELP, make_simulate_settings({})))
+    texts = {
+        f"{prefix}{key}": f"{text} ({_shown(getattr(defaults, key))})"
+        for prefix, texts, defaults in helps
+        for key, text in texts.items()
+    }
+    width = max(map(len, texts)) + 2
+    lines = [f"  {key:<{width}}{text}" for key, text in texts.items()]
     set_here = ", ".join(f"{key}={value}" for key, value in DEFAULTS.items() if key != "run_dir")
     return USAGE + "\n".join(lines) + f"\n\nSet here unless you do: {set_here}."
 
 
-def read_values(words: Sequence[str]) -> dict[str, Any]:
-    """``bench.KEY=VALUE`` words as values by key, in Hydra's grammar.
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def read_values(words: Sequence[str], prefix: str = OWN) -> dict[str, Any]:
+    """``bench.KEY=VALUE`` words, or those with another prefix, as values by key, in Hydra's grammar.
 
     Raises:
         ConfigError: a word that this grammar does not have.
@@ -92,8 +107,8 @@ def read_values(words: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for word, override in zip(words, overrides, strict=True):
         if override.is_sweep_override() or override.is_delete() or override.is_add():
-            raise ConfigError(f"{word}: a plain KEY=VALUE is meant, with a list in brackets: bench.k=[1,2].")
-        values[override.get_key_element().removeprefix(OWN)] = _plain(override.value())
+            raise ConfigError(f"{word}: a plain KEY=VALUE is meant, with a list in brackets: {prefix}k=[1,2].")
+        values[override.get_key_element().removeprefix(prefix)] = _plain(override.value())
     return values
 
 
@@ -111,6 +126,10 @@ def with_defaults(words: Sequence[str]) -> list[str]:
         ConfigError: a setting that differs from contender to contender.
     """
     given = {word.lstrip("+~").partition("=")[0] for word in words}
+    if "dry_run" in given:
+        raise ConfigError(
+            "dry_run: belongs to fr-bench train; here bench.methods=[] with simulate.k=[8] trains nothing."
+        )
     for key in SET_BY_BENCH:
         if key in given:
             raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")

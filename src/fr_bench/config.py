@@ -92,6 +92,7 @@ class Config:
     clip_norm: float | None = MISSING  # largest gradient norm, module by module
     freeze: list[int] = MISSING  # modules (from 1) that do not learn
     log_every: int = MISSING  # iterations between `train` records
+    dry_run: bool = MISSING  # tell what the run would be, and train nothing
     trace: int = MISSING  # iterations in trace.json; 0: none
     diagnostics: DiagnosticsConfig = MISSING
     console: str = MISSING  # auto, live, plain, off

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,12 +156,13 @@ def metrics_text(record: Record) -> str:
     return " ".join(parts)
 
 
-def print_summary(summary: Record, run_dir: Path) -> None:
+def print_summary(summary: Record, run_dir: Path, expected_share: Sequence[float]) -> None:
     """Prints the table at the end of a run; the last line names the run directory.
 
     Args:
         summary: as ``SummaryBuilder.build`` makes it.
         run_dir: where everything is.
+        expected_share: by module, how long it should be busy with a mini-batch, over the slowest module.
     """
     from rich.console import Console
 
@@ -168,7 +170,7 @@ def print_summary(summary: Record, run_dir: Path) -> None:
     console.print()
     console.print(_result_table(summary))
     console.print()
-    console.print(_summary_module_table(summary))
+    console.print(_summary_module_table(summary, expected_share))
     accounts = [account for account in summary["memory"] if account]
     if accounts:
         console.print()
@@ -197,9 +199,11 @@ def _result_table(summary: Record) -> Table:
     return table
 
 
-def _summary_module_table(summary: Record) -> Table:
-    table = _table("module", "device", "blocks", "waiting", "process peak")
+def _summary_module_table(summary: Record, expected_share: Sequence[float]) -> Table:
+    """Expected and measured busy time stand side by side, as shares of the slowest module: were the cuts good?"""
+    table = _table("module", "device", "blocks", "busy: expected", "measured", "waiting", "process peak")
     edges = [0, *summary["cuts"], summary["num_blocks"]]
+    slowest_s = max((busy_s for busy_s in summary["busy_s"] if busy_s is not None), default=0.0)
     for index in range(summary["k"]):
         at = index if len(edges) > 2 else 0  # without cuts every process has the whole network
         first, last = edges[at] + 1, edges[at + 1]
@@ -207,10 +211,18 @@ def _summary_module_table(summary: Record) -> Table:
             str(index + 1),
             summary["devices"][index] or "",
             str(first) if first == last else f"{first} to {last}",
+            percent(expected_share[index], 0),
+            percent(_measured_share(summary, index, slowest_s), 0),
             percent(summary["waiting_share"][index], 0),
             num_bytes(summary["peak_memory"][index]),
         )
     return table
+
+
+def _measured_share(summary: Record, index: int, slowest_s: float) -> float | None:
+    """None where nothing was measured, and on a GPU, where the host's time says little about the device's."""
+    busy_s, device = summary["busy_s"][index], summary["devices"][index]
+    return busy_s / slowest_s if busy_s is not None and slowest_s and device == "cpu" else None
 
 
 # The columns of the memory account, and which of its categories each sums.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
@@ -39,11 +39,15 @@ NO_CONTEXT: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Seconds a mini-batch, for one block: of a forward without a graph, one with a graph, and a backward."""
+    """Seconds a mini-batch, for one block: of a forward without a graph, one with a graph, and a backward.
+
+    ``step`` is the optimizer's, where a clock measured it; it takes no part in balancing.
+    """
 
     play: float
     forward: float
     backward: float
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,14 @@ class NetworkCosts:
         blocks: in order.
         companions: by block, seconds a mini-batch of the method's own network at the output of the block (DNI's
             synthesizer), if a module below the top ends there; 0 for methods without one.
+        load: seconds to make a mini-batch of images, where a clock measured it.
+        copy_s_per_byte: of a copy into shared memory, where a clock measured it. Both take no part in balancing.
     """
 
     blocks: list[BlockCost]
     companions: list[float]
+    load: float = 0.0
+    copy_s_per_byte: float = 0.0
 
 
 class Meter(Protocol):
@@ -115,6 +123,7 @@ def network_costs(
     meter: Meter,
     companion_of: Callable[[Tensor], nn.Module | None],
     context: Callable[[], AbstractContextManager[Any]] = NO_CONTEXT,
+    optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
 ) -> NetworkCosts:
     """Runs ``x`` through ``blocks``, forward and backward, and returns what each costs.
 
@@ -126,6 +135,7 @@ def network_costs(
         meter: what tells the cost.
         companion_of: a module's output -> the network that the method trains beside it (see Method.companion).
         context: of every forward (autocast).
+        optimizer_of: parameters -> optimizer, whose steps are measured too; None where they do not matter.
 
     Raises:
         ConfigError: a block cannot run on what comes out of the one before.
@@ -137,7 +147,7 @@ def network_costs(
         key = _likeness(block, x, needs_gradient)
         if key not in known:
             try:
-                known[key] = _cost(block, (x,), meter, context, needs_gradient)
+                known[key] = _cost(block, (x,), meter, context, needs_gradient, optimizer_of)
             except (RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise ConfigError(f"model: block '{name}' cannot run on input {tuple(x.shape)}: {error}") from error
         cost, x = known[key]
@@ -172,15 +182,29 @@ def _cost(
     meter: Meter,
     context: Callable[[], AbstractContextManager[Any]],
     needs_gradient: bool,
+    optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
 ) -> tuple[BlockCost, Tensor]:
+    trained = [p for p in block.parameters() if p.requires_grad]
+    optimizer = optimizer_of(trained) if optimizer_of is not None and trained else None
     samples: list[BlockCost] = []
     while not samples or not meter.is_enough(samples):
         sample, h = _sample(block, inputs, meter, context, needs_gradient)
+        if optimizer is not None:
+            sample = replace(sample, step=_step(optimizer, trained, meter))
         samples.append(sample)
-    play, forward, backward = (
-        statistics.median(getattr(sample, part) for sample in samples) for part in ("play", "forward", "backward")
-    )
-    return BlockCost(play, forward, backward), h
+    medians = {part.name: statistics.median(getattr(each, part.name) for each in samples) for part in fields(BlockCost)}
+    return BlockCost(**medians), h
+
+
+def _step(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor], meter: Meter) -> float:
+    """Seconds of a step that moves nothing: the weights stay what the other samples are taken at."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    seconds, _ = meter.measure(optimizer.step)
+    optimizer.zero_grad(set_to_none=True)
+    return seconds
 
 
 def _sample(

@@ -74,11 +74,11 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
     from fr_bench.plan import make_plan
     from fr_bench.sources import Sources
     from fr_bench.transport.side import LocalSide
-    from fr_bench.worker import build_modules, configure_torch
+    from fr_bench.worker import build_modules, configure_process
 
     weights = read_weights(folder)
     plan = make_plan(config)
-    configure_torch(plan)
+    configure_process(plan)
     numbers = list(range(1, plan.k + 1))
     modules = build_modules(plan, numbers)
     for module in modules:

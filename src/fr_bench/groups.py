@@ -30,7 +30,7 @@ WITHOUT_EFFECT = (
     "checkpoint", "console", "diagnostics", "dry_run", "eval_every", "log_every", "resume", "run_dir", "seed",
     "sweep_dir", "trace", "wandb",
 )  # fmt: skip
-SETTLED_BY_THE_PLAN = ("device", "devices", "partition", "threads", "transport")
+SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")
 # Settings whose values are said in a word of their own, because `name=value` would fill a figure.
 SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
 # Settings that a K brings along: they are compared among the groups of one K only.

@@ -85,7 +85,7 @@ class Run:
             self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
             sinks.finish(summary, exit_code)
         if not self.quiet:
-            print_summary(summary, self.directory.path)
+            print_summary(summary, self.directory.path, self.plan.expected_share)
         return summary
 
     def _supervise(self, sinks: Sink) -> None:
@@ -103,10 +103,7 @@ class Run:
         plan, config = self.plan, self.plan.config
         names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
         if not self.quiet:
-            what = "processes with the whole network" if plan.replicates else f"modules, cuts after blocks {plan.cuts}"
-            print(f"{plan.k} {what}, on {', '.join(plan.devices)}")
-            print(*plan.module_table(), sep="\n")
-            print(f"transport {plan.transport}: {plan.transport_reason}; {plan.threads} threads a module", flush=True)
+            print(*plan.headlines(), sep="\n", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
         title = RunTitle(**names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
         sinks.append(choose_console(config["console"], title))

@@ -11,11 +11,13 @@ import json
 import os
 import platform
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,11 +29,14 @@ from torch import Tensor, nn
 from fr_bench.child import die_with_parent
 from fr_bench.components import bind, check_callable
 from fr_bench.costs import BlockCost, NetworkCosts, network_costs
+from fr_bench.data import SeededOrder, TrainImages
 from fr_bench.environment import cpu_model
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
+from fr_bench.torch_settings import configure_torch
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits
+NUM_LOADED, NUM_COPIES, COPIED_BYTES = 9, 9, 2**24  # ResNet-164's messages have 8 to 32 MiB, at batches of 128
 
 Result = TypeVar("Result")
 
@@ -41,14 +46,18 @@ class MeasuringTask:
     """What is measured, and under which conditions; plain data.
 
     Attributes:
-        model, method: nodes of the config; no method where it trains nothing beside the model.
+        model, optimizer: nodes of the config.
+        method: likewise; none where it trains nothing beside the model.
+        augmentation: of the images.
         input_shape: of one image.
         num_classes, seed, batch_size, precision, channels_last, deterministic, threads: of the run.
         device: of module 1; the others are taken to be alike.
     """
 
     model: dict[str, Any]
+    optimizer: dict[str, Any]
     method: dict[str, Any] | None
+    augmentation: dict[str, Any]
     input_shape: tuple[int, ...]
     num_classes: int
     seed: int
@@ -70,10 +79,11 @@ class MeasuringTask:
         has_companion: bool,
     ) -> MeasuringTask:
         """The task for a run of ``config``."""
-        keys = ("model", "seed", "batch_size", "precision", "channels_last", "deterministic")
+        keys = ("model", "optimizer", "seed", "batch_size", "precision", "channels_last", "deterministic")
         return cls(
             **{key: config[key] for key in keys},
             method=config["method"] if has_companion else None,
+            augmentation=config["dataset"].get("augmentation") or {},
             input_shape=input_shape,
             num_classes=num_classes,
             device=device,
@@ -81,10 +91,11 @@ class MeasuringTask:
         )
 
     def key(self) -> dict[str, Any]:
-        """All that the times depend on, as JSON reads it back. The seed is no part of it."""
+        """All that the times depend on, as JSON reads it back. Neither seed nor learning rate is part of it."""
         on_gpu = self.device != "cpu"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"{cpu_model()} ({platform.machine()})"
         plain = {**asdict(self), "device": name, "torch": torch.__version__, "seed": None}
+        plain["optimizer"] = {key: value for key, value in self.optimizer.items() if key != "lr"}
         return json.loads(json.dumps(plain if not on_gpu else {**plain, "threads": None}))
 
 
@@ -108,8 +119,12 @@ class Clock:
         return len(samples) >= MIN_SAMPLES and (spent_s >= ENOUGH_S or len(samples) >= MAX_SAMPLES)
 
 
-def measured_costs(task: MeasuringTask) -> NetworkCosts:
+def measured_costs(task: MeasuringTask, asked_by: str) -> NetworkCosts:
     """The costs from the cache, or measured now and put there.
+
+    Args:
+        task: what to measure.
+        asked_by: the setting that needs them, for messages.
 
     Raises:
         ConfigError: the measurement failed.
@@ -118,8 +133,12 @@ def measured_costs(task: MeasuringTask) -> NetworkCosts:
     path = _cache_folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
     costs = _read(path, key)
     if costs is None:
-        print(f"partition=measured: timing the blocks of {task.model['name']} on {task.device} ...", file=sys.stderr)
-        costs = _measure_in_child(task)
+        print(f"{asked_by}: timing the blocks of {task.model['name']} on {task.device} ...", file=sys.stderr)
+        try:
+            costs = _measure_in_child(task)
+        except ConfigError as error:
+            advice = "; partition=auto needs no measurement" if asked_by.startswith("partition") else ""
+            raise ConfigError(f"{asked_by}: {error}{advice}") from error
         with suppress(OSError):  # a cache that cannot be written costs time only
             _write(path, {"key": key, **asdict(costs)})
     return costs
@@ -127,15 +146,10 @@ def measured_costs(task: MeasuringTask) -> NetworkCosts:
 
 def measure(task: MeasuringTask) -> NetworkCosts:
     """Measures in this process, whose settings of torch it changes."""
-    torch.set_num_threads(task.threads)
-    device, on_gpu = torch.device(task.device), task.device != "cpu"
-    if on_gpu:
+    configure_torch(task.device, task.threads, task.precision, task.deterministic)
+    device = torch.device(task.device)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not task.deterministic
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = task.precision == "tf32"
-    if task.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
     dtype = torch.float64 if task.precision == "fp64" else torch.float32
     layout = torch.channels_last if task.channels_last else torch.contiguous_format
 
@@ -159,7 +173,28 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     x = torch.randn(task.batch_size, *task.input_shape, device=device, dtype=dtype)
     if x.dim() == 4:
         x = x.to(memory_format=layout)
-    return network_costs(blocks, x, Clock(device), companion_of, context)
+    costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer))
+    load_s = _load_s(task, device, dtype, layout)
+    return replace(costs, load=load_s, copy_s_per_byte=_copy_s_per_byte() if device.type == "cpu" else 0.0)
+
+
+def _load_s(task: MeasuringTask, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
+    """Seconds to pick, augment and normalise a mini-batch; the images are noise, which costs the same."""
+    num_images, channels = 4 * task.batch_size, task.input_shape[0]
+    noise = torch.randint(0, 256, (num_images, *task.input_shape), dtype=torch.uint8)
+    images = TrainImages(
+        noise, SeededOrder(num_images, task.batch_size, task.seed), task.augmentation, (0.5,) * channels,
+        (0.5,) * channels, task.seed, device=device, dtype=dtype, memory_format=layout,
+    )  # fmt: skip
+    clock = Clock(device)
+    return statistics.median(clock.measure(partial(images.batch, t))[0] for t in range(NUM_LOADED))
+
+
+def _copy_s_per_byte() -> float:
+    """As a channel of shared memory copies a message on the CPU: in at one end, out at the other, at the same rate."""
+    slot, message = torch.empty(COPIED_BYTES, dtype=torch.uint8).share_memory_(), torch.zeros(COPIED_BYTES).byte()
+    clock = Clock(torch.device("cpu"))
+    return statistics.median(clock.measure(partial(slot.copy_, message))[0] for _ in range(NUM_COPIES)) / COPIED_BYTES
 
 
 def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
@@ -179,7 +214,7 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
         process.join()
         receiver.close()
     if isinstance(answer, str):
-        raise ConfigError(f"partition=measured: {answer}; partition=auto needs no measurement")
+        raise ConfigError(answer)
     return answer
 
 
@@ -205,9 +240,10 @@ def _read(path: Path, key: dict[str, Any]) -> NetworkCosts | None:
             return None
         blocks = [BlockCost(**{part: float(cost[part]) for part in cost}) for cost in content["blocks"]]
         companions = [float(seconds) for seconds in content["companions"]]
+        others = {part: float(content[part]) for part in ("load", "copy_s_per_byte")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return NetworkCosts(blocks, companions) if len(blocks) == len(companions) > 0 else None
+    return NetworkCosts(blocks, companions, **others) if len(blocks) == len(companions) > 0 else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ BUSY = ("play_s", "learn_s", "send_s")
 # another K, and what changes the numbers but hardly the time. All other settings must agree.
 FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
-    "partition", "devices", "num_devices", "threads", "transport",
+    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport",
 )  # fmt: skip
 
 

@@ -97,6 +97,15 @@ class Plan:
         """Lines of text: what each module is made of, and how busy it should be."""
         return module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share)
 
+    def headlines(self) -> list[str]:
+        """Lines of text: where the network is cut, into what, and how the modules are linked."""
+        what = "processes with the whole network" if self.replicates else f"modules, cuts after blocks {self.cuts}"
+        return [
+            f"{self.k} {what}, on {', '.join(self.devices)}",
+            *self.module_table(),
+            f"transport {self.transport}: {self.transport_reason}; {self.threads} threads a module",
+        ]
+
     def description(self) -> dict[str, Any]:
         """What config.yaml and W&B say about the plan, beside the config itself."""
         return {
@@ -142,20 +151,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
-    predicted_memory = [
-        predict(
-            module,
-            k=number,
-            num_modules=len(shapes),
-            method=method,
-            hyper_parameters=hyper_parameters,
-            optimizer_of=bind(config["optimizer"]),
-            frozen=number in config["freeze"],
-            transport=transport,
-            num_classes=dataset.num_classes,
-        )
-        for number, module in enumerate(shapes, start=1)
-    ]
+    predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     if policy.replicates:
         shapes, predicted_memory = shapes * k, predicted_memory * k
     balance.check_limit(predicted_memory)
@@ -185,6 +181,31 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_parts=num_parts,
         replicates=policy.replicates,
     )
+
+
+def predict_modules(
+    config: dict[str, Any],
+    shapes: Sequence[ModuleShapes],
+    method: type[Method],
+    hyper_parameters: dict[str, Any],
+    transport: str,
+    num_classes: int,
+) -> list[dict[str, int]]:
+    """Of modules 1..K, whose ``shapes`` these are: bytes by category (see fr_bench.memory_model)."""
+    return [
+        predict(
+            module,
+            k=number,
+            num_modules=len(shapes),
+            method=method,
+            hyper_parameters=hyper_parameters,
+            optimizer_of=bind(config["optimizer"]),
+            frozen=number in config["freeze"],
+            transport=transport,
+            num_classes=num_classes,
+        )
+        for number, module in enumerate(shapes, start=1)
+    ]
 
 
 def fetch_dataset(config: dict[str, Any]) -> Dataset:

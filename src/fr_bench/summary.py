@@ -33,6 +33,7 @@ class SummaryBuilder:
         self._peaks: dict[int, int] = {}
         self._accounts: dict[int, Record] = {}
         self._efficiency: float | None = None
+        self._computing_s: dict[int, float] = {}  # by module, of its last `time` record
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
@@ -61,6 +62,8 @@ class SummaryBuilder:
         num_iterations = record["step"] - self._timed_until[module]
         self._timed_until[module] = record["step"]
         self._sees_waiting = self._sees_waiting and "wait_s" in record
+        if self._sees_waiting:  # else waiting counts as computing
+            self._computing_s[module] = record["play_s"] + record["learn_s"]
         self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
         self._efficiency = record.get("efficiency", self._efficiency)
@@ -70,8 +73,9 @@ class SummaryBuilder:
 
         ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
         smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
-        waiting for its neighbours, None where the method cannot tell; ``memory`` its last account in bytes. Times are
-        means over the whole run, pipe fill included; lists are by module.
+        waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds that a mini-batch
+        kept it computing in the last `time` record. Where the method cannot tell waiting from computing, both are
+        None. Other times are means over the whole run, pipe fill included; lists are by module.
 
         Args:
             state: as in status.json.
@@ -97,6 +101,7 @@ class SummaryBuilder:
             "step_time_s": seconds / steps if steps else None,
             "epoch_time_s": seconds / self._epoch if self._epoch else None,
             "efficiency": self._efficiency,
+            "busy_s": [self._computing_s.get(module) for module in modules],
             "waiting_share": [self._waiting_share(module) for module in modules],
             "peak_memory": [self._peaks.get(module) for module in modules],
             "memory": [self._accounts.get(module) for module in modules],

@@ -1,6 +1,7 @@
 """``fr-bench train``: checks every job of the command line, lets Hydra run them, and tells how they ended.
 
     parse flags -> compose and check all jobs (a mistake ends it here: exit 2, nothing made)
+                -> dry_run: a report on every job, and that is all
                 -> hydra.main -> TrainTask, job by job -> outcomes -> table (sweep) and exit code
 
 A job never calls sys.exit, which would end a sweep: it records its outcome and returns its objective.
@@ -26,6 +27,7 @@ from fr_bench.compose import (
     CONFIG_NAME,
     CONFIG_PATH,
     VERSION_BASE,
+    Composition,
     Job,
     compose,
     in_combination,
@@ -58,6 +60,8 @@ def main(argv: list[str]) -> int:
     from fr_bench.launch import check_plan  # imports torch, which the paths above must not
 
     _check_all(composition.jobs, check_plan)
+    if _is_dry_run(composition.jobs):
+        return _report_all(composition)
     if composition.sweep_dir is None:
         outcomes = OutcomeLog(None)
         code = _run_hydra(argv, TrainTask(outcomes))
@@ -146,6 +150,25 @@ def _check_all(jobs: list[Job], check_one: object) -> None:
             if len(jobs) == 1:
                 raise
             raise in_combination(job.overrides, error) from error
+
+
+def _is_dry_run(jobs: list[Job]) -> bool:
+    dry = {job.config["dry_run"] for job in jobs}
+    if len(dry) > 1:
+        raise ConfigError("dry_run=true,false: cannot be swept; a sweep trains all its combinations or none.")
+    return dry == {True}
+
+
+def _report_all(composition: Composition) -> int:
+    """Prints the reports; Hydra, which would make the folders, is not called."""
+    from fr_bench.dry_run import report
+
+    for number, job in enumerate(composition.jobs):
+        if composition.sweep_dir is not None:
+            separator = "\n" if number else ""
+            print(f"{separator}job {number}: {' '.join(job.overrides)}")
+        print(report(job.config), flush=True)
+    return 0
 
 
 def _check_folder(folder: str) -> None:

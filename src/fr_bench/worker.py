@@ -22,6 +22,7 @@ from fr_bench.rehearsal import rehearse
 from fr_bench.reporter import Reporter
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
+from fr_bench.torch_settings import configure_torch
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
@@ -62,7 +63,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         ConfigError, RunFailed: with their messages.
     """
     plan = task.plan
-    configure_torch(plan)
+    configure_process(plan)
     if task.store_port is not None:
         join_group(plan, task.modules[0], task.store_port)
     sources = Sources(plan, task.modules)
@@ -105,18 +106,9 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
-def configure_torch(plan: Plan) -> None:
+def configure_process(plan: Plan) -> None:
     """Threads, precision and determinism of this process."""
-    torch.set_num_threads(plan.threads)
-    on_gpu = plan.devices[0] != "cpu"
-    if plan.config["deterministic"]:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
-        torch.use_deterministic_algorithms(True)
-    if on_gpu:
-        torch.backends.cudnn.benchmark = not plan.config["deterministic"]
-        allow = plan.config["precision"] == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = allow
-        torch.backends.cudnn.allow_tf32 = allow
+    configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
 
 
 def join_group(plan: Plan, k: int, store_port: int) -> None:

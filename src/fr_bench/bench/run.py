@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from fr_bench.balance import Balance
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
+from fr_bench.bench.forecast import make_forecast
 from fr_bench.bench.measurement import Measurement, measure
 from fr_bench.bench.rows import Row, compare, make_row
 from fr_bench.bench.settings import BenchSettings
@@ -22,23 +24,40 @@ from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.plan import check_components, place_on_meta
 from fr_bench.run_directory import strict_json
+from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.supervisor import SignalWatch, watch_signals
 
 
-def run_bench(settings: BenchSettings, config_of: ConfigOf, folder: Path) -> int:
-    """Runs everything, prints the table and writes bench.json and the figure into ``folder``; returns the exit code.
+def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: ConfigOf, folder: Path) -> int:
+    """Measures, simulates, prints the tables and fills ``folder``; returns the exit code.
+
+    Args:
+        settings: what is measured; bench.json and the figure tell of it.
+        simulated: what is simulated; simulate.json tells of it.
+        config_of: further overrides -> resolved config.
+        folder: to be made.
 
     Raises:
         ConfigError: a contender that cannot run, or a folder that holds something.
         Interrupted: a signal came; complete rounds are in bench.json.
     """
-    contenders = make_contenders(settings, config_of)
+    contenders = make_contenders(settings, config_of) if settings.methods else []
+    # First: a mistake ends it before anything starts, and blocks are timed while nothing else of ours runs.
+    forecast = make_forecast(simulated, settings.microbatches, config_of) if simulated.k else None
     limits = {id(each): limit_uncontended(each) for each in contenders if not each.is_peer and each.k > 1}
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"run_dir={folder}: cannot be made: {error.strerror}; choose another.") from error
-    bench = Bench(settings, contenders, folder, limits)
+    forecast_path = forecast.write(folder) if forecast is not None else None
+    code = _compare(Bench(settings, contenders, folder, limits), contenders) if contenders else 0
+    if forecast is not None:
+        print(f"{forecast.text()}\nsimulation: {forecast_path}")
+    return code
+
+
+def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
+    """Runs it, prints its table and draws its figure; returns the exit code."""
     with watch_signals() as signals:
         bench.run(signals)
     rows = bench.rows()
@@ -52,8 +71,8 @@ def run_bench(settings: BenchSettings, config_of: ConfigOf, folder: Path) -> int
         from fr_bench.figures.write import write
 
         title = f"{contenders[0].plan.config['model']['name']}, batch of {contenders[0].plan.config['batch_size']}"
-        print(f"figure: {write(draw_bench(rows, title), 'paper', folder, 'bench')[0]}")
-    print(f"bench: {folder / 'bench.json'}")
+        print(f"figure: {write(draw_bench(rows, title), 'paper', bench.folder, 'bench')[0]}")
+    print(f"bench: {bench.folder / 'bench.json'}")
     return 1 if bench.failures else 0
 
 

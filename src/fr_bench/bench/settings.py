@@ -19,7 +19,7 @@ class BenchSettings:
 
     Attributes:
         methods: names of methods and peers, each with settings of its own behind it if need be, such as
-            ``"fr partition=equal"``.
+            ``"fr partition=equal"``. None at all where everything is simulated.
         k: numbers of modules, or of processes of a peer. BP with one module, and BP over each number, always run: the
             speed-ups are over them.
         rounds: how often everything is run, in turn, so that a slow minute of the machine hits all alike.
@@ -38,7 +38,8 @@ class BenchSettings:
 
 
 HELP = {
-    "methods": "methods and peers, with settings of their own behind them: [bp,fr,'fr partition=equal',1f1b]",
+    "methods": "methods and peers, with settings of their own behind them: [bp,fr,'fr partition=equal',1f1b]; "
+    "[] with simulate.k: none",
     "k": "numbers of modules; default: 1, 2, 4 as far as there are cores",
     "rounds": "how often everything is run, in turn",
     "warmup": "iterations of a run before the clock starts",
@@ -52,8 +53,12 @@ def default_k(num_cores: int) -> list[int]:
     return [k for k in (1, 2, MOST_MODULES) if k <= max(1, num_cores)]
 
 
-def make_settings(values: dict[str, Any]) -> BenchSettings:
+def make_settings(values: dict[str, Any], simulates: bool = False) -> BenchSettings:
     """The settings with ``values``, by key without ``bench.``, in place of the defaults.
+
+    Args:
+        values: by key.
+        simulates: whether a simulation is asked for; then nothing needs to be measured beside it.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a number out of range.
@@ -67,6 +72,10 @@ def make_settings(values: dict[str, Any]) -> BenchSettings:
         _check_integers(key, [getattr(settings, key)], smallest)
     for key in ("k", "microbatches"):
         _check_integers(key, _as_list(key, getattr(settings, key)), 1)
+    if settings.methods == []:
+        if not simulates:
+            raise ConfigError("bench.methods=[]: leaves nothing to do; name some, or what to simulate: simulate.k=[8].")
+        return settings
     methods = _as_list("methods", settings.methods)
     if any(not isinstance(words, str) or not words.split() for words in methods):
         raise ConfigError(f"bench.methods={methods}: must be a list of names such as [bp,fr,1f1b].")

@@ -152,8 +152,8 @@ class DecoupledNeuralInterfaces(Method):
         shape: Sequence[int],
         num_classes: int,
         conditional: bool = False,
-        num_hidden: int = 2,
-        hidden_channels: int = 128,
+        num_hidden: int = 1,
+        hidden_channels: int = 32,
         kernel_size: int = 5,
         **_: Any,
     ) -> Synthesizer:

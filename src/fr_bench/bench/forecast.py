@@ -1,0 +1,220 @@
+"""``simulate.k=[8,16,64]`` of fr-bench bench: what more devices than there are would give, as rows of simulate.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.bench.contenders import ConfigOf
+from fr_bench.components import bind
+from fr_bench.environment import describe_environment
+from fr_bench.markdown import align
+from fr_bench.models import Blocks, build_blocks
+from fr_bench.network import Network
+from fr_bench.plan import Plan, check_components, make_plan, place_on_meta, predict_modules, trace_modules
+from fr_bench.run_directory import strict_json
+from fr_bench.simulation import METHODS, PIPELINES
+from fr_bench.simulation.settings import SimulateSettings
+from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
+from fr_bench.time_prediction import costs_of_plan, measured_on
+
+ASKED_BY = "simulate.k"
+WITH_COMPANIONS = ("dni", "cdni")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Rows, and what they rest on.
+
+    Attributes:
+        settings: of the simulation.
+        plan: of BP on one device, for what all rows share.
+        measured_on: the device that the blocks were timed on, in words.
+        notes: what the simulation takes for granted.
+        rows: by method and number of devices.
+    """
+
+    settings: SimulateSettings
+    plan: Plan
+    measured_on: str
+    notes: list[str]
+    rows: list[WhatIf]
+
+    def write(self, folder: Path) -> Path:
+        """Writes simulate.json; returns where it is."""
+        config = self.plan.config
+        shared = ("model", "dataset", "batch_size", "precision", "channels_last", "optimizer", "seed")
+        content = {
+            "env": describe_environment(sys.argv, {**config, "threads": self.plan.threads}),
+            "config": {key: config[key] for key in shared},
+            "simulate": asdict(self.settings),
+            "measured_on": self.measured_on,
+            "notes": self.notes,
+            "rows": [asdict(row) for row in self.rows],
+        }
+        path = folder / "simulate.json"
+        path.write_text(strict_json(content, indent=1) + "\n")
+        return path
+
+    def text(self) -> str:
+        """The table and its notes, for the terminal."""
+        heading = f"simulated, from costs of every block measured on {self.measured_on}:"
+        return "\n".join([heading, as_table(self.rows), *(f"- {note}" for note in self.notes)])
+
+
+def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], config_of: ConfigOf) -> Forecast:
+    """Times the blocks, unless that was done before, and simulates.
+
+    Args:
+        settings: with ``k``.
+        microbatches: that the pipelines try, in multiples of K.
+        config_of: further overrides -> resolved config.
+
+    Raises:
+        ConfigError: a mistake in the config, or a measurement that failed.
+    """
+    assert settings.k is not None, "there is something to simulate"
+    # On one device each: K may exceed what the machine, or the model, has.
+    names = [name for name in dict.fromkeys(("bp", *settings.methods)) if name in METHODS]
+    plans = {name: make_plan(config_of([f"method={name}", "k=1"])) for name in names}
+    plan = plans["bp"]
+    with torch.device("meta"):
+        blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
+    x = place_on_meta(plan.config, blocks, plan.input_shape)
+    rows = what_if(
+        _measured_network(plans, blocks, x),
+        settings.k,
+        settings.methods,
+        settings.link(),
+        settings.straggler or (),
+        microbatches,
+        _memory_of(plans, blocks, x),
+    )
+    return Forecast(settings, plan, measured_on(plan), _notes(settings, plan), rows)
+
+
+def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MeasuredNetwork:
+    plan = plans["bp"]
+    costs = costs_of_plan(plan, ASKED_BY, has_companion=False)
+    trained = [[p for p in block.parameters() if p.requires_grad] for _, block in blocks]
+    policies = {}
+    for name, each in plans.items():
+        method, hyper_parameters = _method_of(each)
+        policies[name] = method.policy(**hyper_parameters)
+    return MeasuredNetwork(
+        blocks=costs.blocks,
+        output_bytes=_output_bytes(blocks, x),
+        trains=[bool(parameters) for parameters in trained],
+        parameter_bytes=sum(p.numel() * p.element_size() for parameters in trained for p in parameters),
+        batch_size=plan.config["batch_size"],
+        load_s=costs.load,
+        policies=policies,
+        companions={
+            name: costs_of_plan(plans[name], ASKED_BY, has_companion=True).companions
+            for name in WITH_COMPANIONS
+            if name in plans
+        },
+    )
+
+
+def _method_of(plan: Plan) -> tuple[Any, dict[str, Any]]:
+    """The class, and what it is made with."""
+    node = plan.config["method"]
+    return check_components(plan.config), bind(node).keywords  # type: ignore[attr-defined]  # a functools.partial
+
+
+def _output_bytes(blocks: Blocks, x: Tensor) -> list[int]:
+    found = []
+    for block in blocks:
+        with torch.no_grad():
+            x = Network([block], seed=0)(x, 0)
+        found.append(x.numel() * x.element_size())
+    return found
+
+
+def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
+    def memory_of(method: str, cuts: Sequence[int]) -> list[int] | None:
+        plan = plans[method]
+        config = {**plan.config, "k": len(cuts) + 1}
+        if config["precision"] == "bf16":
+            return None  # autocast saves casts that a pass of shapes alone does not see
+        shapes = trace_modules(config, blocks, cuts, x, plan.num_classes)
+        predicted = predict_modules(config, shapes, *_method_of(plan), _buffers(config), plan.num_classes)
+        return [sum(found.values()) for found in predicted]
+
+    return memory_of
+
+
+def _buffers(config: dict[str, Any]) -> str:
+    """The transport whose buffers the predicted memory has."""
+    return "ipc" if config["transport"] in ("auto", "serial") else config["transport"]
+
+
+def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
+    notes = [
+        "costs are uncontended: devices are taken to be like the one measured, and not to slow each other down",
+        "cuts are balanced under these costs and each method's own work, whatever partition is",
+        "sending and receiving take no computing time",
+    ]
+    methods = set(settings.methods)
+    if settings.bandwidth_gb_s is None:
+        notes.append("links are as wide as can be: simulate.bandwidth_gb_s is not set")
+    if methods & set(PIPELINES):
+        notes.append(
+            "pipelines: a micro-batch takes 1/M of the batch's time; small ones take more, so that the best M and the "
+            "step time here are better than real ones"
+        )
+    if "ddp" in methods:
+        notes.append("ddp: 1/K of the batch takes 1/K of its time; small shares take more")
+    if "ddg" in methods:
+        notes.append("ddg: copies of weights for the stash take no time")
+    if methods & set(WITH_COMPANIONS):
+        notes.append("dni: steps of the synthesizers' optimizers take no time")
+    if methods & set(METHODS) and plan.config["precision"] != "bf16":
+        notes.append(f"memory: predicted with a full pipe, buffers as of transport={_buffers(plan.config)}")
+    return notes
+
+
+def as_table(rows: Sequence[WhatIf]) -> str:
+    """One line a row; cells of what is not known stay empty."""
+    columns: dict[str, Callable[[WhatIf], str]] = {
+        "method": _name,
+        "K": lambda row: str(row.k),
+        "step, s": lambda row: _number(row.step_time_s),
+        "images/s": lambda row: _number(row.images_per_s),
+        "over BP, K = 1": lambda row: _ratio(row.speedup_vs_single),
+        "over locked BP": lambda row: _ratio(row.speedup_vs_locked),
+        "efficiency": lambda row: _ratio(row.efficiency),
+        "waiting, mean": lambda row: _mean_percent(row.waiting_share),
+        "largest module, MiB": lambda row: _mib(max, row.predicted_memory),
+        "all modules, MiB": lambda row: _mib(sum, row.predicted_memory),
+        "impossible because it": lambda row: row.reason or "",
+    }
+    known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
+    return align([list(known), *([text(row) for text in known.values()] for row in rows)])
+
+
+def _name(row: WhatIf) -> str:
+    return row.method if row.num_microbatches is None else f"{row.method}, M = {row.num_microbatches}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _mean_percent(shares: Sequence[float] | None) -> str:
+    return "" if not shares else f"{100 * sum(shares) / len(shares):.0f} %"
+
+
+def _mib(join: Callable[[Sequence[int]], int], sizes: Sequence[int] | None) -> str:
+    return "" if sizes is None else f"{join(sizes) / 2**20:.0f}"

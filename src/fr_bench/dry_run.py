@@ -1,0 +1,72 @@
+"""``dry_run=true``: tells what a run would be, where it is cut, what it needs and how long it takes; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fr_bench.categories import CATEGORIES
+from fr_bench.console import duration
+from fr_bench.plan import Plan, make_plan
+from fr_bench.time_prediction import TimePrediction, predict_time
+
+
+def report(config: dict[str, Any]) -> str:
+    """The report on the run that ``config`` (resolved, plain) describes, as text.
+
+    Blocks that were never measured on this device under these settings are measured first, which takes a while.
+
+    Raises:
+        ConfigError: a mistake in the config, or a block that fails when it runs.
+    """
+    plan = make_plan(config)
+    names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
+    heading = "dry run of {method}, K = {k}, {model} on {dataset}: nothing is trained".format(k=plan.k, **names)
+    paragraphs = [
+        [heading, *plan.headlines()],
+        ["predicted memory with a full pipe, MiB", *memory_table(plan)],
+        time_lines(plan, predict_time(plan), names["method"]),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in paragraphs)
+
+
+def memory_table(plan: Plan) -> list[str]:
+    """Lines of text: predicted MiB of every module by category, and their sum; empty categories are left out."""
+    predicted = plan.predicted_memory
+    if not all(predicted):
+        return ["is not predicted under bf16, which saves casts that a pass of shapes alone does not see"]
+    columns = [category for category in CATEGORIES if any(found[category] for found in predicted)]
+    rows = [["module", "device", *columns, "sum"]]
+    for k, found in enumerate(predicted, start=1):
+        rows.append([str(k), plan.devices[k - 1], *(_mib(found[name]) for name in columns), _mib(sum(found.values()))])
+    if plan.k > 1:
+        sums = [sum(found[name] for found in predicted) for name in columns]
+        rows.append(["all", "", *map(_mib, sums), _mib(sum(sums))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str]:
+    """Lines of text: how long a step, an epoch and the run take, and what these figures are worth."""
+    if time is None:
+        return [f"time is not predicted: the schedule of method '{method}' is not known to the simulation"]
+    run_s = time.fill_s + plan.num_steps * time.step_s
+    return [
+        f"predicted time: {duration(time.step_s)} a step, {duration(plan.steps_per_epoch * time.step_s)} an epoch, "
+        f"{duration(run_s)} for the run's {plan.num_steps} steps",
+        f"from costs of every block, measured on {time.measured_on}",
+        *_sentences(
+            "these are uncontended costs, of a process alone on the machine: modules that compute side by side slow "
+            "each other down",
+            *time.notes,
+            "evaluation, logging and start-up are not counted",
+        ),
+    ]
+
+
+def _sentences(*notes: str) -> Sequence[str]:
+    return [f"- {note}" for note in notes]
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.1f}"

@@ -1,0 +1,191 @@
+"""dry_run=true: what it tells about a run, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import tiny_config
+from test_cli_runs import fr_bench
+
+from fr_bench.costs import NetworkCosts
+from fr_bench.dry_run import memory_table, report
+from fr_bench.environment import usable_cores
+from fr_bench.errors import ConfigError
+from fr_bench.measured_costs import MeasuringTask, measured_costs
+from fr_bench.plan import Plan, make_plan
+from fr_bench.time_prediction import TimePrediction, predict_time
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One for all tests here, so that what was measured once is not measured again."""
+    folder = tmp_path_factory.getbasetemp() / "dry_run_cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def costs_of(plan: Plan) -> NetworkCosts:
+    """What the prediction of ``plan`` was made from, out of the cache."""
+    has_companion = plan.config["method"]["name"] in ("dni", "cdni")
+    task = MeasuringTask.of(plan.config, plan.input_shape, plan.num_classes, "cpu", plan.threads, has_companion)
+    return measured_costs(task, "dry_run=true")
+
+
+def predicted(method: str, k: int, transport: str = "serial", **changes: Any) -> tuple[Plan, TimePrediction]:
+    plan = make_plan(tiny_config(method, k, transport, **changes))
+    time = predict_time(plan)
+    assert time is not None
+    return plan, time
+
+
+# --- the command
+
+
+def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Path) -> None:
+    done = fr_bench(tmp_path, "train", "debug=fast", "k=2", "partition=[2]", "dry_run=true", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "dry run of fr, K = 2, mlp on digits: nothing is trained",
+        "cuts after blocks [2]",
+        "transport serial",
+        "predicted memory",
+        "history",
+        "a step",
+        "an epoch",
+        "uncontended",
+    ):
+        assert part in done.stdout, part
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:
+    done = fr_bench(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("nothing is trained") == 4
+    assert [line for line in done.stdout.splitlines() if line.startswith("job ")] == [
+        f"job {number}: debug=fast dry_run=True method={method} k={k}"
+        for number, (method, k) in enumerate([("bp", 1), ("bp", 2), ("fr", 1), ("fr", 2)])
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["dry_run=true", "k=99"], "k=99"),
+        (["dry_run=maybe"], "true or false"),
+        (["-m", "dry_run=true,false"], "dry_run=true,false: cannot be swept"),
+        (["dry_run=true", "run_dir=/dev/null/run"], "cannot make the folder"),
+    ],
+)
+def test_a_mistake_is_found_as_if_it_were_to_train(words: list[str], named: str, tmp_path: Path) -> None:
+    done = fr_bench(tmp_path, "train", "debug=fast", *words)
+    assert done.returncode == 2 and named in done.stderr and not done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_of_ones_own_has_cuts_and_memory_and_says_that_time_is_not_predicted(tmp_path: Path) -> None:
+    """Even if it is derived from one of ours and named like another: what it does in an iteration is not known."""
+    (tmp_path / "own.py").write_text(
+        "from fr_bench.methods.bp import Backpropagation\n\n\nclass Mine(Backpropagation):\n    pass\n"
+    )
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: own.Mine\nname: fr\n")
+    words = ("--config-dir", "mine", "debug=fast", "method=mine", "k=2", "partition=[2]", "dry_run=true")
+    done = fr_bench(tmp_path, "train", *words)
+    assert done.returncode == 0, done.stderr
+    assert "cuts after blocks [2]" in done.stdout and "activations" in done.stdout
+    assert "time is not predicted: the schedule of method 'fr' is not known" in done.stdout
+    assert "timing the blocks" not in done.stderr
+
+
+def test_a_block_that_fails_when_it_runs_is_a_mistake_with_its_cause() -> None:
+    model = {"_target_": "tiny_models.faulty", "name": "faulty", "at": 9}
+    with pytest.raises(ConfigError, match=r"^dry_run=true: .*the bug in block 'faulty'"):
+        report(tiny_config("fr", 2, model=model))
+
+
+# --- memory
+
+
+def test_the_memory_is_that_of_the_plan() -> None:
+    plan = make_plan(tiny_config("fr", 3, batch_size=32))
+    header, *rows, last = [line.split() for line in memory_table(plan)]
+    assert "history" in header and "synthesizer" not in header  # empty for all modules
+    for row, found in zip(rows, plan.predicted_memory, strict=True):
+        assert row[-1] == f"{sum(found.values()) / 2**20:.1f}"
+        assert row[header.index("history")] == f"{found['history'] / 2**20:.1f}"
+    assert last[0] == "all" and last[-1] == f"{sum(sum(f.values()) for f in plan.predicted_memory) / 2**20:.1f}"
+
+
+def test_under_bf16_memory_is_not_predicted_and_it_says_so() -> None:
+    [line] = memory_table(make_plan(tiny_config("fr", 2, precision="bf16")))
+    assert "not predicted under bf16" in line
+
+
+# --- time
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni"])
+def test_one_module_takes_the_sum_of_its_parts(method: str) -> None:
+    plan, time = predicted(method, 1)
+    costs = costs_of(plan)
+    work_s = sum(block.forward + block.backward + block.step for block in costs.blocks)
+    assert time.step_s == pytest.approx(costs.load + work_s)
+
+
+def test_in_one_process_the_modules_take_turns() -> None:
+    plan, time = predicted("fr", 2)
+    costs = costs_of(plan)
+    plays_s = sum(block.play for block in costs.blocks[: plan.cuts[0]])
+    work_s = sum(block.forward + block.backward + block.step for block in costs.blocks)
+    assert time.step_s == pytest.approx(costs.load + plays_s + work_s)
+    assert any("take turns" in note for note in time.notes)
+
+
+def test_a_frozen_module_takes_no_step() -> None:
+    plan, time = predicted("bp", 2)
+    _, frozen = predicted("bp", 2, freeze=[1])
+    steps_s = sum(block.step for block in costs_of(plan).blocks[: plan.cuts[0]])
+    assert time.step_s - frozen.step_s == pytest.approx(steps_s)
+
+
+def test_checkpointed_activations_cost_a_second_forward() -> None:
+    plan, time = predicted("bp", 1)
+    config = tiny_config("bp", 1)
+    config["method"]["checkpoint_activations"] = True
+    again = predict_time(make_plan(config))
+    assert again is not None
+    forwards_s = sum(block.forward for block in costs_of(plan).blocks)
+    assert again.step_s - time.step_s == pytest.approx(forwards_s)
+
+
+def test_locked_backpropagation_pays_for_every_module_and_its_messages() -> None:
+    """Each cut is crossed twice, and either end copies: four copies on the way of a mini-batch."""
+    plan, time = predicted("bp", 2, "ipc")
+    costs = costs_of(plan)
+    work_s = sum(block.forward + block.backward for block in costs.blocks)
+    step_s = sum(block.step for block in costs.blocks[: plan.cuts[0]])  # module 2's hides behind module 1's backward
+    message_bytes = plan.config["batch_size"] * 8 * 8 * 8 * 4
+    expected_s = costs.load + work_s + step_s + 4 * message_bytes * costs.copy_s_per_byte
+    hidden_s = costs.blocks[-1].step + sum(block.step for block in costs.blocks[plan.cuts[0] : -1])
+    assert expected_s <= time.step_s * (1 + 1e-9) <= expected_s + hidden_s + 1e-12
+
+
+def test_modules_that_share_the_cores_are_not_predicted_to_run_side_by_side() -> None:
+    cores = usable_cores() or 1
+    plan, time = predicted("ddg", 5, "ipc", threads=cores)
+    work_s = sum(block.forward + block.backward + block.step for block in costs_of(plan).blocks)
+    assert time.step_s >= work_s
+    assert any("share the" in note and "cores" in note for note in time.notes)
+
+
+def test_a_synthesizer_takes_time() -> None:
+    plan, time = predicted("cdni", 2)
+    companion_s = costs_of(plan).companions[plan.cuts[0] - 1]
+    without = replace(costs_of(plan), companions=[0.0] * len(plan.block_names))
+    work_s = sum(block.forward + block.backward + block.step for block in without.blocks)
+    assert companion_s > 0 and time.step_s == pytest.approx(without.load + work_s + companion_s)
