@@ -82,6 +82,9 @@ LOOKS = {
     "cdni": Look("#CC79A7", (0, (4, 1, 1, 1)), "^", "---"),
     "gpipe": Look("#009E73", (0, (8, 2)), "P", "\\\\\\"),
     "1f1b": Look("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "p", "+++"),
+    # Okabe and Ito have no more: two of Tol's muted colours (2021), light and dark, with a line and hatch of their own.
+    "interleaved": Look("#DDCC77", (0, (2, 1, 2, 3)), "8", "**"),
+    "zero_bubble": Look("#AA4499", (0, (10, 1, 2, 1)), "X", "OO"),
     "ddp": Look("#999999", (0, (3, 1)), "h", "ooo"),
     "plain": Look("#666666", (0, (2, 2)), "*", "|||"),
 }
