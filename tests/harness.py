@@ -175,7 +175,7 @@ WALL = ("train_time", "images_per_s", "play_s", "learn_s", "wait_s", "send_s", "
 
 
 def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All that two runs of the same numbers have in common. The order in a file depends on whose pipe was read first."""
+    """What two runs of the same numbers share. The order in a file depends on whose pipe was read first."""
     found = [{key: value for key, value in record.items() if key not in WALL} for record in records]
     return sorted(found, key=lambda record: (record["step"], record["kind"], record.get("module", 0)))
 
