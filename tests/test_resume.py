@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
 from fr_bench.errors import ConfigError
+from fr_bench.eval_command import evaluate_weights, find_weights, read_config
 from fr_bench.launch import check_plan, run_training
 from fr_bench.resume import bring_records, decide, differences
 from fr_bench.run_directory import RunDirectory
@@ -258,6 +259,18 @@ def test_what_may_change_from_another_run_and_what_may_not(tmp_path: Path) -> No
 def test_a_null_and_a_key_that_is_not_there_are_the_same() -> None:
     assert differences({"a": 1}, {"a": 1, "new": None}) == []
     assert differences({"a": {"b": [1, 2]}}, {"a": {"b": [1]}}) == ["a.b is [1, 2] there and [1] here"]
+
+
+def test_an_unfinished_run_is_evaluated_at_its_last_checkpoint(tmp_path: Path) -> None:
+    """Which lies before the evaluation of its step, so the two must agree."""
+    config = tiny_config("fr", 3)
+    train_here(config, tmp_path / "alone")
+    stopped(config, tmp_path / "run", 5)
+    folder, which = find_weights(tmp_path / "run" / "checkpoints")
+    assert which == "weights after step 5"
+    found = evaluate_weights(read_config(tmp_path / "run") | {"transport": "serial"}, folder)
+    (record, _) = [record for record in read_records(tmp_path / "alone") if record["kind"] == "eval"]
+    assert found["test_loss"] == record["test_loss"]
 
 
 def test_never_starts_in_a_new_directory_alone(tmp_path: Path) -> None:
