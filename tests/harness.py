@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from fr_bench.launch import run_training
+from fr_bench.board import Board
+from fr_bench.checkpoint_book import CheckpointBook
+from fr_bench.launch import Run, run_training
 from fr_bench.plan import make_plan
 from fr_bench.reporter import Reporter
+from fr_bench.resume import decide
+from fr_bench.run_directory import RunDirectory
+from fr_bench.sinks import JsonLinesSink
 from fr_bench.transport.open import ModulePorts
 from fr_bench.worker import WorkerTask, run_worker
 
@@ -77,6 +84,9 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "diagnostics": {"sigma": {"every": 0, "window": 1}},
     "trace": 0,
+    "checkpoint": {"every": None, "minutes": None, "keep": 2},
+    "resume": "auto",
+    "max_time": None,
     "run_dir": "unused",
     "wandb": {"mode": "disabled", "project": "fr-bench", "entity": None, "group": None, "name": None, "tags": []},
     "console": "off",
@@ -166,3 +176,97 @@ def assert_same(one: Result, other: Result) -> None:
     assert one.weights.keys() == other.weights.keys()
     for name, value in one.weights.items():
         assert torch.equal(value, other.weights[name]), f"{name} differs"
+
+
+# Fields that depend on how fast the machine is, or on what else the process did.
+WALL = ("train_time", "images_per_s", "play_s", "learn_s", "wait_s", "send_s", "efficiency", "peak")
+
+
+def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What two runs of the same numbers share. The order in a file depends on whose pipe was read first."""
+    found = [{key: value for key, value in record.items() if key not in WALL} for record in records]
+    return sorted(found, key=lambda record: (record["step"], record["kind"], record.get("module", 0)))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit for bit: every record of metrics.jsonl but for times, every final weight and buffer."""
+    assert comparable(read_records(one)) == comparable(read_records(other))
+    weights, others = read_weights(one), read_weights(other)
+    assert weights and weights.keys() == others.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), f"{name} differs"
+    times = [record["train_time"] for record in read_records(other) if record["kind"] == "train"]
+    assert times == sorted(times)
+
+
+class CutOff(BaseException):
+    """The moment at which a run in this process is given up."""
+
+
+class PatientBoard(Board):
+    """Has a checkpoint wait for the one before, which real ones do not: tiny steps are faster than any disk."""
+
+    def is_settled(self, step: int) -> bool:
+        while not super().is_settled(step):
+            time.sleep(0.001)
+        return True
+
+
+class ParentConnection:
+    """The parent's work on an event, in the process of the modules. Asks to stop, or cuts the run off, when the
+    `train` record of a step comes."""
+
+    def __init__(
+        self, run: Run, board: Board, book: CheckpointBook, stop_at: int | None, cut_off_at: int | None
+    ) -> None:
+        self.run, self.board, self.book = run, board, book
+        self.stop_at, self.cut_off_at = stop_at, cut_off_at
+        self.sink = JsonLinesSink(run.directory.metrics)
+
+    def send(self, event: dict[str, Any]) -> None:
+        for record in self.run.collector.add(event):
+            self.sink.write(record)
+        self.book.add(event)
+        if event["event"] == "train" and event["step"] == self.stop_at:
+            self.board.request_stop()  # heard at the start of the next iteration, after which all modules stop
+        if event["event"] == "train" and event["step"] == self.cut_off_at:
+            raise CutOff
+
+
+def train_here(
+    config: dict[str, Any], run_directory: Path, *, stop_at: int | None = None, cut_off_at: int | None = None
+) -> list[str]:
+    """A run, or what is left of one, as the parent would do it, with all modules in this process and no signal.
+
+    Returns:
+        What the user is told.
+    """
+    config = config | {"transport": "serial"}
+    said: list[str] = []
+    directory = RunDirectory(run_directory)
+    start = decide(config, directory, said.append)
+    if start.found is not None:
+        directory.take_over(start.found)
+    else:
+        assert start.finished is None and directory.create() is None
+    assert start.plan is not None
+    run = Run(start.plan, directory, start)
+    board = PatientBoard()
+    metrics = directory.metrics
+    book = CheckpointBook(run.plan, directory.checkpoints, metrics, board, run.collector.clock, said.append)
+    connection = ParentConnection(run, board, book, stop_at, cut_off_at)
+    reporter = Reporter(connection, [-1] * run.plan.k)  # type: ignore[arg-type]
+    modules, threads = list(range(1, run.plan.k + 1)), torch.get_num_threads()
+    ports = [ModulePorts()] * run.plan.k
+    state = "interrupted"
+    try:
+        run_worker(WorkerTask(run.plan, modules, ports, None, run_directory, board, start.resumption), reporter)
+        state = "finished" if board.stop_step is None else "interrupted"
+    except CutOff:
+        for thread in threading.enumerate():  # what a process's end would do to it is another test's
+            if thread.name.startswith("checkpoint"):
+                thread.join()
+    finally:
+        torch.set_num_threads(threads)
+        directory.set_status(state)
+    return said + start.notes

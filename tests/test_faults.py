@@ -120,7 +120,9 @@ def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable
     kill(run.process.pid, number)
     exit_code, stderr = run.end()
     assert exit_code == code and "Traceback" not in stderr
-    assert stderr == f"fr-bench: stopped by {signal.Signals(number).name}\n"
+    stopped = f"fr-bench: stopped by {signal.Signals(number).name} after step "
+    assert stderr.startswith(stopped) and f"; run_dir={run.run_dir} goes on after step " in stderr
+    assert stderr.count("\n") == 1
     assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", code)
     assert len(run.records()) > 3
 

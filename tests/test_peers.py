@@ -256,3 +256,14 @@ def test_a_plan_predicts_what_the_policy_tells(method: str) -> None:
     assert plan.num_parts == policy.num_parts(2)
     assert all(bool(found) == policy.is_predictable for found in plan.predicted_memory)
     assert [each["batch_delay"] for each in plan.staleness] == [0, 0]
+
+
+@pytest.mark.parametrize("method", ["1f1b", "ddp"])
+def test_a_peer_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(method: str, tmp_path: Path) -> None:
+    config = tiny_config(method, 2, "gloo", checkpoint={"every": 3})
+    whole = run_processes(config | {"max_steps": 7}, tmp_path / "whole")
+    run_processes(config | {"max_steps": 4}, tmp_path / "first")
+    rest = run_processes(config | {"max_steps": 7, "resume": str(tmp_path / "first")}, tmp_path / "rest")
+    assert rest.losses == whole.losses and rest.evaluations[-1] == whole.evaluations[-1]
+    assert rest.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(value, whole.weights[name]) for name, value in rest.weights.items())

@@ -30,6 +30,8 @@ DEFAULTS = {
     "eval_every": "1000000",
     "console": "off",
     "wandb.mode": "disabled",
+    "checkpoint.every": "null",
+    "checkpoint.minutes": "null",
     "run_dir": "'outputs/bench-${dataset.name}-${model.name}/${now:%Y%m%d-%H%M%S}-${run_id:}'",
 }
 SET_BY_BENCH = ("method", "k", "max_steps", "trace")

@@ -27,8 +27,10 @@ def main(
 ) -> None:
     """Entry point of a spawned process: runs ``task`` and ends the process without returning."""
     die_with_parent(parent_pid)
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what
+    # they mean, and ends us with SIGKILL.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     redirect_output(log_path)
 
     from fr_bench.reporter import Reporter

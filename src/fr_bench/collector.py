@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 from fr_bench.diagnostics import direction
@@ -17,24 +18,34 @@ class TrainingClock:
     def __init__(self, num_modules: int) -> None:
         self._num_modules = num_modules
         self._total_ns = 0
-        self._begin_ns: int | None = None
+        # Two at most: module 1's next begin may be read before the last end of another module, from another pipe.
+        self._begins_ns: deque[int] = deque()
         self._ends_ns: dict[int, int] = {}
 
     def begin(self, time_ns: int) -> None:
         """Module 1 starts the first iteration of a stretch."""
-        self._begin_ns = time_ns
+        self._begins_ns.append(time_ns)
 
     def end(self, modules: list[int], time_ns: int) -> None:
         """``modules`` finished their last step of the stretch; with the last of them the clock stops."""
         self._ends_ns |= dict.fromkeys(modules, time_ns)
-        if len(self._ends_ns) == self._num_modules and self._begin_ns is not None:
-            self._total_ns += max(self._ends_ns.values()) - self._begin_ns
-            self._begin_ns, self._ends_ns = None, {}
+        if len(self._ends_ns) == self._num_modules and self._begins_ns:
+            self._total_ns += max(self._ends_ns.values()) - self._begins_ns.popleft()
+            self._ends_ns = {}
 
     def at(self, time_ns: int) -> float:
         """The training time in seconds at ``time_ns``; while the clock stands, its total."""
-        running_ns = 0 if self._begin_ns is None else time_ns - self._begin_ns
+        running_ns = time_ns - self._begins_ns[0] if self._begins_ns else 0
         return (self._total_ns + running_ns) / 1e9
+
+    @property
+    def closed_s(self) -> float:
+        """Seconds of all stretches that every module has ended."""
+        return self._total_ns / 1e9
+
+    def go_on(self, train_time_s: float) -> None:
+        """Starts with the seconds of an earlier run instead of 0."""
+        self._total_ns = round(train_time_s * 1e9)
 
 
 class Collector:
@@ -55,6 +66,13 @@ class Collector:
         self._in_parallel = in_parallel
         self._last_train = (0, 0.0)  # step and train_time of the last train record
         self._waiting: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
+
+    def go_on(self, train_time_s: float, kept: Sequence[Record]) -> None:
+        """Goes on where an earlier run was after ``train_time_s``, with the records ``kept``."""
+        self.clock.go_on(train_time_s)
+        for record in kept:
+            if record["kind"] == "train":
+                self._last_train = record["step"], record["train_time"]
 
     def add(self, event: Record) -> list[Record]:
         """Returns the records that ``event`` completes."""

@@ -65,6 +65,15 @@ class DiagnosticsConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """How often the whole state of a run is saved, beside the moment at which it stops."""
+
+    every: int | None = MISSING  # iterations; null: not by iterations
+    minutes: float | None = MISSING  # of wall-clock time; null: not by time
+    keep: int = MISSING  # the newest ones; a finished run keeps one
+
+
+@dataclass
 class Config:
     """Top level of the config. The values are in conf/config.yaml: a key missing there is an error."""
 
@@ -95,6 +104,9 @@ class Config:
     dry_run: bool = MISSING  # tell what the run would be, and train nothing
     trace: int = MISSING  # iterations in trace.json; 0: none
     diagnostics: DiagnosticsConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    resume: str = MISSING  # auto (go on with the unfinished run in run_dir), never, or another run's directory
+    max_time: float | None = MISSING  # minutes after which the run saves and stops, as on SIGTERM
     console: str = MISSING  # auto, live, plain, off
     run_dir: str = MISSING
     sweep_dir: str | None = MISSING  # of -m: a folder a combination, named by its overrides, found again next time
@@ -119,6 +131,9 @@ def check(config: dict[str, Any]) -> None:
     if config["memory_limit_gb"] is not None and config["memory_limit_gb"] <= 0:
         raise ConfigError(f"memory_limit_gb={config['memory_limit_gb']:g}: must be above 0, or null for no limit.")
     _check_sigma(**config["diagnostics"]["sigma"])
+    _check_checkpoint(**config["checkpoint"])
+    if config["max_time"] is not None and config["max_time"] <= 0:
+        raise ConfigError(f"max_time={config['max_time']:g}: must be above 0 (minutes), or null for no limit.")
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
     _check_modules(config["module_lr"], config["freeze"], config["k"])
@@ -164,6 +179,15 @@ def _check_sigma(every: int, window: int) -> None:
             f"diagnostics.sigma.window={window}: must be at least 1 and at most diagnostics.sigma.every={every}, "
             "or windows would overlap."
         )
+
+
+def _check_checkpoint(every: int | None, minutes: float | None, keep: int) -> None:
+    if every is not None and every < 1:
+        raise ConfigError(f"checkpoint.every={every}: must be an integer of at least 1, or null.")
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"checkpoint.minutes={minutes:g}: must be above 0, or null.")
+    if keep < 1:
+        raise ConfigError(f"checkpoint.keep={keep}: must be an integer of at least 1.")
 
 
 def _check_devices(devices: list[int] | None, device: str) -> None:

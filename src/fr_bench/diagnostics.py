@@ -72,6 +72,16 @@ class GradientSums:
             if parameter.grad is not None:
                 total += parameter.grad
 
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """The sums of the window so far."""
+        return {"true": self._true, "used": self._used}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Goes on with the window of :meth:`state_dict`."""
+        for own, given in ((self._true, state["true"]), (self._used, state["used"])):
+            for total, value in zip(own, given, strict=True):
+                total.copy_(value)
+
     def take(self) -> dict[str, float]:
         """Returns <N,G>, <N,N> and <G,G> (float64) and starts anew."""
         products = {
@@ -100,7 +110,7 @@ class SufficientDirection:
         self._images = images
         self._labels = labels
         self.windows = windows
-        self._sums = [GradientSums(module) for module in modules]
+        self.sums = [GradientSums(module) for module in modules]  # by module of this process
 
     def measure(self, t: int) -> None:
         """Adds the true gradients of batch ``t`` at the weights of now, and has those of iteration ``t`` tapped."""
@@ -109,9 +119,7 @@ class SufficientDirection:
             return self._modules[index].play(x, t, update_statistics=False)
 
         passes = play_in_lockstep(self._modules, self._sides, self._images, t, play)
-        for module, side, sums, live in reversed(
-            list(zip(self._modules, self._sides, self._sums, passes, strict=True))
-        ):
+        for module, side, sums, live in reversed(list(zip(self._modules, self._sides, self.sums, passes, strict=True))):
             if module.is_top:
                 assert self._labels is not None
                 with module.watch.paused():
@@ -131,7 +139,7 @@ class SufficientDirection:
             module.gradient_tap = None
         if not self.windows.ends_with(t):
             return []
-        return [(module.k, sums.take()) for module, sums in zip(self._modules, self._sums, strict=True)]
+        return [(module.k, sums.take()) for module, sums in zip(self._modules, self.sums, strict=True)]
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -1,14 +1,18 @@
 """``fr-bench eval RUN_DIR``: the test error of a run's final weights, with as many modules as one likes.
 
+Of a run that has not finished it takes the weights of the last checkpoint.
+
 Weights are stored under the names of their blocks, so it does not matter how many modules they were trained in.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from fr_bench.checkpoint_files import newest_good
 from fr_bench.errors import ConfigError
 from fr_bench.run_directory import strict_json
 
@@ -34,14 +38,25 @@ def main(argv: list[str]) -> int:
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
     config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
-    results = evaluate_weights(config, arguments.run_dir / "checkpoints" / "final")
+    folder, which = find_weights(arguments.run_dir / "checkpoints")
+    results = evaluate_weights(config, folder)
     if arguments.json:
         print(strict_json({"k": config["k"], **results}))
         return 0
     from fr_bench.console import metrics_text
 
-    print(f"{metrics_text(results)} (final weights of {arguments.run_dir}, K = {config['k']})")
+    print(f"{metrics_text(results)} ({which} of {arguments.run_dir}, K = {config['k']})")
     return 0
+
+
+def find_weights(checkpoints: Path) -> tuple[Path, str]:
+    """The folder of the final weights, or of the newest good checkpoint if there are none; and in words which."""
+    final = checkpoints / "final"
+    if not any(final.glob("*.safetensors")):
+        checkpoint = newest_good(checkpoints, lambda line: print(f"fr-bench: {line}", file=sys.stderr))
+        if checkpoint is not None:
+            return checkpoint.folder, f"weights after step {checkpoint.step}"
+    return final, "final weights"
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def read_weights(folder: Path) -> dict[str, Any]:
     weights: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            weights |= load_file(path)
+            weights = load_file(path) | weights  # of processes with the whole network the first counts
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not weights:

@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fr_bench.board import Board
+from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.collector import Collector
 from fr_bench.console import RunTitle, choose_console, print_summary
 from fr_bench.environment import describe_environment
 from fr_bench.errors import FrBenchError, Interrupted
 from fr_bench.plan import Plan, make_plan
+from fr_bench.resume import Start, bring_records, check_resume, decide
 from fr_bench.run_directory import RunDirectory
 from fr_bench.sinks import JsonLinesSink, Sink, SinkGroup
 from fr_bench.summary import SummaryBuilder
-from fr_bench.supervisor import Supervisor, watch_signals
+from fr_bench.supervisor import SignalWatch, Supervisor, watch_signals
 from fr_bench.trace import write_trace
 from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
 
@@ -26,11 +29,13 @@ def check_plan(config: dict[str, Any]) -> None:
         ConfigError: naming the key, the value and what is allowed.
     """
     make_plan(config)
+    check_resume(config)
     check_wandb(resolve_mode(config["wandb"]["mode"]))
 
 
 def run_training(config: dict[str, Any], run_directory: Path) -> dict[str, Any]:
-    """Runs the training that ``config`` (resolved, plain) describes, in ``run_directory``.
+    """Runs the training that ``config`` (resolved, plain) describes, in ``run_directory``, or goes on with it there
+    or from elsewhere, as ``config["resume"]`` says.
 
     Returns:
         The summary, as in summary.json. A directory that holds a finished run is left alone and its summary
@@ -39,22 +44,40 @@ def run_training(config: dict[str, Any], run_directory: Path) -> dict[str, Any]:
     Raises:
         ConfigError: a mistake in the config.
         RunFailed: with the first cause; what was logged until then stands.
-        Interrupted: a signal ended the run.
+        Interrupted: a signal ended the run, or its time was up.
     """
-    plan = make_plan(config)
     directory = RunDirectory(run_directory)
-    finished = directory.create()
+    start = decide(config, directory, say)
+    finished = start.finished
+    if start.found is not None:
+        directory.take_over(start.found)
+    elif finished is None:
+        claimed = directory.create()
+        finished = None if claimed is None else claimed.summary
     if finished is not None:
-        print(f"{run_directory} holds this run, finished; nothing to do", file=sys.stderr)
-        return finished.summary
-    return Run(plan, directory).train()
+        say(f"{run_directory} holds this run, finished; nothing to do")
+        return finished
+    assert start.plan is not None
+    max_time = config["max_time"]
+    with watch_signals(float("inf") if max_time is None else 60 * max_time) as signals:
+        try:
+            summary = Run(start.plan, directory, start).train(signals)
+        finally:
+            signals.hand_on()
+    return summary
+
+
+def say(line: str) -> None:
+    """Something that the user should know, whatever the console shows."""
+    print(f"fr-bench: {line}", file=sys.stderr, flush=True)
 
 
 class Run:
     """A run whose directory is ours."""
 
-    def __init__(self, plan: Plan, directory: RunDirectory) -> None:
+    def __init__(self, plan: Plan, directory: RunDirectory, start: Start) -> None:
         self.plan = plan
+        self.start = start
         self.directory = directory
         self.quiet = plan.config["console"] == "off"
         self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names))
@@ -63,13 +86,20 @@ class Run:
         described = {**plan.config, "plan": plan.description()}
         directory.write_config(described)
         directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
+        self.records = bring_records(start, directory)
+        if start.resumption is not None:
+            self.collector.go_on(start.resumption.checkpoint.manifest["train_time"], self.records.kept)
+        for record in self.records.kept:
+            self.summary.add(record)
 
-    def train(self) -> dict[str, Any]:
+    def train(self, signals: SignalWatch) -> dict[str, Any]:
         """Trains, and leaves the directory with its final status whatever happens."""
+        for note in self.start.notes:
+            say(note)
         sinks = SinkGroup(self._sinks())
         state, error, module, exit_code = "failed", "", None, 1
         try:
-            self._supervise(sinks)
+            self._supervise(sinks, signals)
             state, exit_code = "finished", 0
         except Interrupted as interruption:
             state, error, exit_code = "interrupted", str(interruption), interruption.exit_code
@@ -88,13 +118,25 @@ class Run:
             print_summary(summary, self.directory.path, self.plan.expected_share)
         return summary
 
-    def _supervise(self, sinks: Sink) -> None:
-        with watch_signals() as signals, Supervisor.of_plan(self.plan, self.directory.path) as supervisor:
-            for event in supervisor.events(signals):
-                self.directory.heartbeat()
-                for record in self.collector.add(event) if event else ():
-                    self.summary.add(record)
-                    sinks.write(record)
+    def _supervise(self, sinks: Sink, signals: SignalWatch) -> None:
+        board, path, resumption = Board.shared(), self.directory.path, self.start.resumption
+        own_step = resumption.step if resumption is not None and self.start.source == path else None
+        book = CheckpointBook(
+            self.plan, self.directory.checkpoints, self.directory.metrics, board, self.collector.clock, say, own_step
+        )
+        try:
+            with Supervisor.of_plan(self.plan, path, board, resumption) as supervisor:
+                for event in supervisor.events(signals):
+                    self.directory.heartbeat()
+                    for record in self.collector.add(event) if event else ():
+                        self.summary.add(record)
+                        sinks.write(record)
+                    if event:
+                        book.add(event)
+        except Interrupted as interruption:
+            step = book.last_step
+            then = "nothing was saved yet" if step is None else f"run_dir={path} goes on after step {step}"
+            raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
         if self.collector.spans:
             write_trace(self.directory.trace, self.collector.spans)
 
@@ -111,5 +153,10 @@ class Run:
         if mode != "disabled":
             wandb_config = {**config, "plan": plan.description()}
             settings = {key: value for key, value in config["wandb"].items() if key != "mode"}
-            sinks.append(WandbSink(self.directory.path, wandb_config, mode=mode, **settings))
+            wandb = WandbSink(self.directory.path, wandb_config, mode=mode, **settings)
+            wandb.leave_out(self.records.dropped)  # it has them: an earlier process made them
+            if self.start.source != self.directory.path:
+                for record in self.records.kept:
+                    wandb.write(record)
+            sinks.append(wandb)
         return sinks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,3 +45,12 @@ class LossMeter:
         self._sums[name] = self._zeros()
         self._num_batches[name] = 0
         return loss, error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last :meth:`take`."""
+        return {"sums": self._sums, "num_batches": self._num_batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the sums of :meth:`state_dict`."""
+        self._sums = {name: total.to(self._device) for name, total in state["sums"].items()}
+        self._num_batches = dict(state["num_batches"])

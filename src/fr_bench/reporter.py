@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import MutableSequence
 from multiprocessing.connection import Connection
@@ -18,10 +19,12 @@ class Reporter:
     def __init__(self, connection: Connection, progress: MutableSequence[int]) -> None:
         self._connection = connection
         self._progress = progress
+        self._lock = threading.Lock()  # a checkpoint is written, and reported, by a thread of its own
 
     def send(self, event: str, **fields: Any) -> None:
         """Sends one event to the parent."""
-        self._connection.send({"event": event, "time_ns": time.monotonic_ns(), **fields})
+        with self._lock:
+            self._connection.send({"event": event, "time_ns": time.monotonic_ns(), **fields})
 
     def enter_iteration(self, k: int, t: int) -> None:
         """Notes that module ``k`` is in iteration ``t``: what the parent says of a module that dies."""

@@ -6,11 +6,15 @@ cannot express (NaN, infinity) is written as null.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from fr_bench.errors import ConfigError
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
 HEARTBEAT_S = 5.0
+SILENCE_S = 5 * HEARTBEAT_S
 FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "summary.json")
 
 
@@ -51,6 +56,28 @@ class FinishedRun:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class FoundRun:
+    """A run that is in the folder already.
+
+    Attributes:
+        status: what its status.json says; empty if that is not yet written.
+        config: resolved; empty if it did not come to write one.
+        plan: what config.yaml says of its plan, the cuts among it.
+        summary: what its summary.json says; empty if there is none.
+    """
+
+    status: dict[str, Any]
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def state(self) -> str:
+        """One of STATES."""
+        return str(self.status.get("state", "running"))
+
+
 class RunDirectory:
     """One run's folder, owned by one process: the one whose ``create`` made status.json."""
 
@@ -67,6 +94,66 @@ class RunDirectory:
         """The log of the process that holds module ``k`` (from 1)."""
         return self.path / f"rank_{k}.log"
 
+    def find(self) -> FoundRun | None:
+        """The run that is in the folder, None without one. Changes nothing.
+
+        Raises:
+            ConfigError: its config.yaml cannot be read.
+        """
+        if not self._status_path.exists():
+            return None
+        config: dict[str, Any] = {}
+        path = self.path / "config.yaml"
+        if path.exists():
+            try:
+                read = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+                config = {str(key): value for key, value in dict(read).items()}  # type: ignore[arg-type]
+            except Exception as error:  # YAML's, OmegaConf's, or what a list instead of a mapping raises
+                raise ConfigError(f"{path}: is not the config of a run; choose another run_dir.") from error
+        plan = config.pop("plan", {})
+        return FoundRun(_read(self._status_path), config, plan, _read(self.path / "summary.json"))
+
+    def refuse_if_alive(self, found: FoundRun) -> None:
+        """Makes sure that nobody works on the run that was ``found``. A sign of life from another machine, where its
+        process cannot be seen, may be its last one: then this waits for the next, or for none to come.
+
+        Raises:
+            ConfigError: a process is alive there.
+        """
+        status = found.status
+        if found.state != "running":
+            return
+        if status.get("host") == socket.gethostname() and not _is_alive(status):
+            return
+        has_waited = False
+        while (age_s := self._silence_s(status)) < SILENCE_S:
+            now = _read(self._status_path)
+            moved = has_waited and now.get("heartbeat") != status.get("heartbeat")
+            if not status or moved or status.get("host") == socket.gethostname():
+                owner = f" (process {now['pid']} on {now['host']})" if now else ""
+                raise ConfigError(f"run_dir={self.path}: a run is going on there{owner}; choose another run_dir.")
+            if not has_waited:
+                wait_s = SILENCE_S - age_s
+                print(
+                    f"{self.path}: process {status['pid']} on {status['host']} was alive {age_s:.0f} s ago; "
+                    f"waiting up to {wait_s:.0f} s for its next sign of life",
+                    file=sys.stderr,
+                )
+            has_waited = True
+            time.sleep(1.0)
+
+    def take_over(self, found: FoundRun) -> None:
+        """Claims the folder, with the run that was ``found`` in it, for this process. Of several exactly one succeeds.
+
+        Raises:
+            ConfigError: another process was faster.
+        """
+        with _locked(self.path):
+            if _read(self._status_path) != found.status:
+                raise ConfigError(f"run_dir={self.path}: another process has just taken it; choose another run_dir.")
+            self._status = _new_status()
+            self._write_status()
+
     def create(self) -> FinishedRun | None:
         """Makes the folder if need be and claims it for this process, with state ``running``.
 
@@ -79,17 +166,7 @@ class RunDirectory:
         Raises:
             ConfigError: it holds another run, or files that this run would overwrite; it is left untouched.
         """
-        now = time.time()
-        status = {
-            "state": "running",
-            "error": None,
-            "module": None,
-            "exit_code": None,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "heartbeat": now,
-            "started": now,
-        }
+        status = _new_status()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self._status_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -111,15 +188,15 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml, from which OmegaConf reads back exactly ``config`` (resolved, plain)."""
-        _write(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes env.json."""
-        _write(self.path / "env.json", strict_json(environment, indent=2) + "\n")
+        write_text(self.path / "env.json", strict_json(environment, indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        _write(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
 
     def set_status(
         self, state: str, *, error: str | None = None, module: int | None = None, exit_code: int | None = None
@@ -144,7 +221,7 @@ class RunDirectory:
 
     def _write_status(self) -> None:
         self._status["heartbeat"] = time.time()
-        _write(self._status_path, strict_json(self._status, indent=2) + "\n")
+        write_text(self._status_path, strict_json(self._status, indent=2) + "\n")
 
     def _finished_run(self) -> FinishedRun | None:
         where = f"run_dir={self.path}"
@@ -156,16 +233,57 @@ class RunDirectory:
             return FinishedRun(self.path, _read(self.path / "summary.json"))
         if state in ("failed", "interrupted"):
             raise ConfigError(
-                f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder."
+                f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder "
+                "(resume=auto would go on with it)."
             )
-        age_s = time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
-        if age_s < 5 * HEARTBEAT_S:
+        age_s = self._silence_s(status)
+        if age_s < SILENCE_S:
             owner = f" (process {status['pid']} on {status['host']})" if status else ""
             raise ConfigError(f"{where}: a run is going on there{owner}; choose another run_dir.")
         raise ConfigError(
             f"{where}: holds a run that was cut off ({age_s:.0f} s without a sign of life); "
-            "choose another run_dir, or remove the folder."
+            "choose another run_dir, or remove the folder (resume=auto would go on with it)."
         )
+
+    def _silence_s(self, status: dict[str, Any]) -> float:
+        return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
+
+
+def _new_status() -> dict[str, Any]:
+    now = time.time()
+    return {
+        "state": "running",
+        "error": None,
+        "module": None,
+        "exit_code": None,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "heartbeat": now,
+        "started": now,
+    }
+
+
+def _is_alive(status: dict[str, Any]) -> bool:
+    """Whether the process of ``status``, of this machine, is there: not just another one that got its number."""
+    try:
+        fields = Path(f"/proc/{status['pid']}/stat").read_text().rpartition(")")[2].split()
+        boot_s = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
+    except (OSError, KeyError, StopIteration):
+        return False
+    started_s = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return fields[0] != "Z" and started_s < status["heartbeat"] + 2  # the two clocks differ by a rounded second
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out, where the file system has locks for folders."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _ended(state: str) -> str:
@@ -181,8 +299,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, text: str) -> None:
-    """Atomic, and on disk before the old content is gone."""
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file: atomic, and on disk before the old content is gone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as stream:

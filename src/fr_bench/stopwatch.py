@@ -98,3 +98,12 @@ class Stopwatch:
             seconds[KINDS[name]] += total_ns / 1e9
         self._sums_ns.clear()
         return seconds
+
+    def state_dict(self) -> dict[str, int]:
+        """Nanoseconds by name since the last :meth:`take`."""
+        return dict(self._sums_ns)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on with the sums of :meth:`state_dict`."""
+        self._sums_ns.clear()
+        self._sums_ns.update(state)

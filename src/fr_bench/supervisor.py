@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,35 +16,85 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from fr_bench import child
+from fr_bench.board import Board
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.plan import Plan
 from fr_bench.reporter import Reporter
+from fr_bench.resumption import Resumption
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
 
 POLL_S = 0.2
 # How long after the first sign of failure other modules may still tell what they saw.
 GRACE_S = 0.5
-TERMINATE_S = 1.0
+# How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
+STOP_WITHIN_S = 25.0
 BEFORE_TRAINING = -1
 
 SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
 
 
 class SignalWatch:
-    """Remembers the first signal that asks the run to end."""
+    """Remembers the first signal that asks the run to end, or that its time is up.
 
-    received: int | None = None
+    Args:
+        max_time_s: seconds from now until that.
+    """
+
+    def __init__(self, max_time_s: float = float("inf")) -> None:
+        self.received: int | None = None
+        self._num_received = 0
+        self._asked_at_s = float("inf")  # monotonic
+        self._ends_at_s = time.monotonic() + max_time_s
+        self._max_time_s = max_time_s
+        self._previous: dict[int, Any] = {}
 
     def handle(self, number: int, _frame: Any) -> None:
         """The signal handler."""
         self.received = self.received or number
+        self._num_received += 1
+        self._asked_at_s = min(self._asked_at_s, time.monotonic())
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether the run shall end."""
+        if time.monotonic() >= self._ends_at_s:
+            self._asked_at_s = min(self._asked_at_s, self._ends_at_s)
+        return self._asked_at_s < float("inf")
+
+    @property
+    def is_impatient(self) -> bool:
+        """Whether it shall end at once: a second signal came, or a step and its checkpoint take too long."""
+        return self._num_received > 1 or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+        if self.received is not None:
+            return signal.Signals(self.received).name
+        return f"max_time={self._max_time_s / 60:g} (minutes)"
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that ends for this reason."""
+        return 75 if self.received is None else SIGNAL_EXIT_CODES[signal.Signals(self.received)]
+
+    def remember(self, previous: Mapping[signal.Signals, Any]) -> None:
+        """Keeps the handlers that were there before, for :meth:`hand_on`."""
+        self._previous = {int(number): handler for number, handler in previous.items()}
+
+    def hand_on(self) -> None:
+        """Calls the handler that was there before for the signal that came: a launcher's (submitit's) requeues the
+        job. Python's own for Ctrl-C, which raises, is left out: the run's end says the same."""
+        handler = self._previous.get(self.received or 0)
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(self.received, None)
 
 
 @contextmanager
-def watch_signals() -> Iterator[SignalWatch]:
+def watch_signals(max_time_s: float = float("inf")) -> Iterator[SignalWatch]:
     """Catches the signals that end a run, also where a shell's ``nohup ... &`` had SIGINT ignored."""
-    watch = SignalWatch()
+    watch = SignalWatch(max_time_s)
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
@@ -54,6 +104,7 @@ def watch_signals() -> Iterator[SignalWatch]:
         if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)  # nohup means it
     ]
     previous = {number: signal.signal(number, watch.handle) for number in caught}
+    watch.remember(previous)
     try:
         yield watch
     finally:
@@ -81,6 +132,7 @@ class Supervisor:
         num_modules: of all processes together.
         run_directory: where the processes' logs go.
         needs_store: whether the processes meet at a store, which the parent holds, on a port of the system's choice.
+        board: where the processes can be asked to finish a step; without one a signal ends them at once.
     """
 
     def __init__(
@@ -89,7 +141,9 @@ class Supervisor:
         num_modules: int,
         run_directory: Path,
         needs_store: bool = True,
+        board: Board | None = None,
     ) -> None:
+        self._board = board
         context = torch.multiprocessing.get_context("spawn")
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
@@ -98,30 +152,39 @@ class Supervisor:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._run_directory = run_directory
-        for task in self._tasks:
-            receiving, sending = context.Pipe(duplex=False)
-            log_path = str(run_directory / f"rank_{task.modules[0]}.log")
-            process = context.Process(
-                target=child.main, args=(os.getpid(), log_path, task, sending, self._progress), daemon=True
-            )
-            process.start()
-            sending.close()  # so that the pipe ends when the child does
-            self._modules.append(task.modules[0])
-            self._connections.append(receiving)
-            self._processes.append(process)
+        try:
+            for task in self._tasks:
+                self._start(context, task)
+        except BaseException:
+            self.stop()  # nobody else would: they ignore what multiprocessing sends at exit
+            raise
+
+    def _start(self, context: Any, task: ProcessTask) -> None:
+        receiving, sending = context.Pipe(duplex=False)
+        log_path = str(self._run_directory / f"rank_{task.modules[0]}.log")
+        process = context.Process(
+            target=child.main, args=(os.getpid(), log_path, task, sending, self._progress), daemon=True
+        )
+        process.start()
+        sending.close()  # so that the pipe ends when the child does
+        self._modules.append(task.modules[0])
+        self._connections.append(receiving)
+        self._processes.append(process)
 
     @classmethod
-    def of_plan(cls, plan: Plan, run_directory: Path) -> Supervisor:
+    def of_plan(
+        cls, plan: Plan, run_directory: Path, board: Board | None = None, resumption: Resumption | None = None
+    ) -> Supervisor:
         """The processes of a training run."""
 
         def make_tasks(context: Any, store_port: int | None) -> list[WorkerTask]:
             ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
             return [
-                WorkerTask(plan, modules, [ports[k - 1] for k in modules], store_port, run_directory)
+                WorkerTask(plan, modules, [ports[k - 1] for k in modules], store_port, run_directory, board, resumption)
                 for modules in plan.modules_by_process
             ]
 
-        return cls(make_tasks, plan.k, run_directory, needs_store=plan.transport != "serial")
+        return cls(make_tasks, plan.k, run_directory, needs_store=plan.transport != "serial", board=board)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -133,7 +196,8 @@ class Supervisor:
         """Yields the events of all modules until every process has ended well; {} now and then when none come.
 
         Raises:
-            Interrupted: a signal came.
+            Interrupted: a signal came, or the time is up. With a board all modules have finished a common step and
+                written its checkpoint, unless that took too long or a second signal came.
             RunFailed: a process raised or died; the message names the first cause, its module and its step.
             ConfigError: a module found a mistake in the config.
         """
@@ -145,16 +209,26 @@ class Supervisor:
             errors += [event for event in received if event["event"] == "error"]
             yield from (event for event in received if event["event"] != "error")
             if finished and not received:
+                if self._board is not None and self._board.stop_step is not None:
+                    raise Interrupted(
+                        f"stopped by {signals.reason} after step {self._board.stop_step}", signals.exit_code
+                    )
                 return
-            if signals.received is not None:
-                name = signal.Signals(signals.received).name
-                raise Interrupted(f"stopped by {name}", SIGNAL_EXIT_CODES[signal.Signals(signals.received)])
+            if signals.is_asked_to_stop:
+                self._ask_to_stop(signals)
             if errors or any(process.exitcode not in (None, 0) for process in self._processes):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
             if time.monotonic() >= deadline:
                 raise self._first_cause(errors)
             if not received:
                 yield {}
+
+    def _ask_to_stop(self, signals: SignalWatch) -> None:
+        """Raises Interrupted where there is nobody to ask, no time left, or a process that the same signal ended."""
+        died = signals.received is not None and any(p.exitcode == -signals.received for p in self._processes)
+        if self._board is None or signals.is_impatient or died:
+            raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
+        self._board.request_stop()
 
     def _receive(self, timeout_s: float) -> list[dict[str, Any]]:
         """Drains the pipes in the order of the modules: what module 1 caused never comes after its effect."""
@@ -213,13 +287,9 @@ class Supervisor:
         return "before the first step" if step == BEFORE_TRAINING else f"in step {step + 1}"
 
     def stop(self) -> None:
-        """Ends what is still alive: SIGTERM, and SIGKILL for what does not heed it."""
+        """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""
         for process in self._processes:
-            if process.is_alive():
-                process.terminate()
-        deadline = time.monotonic() + TERMINATE_S
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
-                process.join()
+        for process in self._processes:
+            process.join()

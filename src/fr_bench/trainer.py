@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fr_bench.checkpointer import Checkpointer
 from fr_bench.diagnostics import SufficientDirection
 from fr_bench.evaluation import EvaluationSet, evaluate
 from fr_bench.lockstep import play_in_lockstep
@@ -64,14 +66,14 @@ class Extent:
 
 
 class Trainer:
-    """Runs iterations 0..num_steps-1.
+    """Runs iterations start..num_steps-1.
 
         for t:  modules ascending   play t     (receive features, forward, send up)
                 modules descending  learn t    (true, delayed or synthetic gradient, send down, step)
 
     In a process of its own a module just alternates the two. There is no barrier between iterations: neighbours
-    wait for each other's messages alone. The loop pauses for an evaluation or a diagnostic, and starts again
-    behind a barrier, so that the training clock does not run while another module still does something else.
+    wait for each other's messages alone. The loop pauses for an evaluation, a diagnostic or a checkpoint, and starts
+    again behind a barrier, so that the training clock does not run while another module still does something else.
     """
 
     def __init__(
@@ -84,9 +86,13 @@ class Trainer:
         predicted_memory: Sequence[dict[str, int]],
         direction: SufficientDirection | None = None,
         total: Callable[[Tensor], Tensor] = lambda own: own,
+        *,
+        checkpointer: Checkpointer,
     ) -> None:
         """``total``: of a tensor over the processes that share the batches; for the others see their classes."""
         self.players = players
+        self.checkpointer = checkpointer
+        self.start = 0  # iterations that a checkpoint has already seen
         self.images = images
         self.predicted_memory = predicted_memory
         self.extent = extent
@@ -102,23 +108,54 @@ class Trainer:
         self._trained_ns = 0  # since the last `time` record
         self._reported_step = 0
 
-    def run(self) -> None:
-        """Trains from the first iteration to the last."""
-        t = 0
+    def run(self) -> bool:
+        """Trains from the first iteration to the last.
+
+        Returns:
+            Whether it got there; if not, the run was asked to stop, and the last checkpoint is that of this moment.
+        """
+        t = self.start
+        if t > 0:
+            self._finish_step(t)  # what comes after the checkpoint
         while t < self.extent.num_steps:
             if self.direction is not None and self.direction.windows.contains(t):
                 self.direction.measure(t)
-            stop = self._next_pause(t)
             self.players[0].side.barrier()
-            self._train(t, stop)
-            self._report_direction(stop)
-            if self.extent.evaluates(stop):
-                self._evaluate(stop)
-                self._report_memory(stop)
-            t = stop
+            t = self._train(t, self._next_pause(t))
+            if self.checkpointer.pauses_at(t):
+                self._save(t)
+                if self.checkpointer.stops_at(t):
+                    return False
+            self._finish_step(t)
         for player in self.players:
             if player.module.watch.spans:
                 self.reporter.send("trace", module=player.module.number, spans=player.module.watch.spans)
+        return True
+
+    def _finish_step(self, step: int) -> None:
+        """What there is to do between two stretches, after ``step`` iterations."""
+        self._report_direction(step)
+        if self.extent.evaluates(step):
+            self._evaluate(step)
+            self._report_memory(step)
+
+    def _save(self, step: int) -> None:
+        """A checkpoint. It lies between the `train` and `time` records of its step and all others of that step."""
+        for player in self.players:
+            player.module.finite.check()  # what is not finite is not worth keeping
+        parts = [(player.module, player.method, player.link) for player in self.players]
+        self.checkpointer.save(step, parts, self.meter, [self.state_dict(index) for index in range(len(parts))])
+
+    def state_dict(self, index: int) -> dict[str, Any]:
+        """The loop's own numbers, for a checkpoint of module ``self.players[index]``."""
+        direction = None if self.direction is None else self.direction.sums[index].state_dict()
+        return {"trained_ns": self._trained_ns, "reported_step": self._reported_step, "direction": direction}
+
+    def load_state_dict(self, index: int, state: dict[str, Any]) -> None:
+        """Goes on with the numbers of :meth:`state_dict`."""
+        self._trained_ns, self._reported_step = state["trained_ns"], state["reported_step"]
+        if self.direction is not None and state["direction"] is not None:
+            self.direction.sums[index].load_state_dict(state["direction"])
 
     def _next_pause(self, t: int) -> int:
         """The step after which the loop leaves the training clock: an evaluation, or a diagnostic's turn."""
@@ -129,15 +166,18 @@ class Trainer:
         windows = self.direction.windows
         return t + 1 if windows.contains(t) else min(stop, windows.next_from(t))
 
-    def _train(self, start: int, stop: int) -> None:
-        """One stretch on the training clock."""
+    def _train(self, start: int, stop: int) -> int:
+        """One stretch on the training clock; returns the step at which it ended, ``stop`` or an earlier checkpoint."""
         self.reporter.send("stretch_begin", modules=self._numbers())
         since_ns = time.monotonic_ns()
-        for t in range(start, stop):
+        t = start
+        while t < stop:
             if t % self.extent.steps_per_epoch == 0:
                 for player in self.players:
                     player.method.start_epoch()
             result = self._iterate(t)
+            if self.checkpointer.pauses_at(t + 1):
+                stop = t + 1
             is_logged = self.extent.logs(t + 1)
             if is_logged:
                 for player in self.players:
@@ -153,14 +193,21 @@ class Trainer:
                 since_ns = now_ns
             if self.extent.ends_epoch(t + 1):
                 self._report_time(t + 1)
+            t += 1
+        return stop
 
     def _iterate(self, t: int) -> BatchResult | None:
         result = None
         tracing = self.trace_start <= t < self.trace_start + self.extent.trace
+        if self.players[0].module.number == 1:
+            self.checkpointer.announce(t)
         for player in self.players:
             self.reporter.enter_iteration(player.module.number, t)
             player.module.watch.tracing = tracing
             player.method.play(t)
+        if self.checkpointer.pauses_at(t + 1):
+            for player in self.players:
+                player.link.keep_gradients()
         for player in reversed(self.players):
             result = player.method.learn(t) or result
         return result

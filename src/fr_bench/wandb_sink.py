@@ -6,6 +6,7 @@ import configparser
 import netrc
 import os
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,10 @@ def _setting(name: str) -> str | None:
     return parser.get("default", name, fallback=None)
 
 
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    return record["kind"], record["step"], record.get("module")
+
+
 class WandbSink:
     """One W&B run for one run directory, under ``<run_dir>/wandb``.
 
@@ -156,6 +161,7 @@ class WandbSink:
         id_path.write_text(self._run.id + "\n")
         self._define_metrics()
         self._broken = False
+        self._left_out: set[tuple[Any, ...]] = set()
 
     def _define_metrics(self) -> None:
         for axis in X_AXES:
@@ -170,8 +176,15 @@ class WandbSink:
         """Where to look: the URL of an online run, the command that uploads an offline one."""
         return f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else str(self._run.url)
 
+    def leave_out(self, records: Iterable[dict[str, Any]]) -> None:
+        """Says which rows the W&B run has already: a run that goes on makes those behind its checkpoint once more,
+        and W&B cannot replace a row."""
+        self._left_out = {_identity(record) for record in records}
+
     def write(self, record: dict[str, Any]) -> None:
         """Logs one record as one row; only numbers."""
+        if _identity(record) in self._left_out:
+            return
         row = {axis: record[axis] for axis in X_AXES}
         prefix = record["kind"] + (f"/module_{record['module']}" if "module" in record else "")
         for field, value in record.items():

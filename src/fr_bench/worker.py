@@ -12,6 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fr_bench.board import Board
+from fr_bench.checkpointer import Checkpointer, Interval
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
@@ -20,6 +22,7 @@ from fr_bench.network import Network
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.reporter import Reporter
+from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch
@@ -41,7 +44,9 @@ class WorkerTask:
         modules: the modules (from 1) of this process.
         ports: shared-memory ports of those modules; only under ``ipc``.
         store_port: where the parent's rendezvous store listens; None under ``serial``.
-        run_directory: final weights go under it.
+        run_directory: final weights and checkpoints go under it.
+        board: shared with the parent and all other processes; None if there is nobody to share it with.
+        resumption: where the run goes on from.
     """
 
     plan: Plan
@@ -49,6 +54,8 @@ class WorkerTask:
     ports: list[ModulePorts]
     store_port: int | None
     run_directory: Path
+    board: Board | None = None
+    resumption: Resumption | None = None
 
     def run(self, reporter: Reporter) -> None:
         """See :func:`run_worker`."""
@@ -56,7 +63,7 @@ class WorkerTask:
 
 
 def run_worker(task: WorkerTask, reporter: Reporter) -> None:
-    """Runs the modules of ``task`` to the end of training.
+    """Runs the modules of ``task`` to the end of training, or until all modules are asked to stop.
 
     Raises:
         PeerLost: a neighbour went away (never the first cause).
@@ -88,6 +95,14 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         first = max(delays["batch_delay"] for delays in plan.staleness)
         windows = Windows(sigma["every"], sigma["window"], first)
         direction = SufficientDirection(modules, sides, sources.images, sources.labels, windows)
+    settings = config["checkpoint"]
+    checkpointer = Checkpointer(
+        task.board or Board(),
+        Interval(settings["every"], settings["minutes"], plan.num_steps),
+        task.run_directory / "checkpoints",
+        reporter,
+        start=task.resumption.step if task.resumption is not None else 0,
+    )
     trainer = Trainer(
         players,
         extent,
@@ -97,12 +112,16 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         plan.predicted_memory,
         direction,
         sum_over_processes if plan.replicates else lambda own: own,
+        checkpointer=checkpointer,
     )
+    if task.resumption is not None:
+        restore(trainer, task.resumption)
     reporter.send("ready", modules=task.modules)
-    trainer.run()
-    for module in modules:
-        if module.number == 1 or not plan.replicates:
-            save_weights(module, task.run_directory / "checkpoints" / "final")
+    if trainer.run():
+        for module in modules:
+            if module.number == 1 or not plan.replicates:
+                save_weights(module, task.run_directory / "checkpoints" / "final")
+    checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 

@@ -130,6 +130,12 @@ class Method:
         ``history`` (features), ``stash`` (weight copies), ``synthesizer``, ``buffers`` (beside the link's)."""
         return {}
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """Whether :meth:`state_dict` is all there is. If not, a run goes on with weights and optimizer alone, and with
+        the method as new in all modules."""
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold for this method to go on exactly, beside weights and optimizer."""
         return {}

@@ -102,6 +102,11 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         """The stash; the inputs belong to the graphs."""
         return {"stash": [copy for _, kept in self.kept for copy in kept.weights.values()]}
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """Not with ``weights=current``: what its graphs mix of old activations and new weights cannot be rebuilt."""
+        return self.weights == "stashed" or self.module.is_top
+
     def state_dict(self) -> dict[str, Any]:
         """Inputs and weight copies: graphs cannot be saved, they are rebuilt. ``current`` saves an empty pipe."""
         if self.weights == "current":

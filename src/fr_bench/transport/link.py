@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -55,6 +55,9 @@ class ModuleLink:
         self._features_out = features_out
         self._gradients_in = gradients_in
         self._gradients_out = gradients_out
+        self._num_sent = self._num_received = 0  # gradients
+        self._is_keeping = False
+        self._kept: list[tuple[int, Tensor]] = []
 
     def receive_features(self, batch: int) -> Tensor:
         """h_{k-1} of ``batch``; in module 1 the augmented images."""
@@ -75,7 +78,9 @@ class ModuleLink:
         """d_k of ``batch``, from above."""
         assert self._gradients_in is not None
         with self._watch.span("wait gradient", batch):
-            return self._gradients_in.receive(batch)
+            gradient = self._gradients_in.receive(batch)
+        self._num_received += 1
+        return gradient
 
     def send_gradient(self, gradient: Tensor | None, batch: int) -> None:
         """The gradient with respect to h_{k-1} of ``batch``, down; module 1 has nobody to send it to."""
@@ -84,11 +89,36 @@ class ModuleLink:
         assert gradient is not None
         with self._watch.span("send gradient", batch):
             self._gradients_out.send(gradient, batch)
+        self._num_sent += 1
+        if self._is_keeping:
+            self._kept.append((batch, gradient))
 
     def targets(self, batch: int) -> Tensor:
         """The labels of ``batch``, where this module draws them."""
         assert self._labels is not None, "this module draws no labels"
         return self._labels.batch(batch)
+
+    def keep_gradients(self) -> None:
+        """Keeps the gradients that are sent from now on: a checkpoint needs those of its last iteration."""
+        self._is_keeping = True
+
+    def forget_gradients(self) -> None:
+        """Lets them go again."""
+        self._is_keeping = False
+        self._kept = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The gradients that were kept, and how many were sent and received in all."""
+        return {"kept": self._kept, "num_sent": self._num_sent, "num_received": self._num_received}
+
+    def load_state_dict(self, state: dict[str, Any], num_in_flight: int) -> None:
+        """Sends those of ``state`` once more that the module below had not received: the last ``num_in_flight``."""
+        kept = state["kept"]
+        assert num_in_flight <= len(kept), "a gradient is used in the iteration after it was sent, at the latest"
+        for batch, gradient in kept[len(kept) - num_in_flight :]:
+            assert self._gradients_out is not None
+            self._gradients_out.send(gradient, batch)
+        self._num_sent, self._num_received = state["num_sent"], state["num_received"]
 
     @property
     def buffer_bytes(self) -> int:

@@ -1,0 +1,178 @@
+"""Checkpoints from a process's side: when they are due, the copy that training waits for, the thread that writes."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from fr_bench import snapshot
+from fr_bench.board import Board
+from fr_bench.checkpoint_files import folder_of, state_file, sync_folder, weights_file, write_file
+from fr_bench.meter import LossMeter
+from fr_bench.methods.base import Method
+from fr_bench.module import Module
+from fr_bench.reporter import Reporter
+from fr_bench.transport.link import ModuleLink
+
+
+@dataclass(frozen=True)
+class Interval:
+    """When checkpoints are due: whichever of the two comes first. With neither there is one only when a run stops.
+
+    Attributes:
+        every: iterations.
+        minutes: of wall-clock time.
+        num_steps: of the run, at whose end there is one too, so that it can be made longer.
+    """
+
+    every: int | None
+    minutes: float | None
+    num_steps: int
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are any before the run stops."""
+        return self.every is not None or self.minutes is not None
+
+    def is_due(self, step: int, last_step: int, seconds_since: float) -> bool:
+        """Whether one is due after ``step`` iterations; the last one was ``seconds_since`` ago, at ``last_step``.
+
+        One that could not be taken in time, because the last one was still being written, is due until it is.
+        """
+        if step == self.num_steps:
+            return self.is_on
+        if self.every is not None and step // self.every > last_step // self.every:
+            return True
+        return self.minutes is not None and seconds_since >= 60 * self.minutes
+
+
+class Saved(threading.Thread):
+    """Writes what was copied, beside training; ends by telling the parent how it went."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        step: int,
+        snapshots: dict[int, snapshot.Snapshot],
+        facts: dict[int, Any],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(name=f"checkpoint after step {step}")
+        self._folder = folder_of(checkpoints, step)
+        self._step = step
+        self._snapshots = snapshots
+        self._facts = facts
+        self._reporter = reporter
+
+    def run(self) -> None:
+        """Never raises: a checkpoint that fails does not end training."""
+        try:
+            modules = [self._write(k, taken) for k, taken in self._snapshots.items()]
+            sync_folder(self._folder)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            self._reporter.send("checkpoint_failed", step=self._step, modules=list(self._snapshots), message=message)
+        else:
+            self._reporter.send("checkpoint_written", step=self._step, written=modules)
+
+    def _write(self, k: int, taken: snapshot.Snapshot) -> dict[str, Any]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(taken.state, buffer)
+        files = {
+            weights_file(k): write_file(self._folder / weights_file(k), save(taken.weights)),
+            state_file(k): write_file(self._folder / state_file(k), buffer.getbuffer()),
+        }
+        return {"module": k, **self._facts[k], "files": files}
+
+
+class Checkpointer:
+    """The modules of one process.
+
+    Args:
+        board: shared with the others.
+        interval: when they are due; module 1 alone looks.
+        checkpoints: the folder.
+        reporter: to the parent.
+        start: iterations that were completed before.
+    """
+
+    def __init__(self, board: Board, interval: Interval, checkpoints: Path, reporter: Reporter, start: int) -> None:
+        self._board = board
+        self._interval = interval
+        self._checkpoints = checkpoints
+        self._reporter = reporter
+        self._last_step = start
+        self._last_s = time.monotonic()
+        self._unsettled: int | None = None  # the step whose checkpoint is on its way
+        self._writer: Saved | None = None
+
+    def announce(self, t: int) -> None:
+        """Module 1, before it sends the features of iteration ``t``: says on the board whether all pause after it."""
+        step = t + 1
+        stop = self._board.stop_is_requested and step < self._interval.num_steps  # at its end it stops anyway
+        if stop or step == self._interval.num_steps:
+            if stop or self._interval.is_on:
+                self._pause_at(step, stop)
+            return
+        if self._unsettled is not None and not self._board.is_settled(self._unsettled):
+            return
+        if self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s):
+            self._pause_at(step, stop=False)
+
+    def _pause_at(self, step: int, stop: bool) -> None:
+        self._board.pause_at(step, stop)
+        self._unsettled = self._last_step = step
+        self._last_s = time.monotonic()
+
+    def pauses_at(self, step: int) -> bool:
+        """Whether there is a checkpoint after ``step`` iterations. See :class:`Board` for when this may be asked."""
+        return self._board.pauses_at(step)
+
+    def stops_at(self, step: int) -> bool:
+        """Whether all modules end after ``step`` iterations, their checkpoint taken."""
+        return self._board.stops_at(step)
+
+    def save(
+        self,
+        step: int,
+        parts: Sequence[tuple[Module, Method, ModuleLink]],
+        meter: LossMeter | None,
+        loop: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Copies the modules of this process after ``step`` iterations; a thread writes the copies.
+
+        Args:
+            parts: by module.
+            meter: of module K, if it is here.
+            loop: the training loop's own numbers, by module.
+        """
+        self.wait()  # at most one is being written
+        snapshots, facts = {}, {}
+        for (module, method, link), numbers in zip(parts, loop, strict=True):
+            taken = snapshot.take(module, method, link, meter if module.is_top else None, numbers)
+            snapshots[module.number] = taken
+            gradients = taken.state["gradients"]
+            facts[module.number] = {
+                "is_exact": method.resumes_exactly,
+                "gradients_sent": gradients["num_sent"],
+                "gradients_received": gradients["num_received"],
+            }
+            link.forget_gradients()
+        self._reporter.send("checkpoint_taken", step=step, modules=list(snapshots))
+        self._writer = Saved(self._checkpoints, step, snapshots, facts, self._reporter)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Waits for what is being written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None

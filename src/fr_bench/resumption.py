@@ -1,0 +1,109 @@
+"""From a checkpoint's files into freshly built modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fr_bench import snapshot
+from fr_bench.checkpoint_files import Checkpoint, state_file, weights_file
+from fr_bench.errors import RunFailed
+from fr_bench.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on from; plain data, handed to every process.
+
+    Attributes:
+        checkpoint: whole, and of this model.
+        is_exact: whether it has the same modules and all of their state. If not, weights and optimizer are taken
+            and the method begins anew: nothing is kept, nothing in flight.
+    """
+
+    checkpoint: Checkpoint
+    is_exact: bool
+
+    @property
+    def step(self) -> int:
+        """Iterations that are already done."""
+        return self.checkpoint.step
+
+
+def restore(trainer: Trainer, resumption: Resumption) -> None:
+    """Fills the modules of this process, which are freshly built and connected, and has the loop go on from there.
+
+    Raises:
+        RunFailed: the checkpoint is not of this model.
+    """
+    trainer.start = resumption.step
+    try:
+        if resumption.is_exact:
+            _restore_exactly(trainer, resumption.checkpoint)
+        else:
+            _restore_weights(trainer, resumption.checkpoint)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        folder, text = resumption.checkpoint.folder, " ".join(str(error).split())
+        raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
+
+
+def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    in_flight = gradients_in_flight(checkpoint.manifest["modules"])
+    for index, player in enumerate(trainer.players):
+        k = player.module.number
+        player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(k)))
+        state = _load_state(checkpoint.folder, k)
+        for part in ("method", "gradients"):
+            state[part] = _to_device(state[part], player.device)
+        meter = trainer.meter if player.module.is_top else None
+        snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
+        trainer.load_state_dict(index, state["loop"])
+
+
+def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Of modules that may be cut otherwise: everything goes by name."""
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Any]] = {}
+    state: dict[str, Any] = {}
+    for k in range(1, checkpoint.k + 1):
+        state = _load_state(checkpoint.folder, k)
+        # Of processes that all have the whole network, the first one's count, as in the final weights.
+        weights = load_file(checkpoint.folder / weights_file(k)) | weights
+        optimizer = state["optimizer"] | optimizer
+    if trainer.meter is not None:
+        trainer.meter.load_state_dict(state["meter"])  # of the last module: it counts batches, whatever K is
+    for index, player in enumerate(trainer.players):
+        names = player.module.network.state_dict().keys()
+        player.module.network.load_state_dict({name: weights[name] for name in names if name in weights})
+        snapshot.load_optimizer(player.module, optimizer)
+        trainer.load_state_dict(index, {**state["loop"], "direction": None})
+
+
+def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
+    """By module: how many of the gradients that it sent down the module below has not received."""
+    sent = [module["gradients_sent"] for module in modules]
+    received = [module["gradients_received"] for module in modules]
+    return [0, *(ours - theirs for ours, theirs in zip(sent[1:], received[:-1], strict=True))]
+
+
+def _load_state(folder: Path, k: int) -> dict[str, Any]:
+    state = torch.load(folder / state_file(k), map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Scalars stay: an optimizer counts its steps in one on the CPU, and whatever else is one is copied anyway."""
+    if isinstance(value, Tensor):
+        return value.to(device) if value.dim() else value
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_device(item, device) for item in value)
+    return value

@@ -1,0 +1,193 @@
+"""Checkpoints of the real program: signals, kills, time limits, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
+from test_faults import Run, start, wait_until  # noqa: F401  # start is a fixture
+
+from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
+from fr_bench.checkpointer import Interval
+
+# Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
+SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]
+SHORT += ["eval_every=6", "log_every=1", "console=off", "wandb.mode=disabled", "threads=1"]
+
+
+def command(run_dir: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "fr_bench", "train", *SHORT, f"run_dir={run_dir}", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *words: str) -> tuple[int, str]:
+    """Sends the signal once ``after`` more records are there; returns exit code and stderr."""
+
+    def num_records() -> int:
+        return len(read_records(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
+
+    before = num_records()
+    process = subprocess.Popen(
+        command(run_dir, *words), cwd=folder, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    # The resumed run first cuts the file: a file that became shorter counts from there.
+    smallest = [before]
+
+    def is_time() -> bool:
+        try:
+            smallest[0] = min(smallest[0], num_records())
+            return process.poll() is not None or num_records() > smallest[0] + after
+        except ValueError:  # the last line is being written
+            return False
+
+    assert wait_until(is_time, 120)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "k", "transport"), [("fr", 3, "ipc"), ("ddg", 3, "gloo"), ("cdni", 3, "ipc"), ("bp", 1, "ipc")]
+)
+def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(
+    method: str, k: int, transport: str, tmp_path: Path
+) -> None:
+    words = [f"method={method}", f"k={k}", f"transport={transport}", "checkpoint.every=20"]
+    done = subprocess.run(command(tmp_path / "alone", *words), cwd=tmp_path, env=environment(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    code, stderr = run_until_killed(tmp_path, run, signal.SIGTERM, 60, *words)
+    assert code == 75 and "stopped by SIGTERM after step " in stderr, stderr
+    step = read_manifest(whole_folders(run / "checkpoints")[0])["step"]
+    assert f"after step {step}; run_dir={run} goes on after step {step}" in stderr
+    assert max(record["step"] for record in read_records(run)) == step
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    code, stderr = run_until_killed(tmp_path, run, signal.SIGKILL, 60, *words)
+    assert code == -signal.SIGKILL and f"Goes on after step {step} of" in stderr, stderr
+    assert json.loads((run / "status.json").read_text())["state"] == "running"
+    done = subprocess.run(command(run, *words), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "Goes on after step" in done.stderr, done.stderr
+    assert_same_run(tmp_path / "alone", run)
+
+
+def test_a_second_signal_ends_a_run_that_cannot_finish_its_step(start: Callable[..., Run]) -> None:  # noqa: F811
+    run = start()
+    os.kill(run.module(2), signal.SIGSTOP)  # its neighbours wait for it for ever
+    os.kill(run.process.pid, signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.process.wait(2)
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, stderr = run.end()
+    assert code == 75 and stderr == "fr-bench: stopped by SIGTERM; nothing was saved yet\n"
+
+
+def test_a_signal_to_all_processes_of_a_job_stops_them_together(start: Callable[..., Run]) -> None:  # noqa: F811
+    """As a cluster sends it: the modules leave it to their parent."""
+    run = start("transport=gloo")
+    os.killpg(run.process.pid, signal.SIGTERM)
+    code, stderr = run.end()
+    assert code == 75 and "stopped by SIGTERM after step" in stderr
+    assert whole_folders(run.run_dir / "checkpoints")
+
+
+def test_when_the_time_is_up_it_saves_and_ends_and_goes_on_later(tmp_path: Path) -> None:
+    """The time is up before the first step: it makes one."""
+    words = ["method=fr", "k=2", "transport=serial", "epochs=1"]
+    done = subprocess.run(
+        command(tmp_path / "run", *words, "max_time=0.001"),
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 75
+    assert "stopped by max_time=0.001 (minutes) after step 1; run_dir=" in done.stderr
+    done = subprocess.run(command(tmp_path / "run", *words), cwd=tmp_path, env=environment(), capture_output=True)
+    assert done.returncode == 0
+    steps = [record["step"] for record in read_records(tmp_path / "run") if record["kind"] == "train"]
+    assert steps == list(range(1, 23))
+
+
+HANDLED = """
+import os, signal, sys, time
+from pathlib import Path
+from harness import tiny_config
+from fr_bench.errors import Interrupted
+from fr_bench.launch import run_training
+
+run_dir = Path(sys.argv[1])
+signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued, status", (run_dir / "status.json").read_text()))
+if os.fork() == 0:
+    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
+        time.sleep(0.05)
+    os.kill(os.getppid(), signal.SIGUSR2)
+    os._exit(0)
+try:
+    run_training(tiny_config("fr", 1, epochs=100000), run_dir)
+except Interrupted as interruption:
+    print(interruption)
+"""
+
+
+def test_a_launchers_own_handler_is_called_when_all_is_saved(tmp_path: Path) -> None:
+    """submitit installs one that puts the job back into the queue."""
+    program = [sys.executable, "-c", HANDLED, str(tmp_path / "run")]
+    done = subprocess.run(program, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, _, after = done.stdout.rpartition("}\n")
+    assert before.startswith("requeued, status") and '"state": "interrupted"' in before
+    assert after.startswith("stopped by SIGUSR2 after step") and whole_folders(tmp_path / "run" / "checkpoints")
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_training_and_is_told_once(tmp_path: Path) -> None:
+    """Files are where two of the folders should be."""
+    config = tiny_config("fr", 3, checkpoint={"every": 2, "keep": 9})
+    (tmp_path / "checkpoints").mkdir()
+    for step in (4, 8):
+        folder_of(tmp_path / "checkpoints", step).touch()
+    said = train_here(config, tmp_path)
+    assert len(said) == 1 and said[0].startswith("the checkpoint after step 4 could not be written (FileExistsError")
+    assert read_weights(tmp_path)
+    assert [folder.name for folder in whole_folders(tmp_path / "checkpoints")] == ["step_00000010"]
+
+
+def test_a_full_disk_ends_neither_training_nor_the_checkpoint_before(tmp_path: Path) -> None:
+    config = tiny_config("fr", 3, batch_size=40, epochs=6, checkpoint={"every": 1, "keep": 1})
+    train_here(config, tmp_path / "alone")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    # Room for the first, whose history is not yet full, and for the final weights: not for two at once.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(checkpoints)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        said = train_here(config, tmp_path / "run")
+        assert len(said) == 1 and "could not be written" in said[0] and "No space left" in said[0]
+        assert_same_run(tmp_path / "alone", tmp_path / "run")
+        assert len(whole_folders(checkpoints)) == 1
+    finally:
+        subprocess.run(["umount", str(checkpoints)], check=True)
+
+
+def test_when_a_checkpoint_is_due() -> None:
+    interval = Interval(every=10, minutes=2.0, num_steps=95)
+    assert [step for step in range(1, 96) if interval.is_due(step, step - 1, 0.0)] == [*range(10, 91, 10), 95]
+    assert interval.is_due(14, last_step=9, seconds_since=0.0)  # late, because the one before was still being written
+    assert not interval.is_due(19, last_step=14, seconds_since=119.0)
+    assert interval.is_due(19, last_step=14, seconds_since=120.0)
+    off = Interval(every=None, minutes=None, num_steps=95)
+    assert not any(off.is_due(step, 0, 1e9) for step in range(1, 96))
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, checkpoint={"every": 1, "keep": keep}), tmp_path, cut_off_at=9)
+    found = [folder.name for folder in whole_folders(tmp_path / "checkpoints")]
+    assert found == [f"step_{step:08d}" for step in range(8, 8 - keep, -1)]

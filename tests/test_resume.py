@@ -1,0 +1,361 @@
+"""A run that is stopped or cut off and goes on equals the run that was left alone, bit for bit; and when it may."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
+from safetensors.torch import load_file
+
+from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
+from fr_bench.errors import ConfigError
+from fr_bench.eval_command import evaluate_weights, find_weights, read_config
+from fr_bench.launch import check_plan, run_training
+from fr_bench.resume import bring_records, decide, differences
+from fr_bench.run_directory import RunDirectory
+
+DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
+METHODS = ["bp", "fr", "ddg", "dni", "cdni"]
+
+
+def stopped(config: dict[str, Any], run: Path, step: int) -> Path:
+    """The run after it was asked to stop, which it did after ``step`` iterations."""
+    train_here(config, run, stop_at=step - 1)
+    (checkpoint,) = whole_folders(run / "checkpoints")[:1]
+    assert read_manifest(checkpoint)["step"] == step
+    assert max(record["step"] for record in read_records(run)) == step
+    assert not (run / "checkpoints" / "final").exists()
+    return run
+
+
+def assert_goes_on_exactly(config: dict[str, Any], folder: Path, steps: list[int]) -> None:
+    """An epoch of these runs has 5 steps, a run 10."""
+    train_here(config, folder / "alone")
+    for step in steps:
+        run = stopped(config, folder / f"stopped-after-{step}", step)
+        train_here(config, run)
+        assert_same_run(folder / "alone", run)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_is_stopped_and_goes_on_is_the_run_left_alone(method: str, k: int, tmp_path: Path) -> None:
+    """While the pipe fills, at the end of an epoch, in the middle of one."""
+    assert_goes_on_exactly(tiny_config(method, k, model=DROPOUT), tmp_path, [2, 5, 8])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("fr", {"carry_history": False}),
+        ("ddg", {"carry_history": False}),
+        ("fr", {"warmup": "zero", "bn_stats": "both"}),
+        ("bp", {"checkpoint_activations": True}),
+        ("dni", {"optimizer": {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 1e-3}}),
+    ],
+)
+def test_with_every_setting_of_a_method_too(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """With ``carry_history`` off an epoch's first step discards what a checkpoint behind the last one has in flight."""
+    config = tiny_config(method, 3)
+    config["method"] |= settings
+    assert_goes_on_exactly(config, tmp_path, [2, 5, 6, 7])
+
+
+def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:
+    """Losses between `train` records, windows of a diagnostic, an optimizer with a state of its own."""
+    adam = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-3}
+    sums = {"optimizer": adam, "diagnostics": {"sigma": {"every": 4, "window": 3}}}
+    config = tiny_config("fr", 3, log_every=3, eval_every=2, **sums)
+    train_here(config, tmp_path / "alone")
+    for step in (4, 7):
+        train_here(config, tmp_path / f"{step}", stop_at=step - 1)
+        assert read_manifest(folder_of(tmp_path / f"{step}" / "checkpoints", step))["step"] == step
+        train_here(config, tmp_path / f"{step}")
+        assert_same_run(tmp_path / "alone", tmp_path / f"{step}")
+    assert [record["step"] for record in read_records(tmp_path / "7") if record["kind"] == "sigma"][::4] == [5, 9]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_is_cut_off_again_and_again_is_the_run_left_alone(method: str, tmp_path: Path) -> None:
+    """It goes back to its last checkpoint, and what it had logged behind that is not there twice."""
+    config = tiny_config(method, 3, checkpoint={"every": 2, "keep": 2})
+    train_here(config, tmp_path / "alone")
+    for step in (1, 3, 5, 6, 9):
+        train_here(config, tmp_path / "run", cut_off_at=step)
+    train_here(config, tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+    # A finished run keeps the checkpoint at its end, so that it can be made longer.
+    assert [folder.name for folder in whole_folders(tmp_path / "run" / "checkpoints")] == ["step_00000010"]
+
+
+def test_a_run_that_ends_before_its_last_evaluation_only_evaluates(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 100})
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run")
+    (tmp_path / "run" / "status.json").write_text(
+        (tmp_path / "run" / "status.json").read_text().replace("finished", "failed")
+    )
+    train_here(config, tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def test_current_weights_of_ddg_resume_with_an_empty_pipe_and_say_so(tmp_path: Path) -> None:
+    config = tiny_config("ddg", 3)
+    config["method"]["weights"] = "current"
+    said = train_here(config, stopped(config, tmp_path, 5))
+    assert any("resumes with an empty pipe" in line for line in said)
+    assert [record["step"] for record in read_records(tmp_path) if record["kind"] == "train"] == list(range(1, 11))
+    assert read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 4), (3, 1)])
+def test_with_another_k_weights_and_optimizer_go_on_and_the_method_begins_anew(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    """BP keeps nothing from one iteration to the next, so there it is exact even so."""
+    config = tiny_config("bp", before)
+    train_here(config, tmp_path / "alone")
+    source = stopped(config, tmp_path / "source", 5)
+    said = train_here(tiny_config("bp", after, resume=str(source)), tmp_path / "other")
+    assert any(f"That run had k={before}" in line and "anew" in line for line in said)
+    for name, value in read_weights(tmp_path / "alone").items():
+        assert torch.equal(value, read_weights(tmp_path / "other")[name]), name
+    modules = {record["module"] for record in read_records(tmp_path / "other") if "module" in record}
+    assert modules == set(range(1, after + 1))
+    for method in ("fr", "dni"):
+        source = stopped(tiny_config(method, before), tmp_path / f"{method}-source", 5)
+        train_here(tiny_config(method, after, resume=str(source)), tmp_path / f"{method}-other")
+        steps = [record["step"] for record in read_records(tmp_path / f"{method}-other") if record["kind"] == "train"]
+        assert steps == list(range(1, 11))
+
+
+def test_in_another_directory_with_the_same_k_it_is_exact(tmp_path: Path) -> None:
+    config = tiny_config("fr", 3)
+    train_here(config, tmp_path / "alone")
+    source = stopped(config, tmp_path / "source", 7)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    again = config | {"resume": str(source), "log_every": 1}
+    # Cut off once more before it has a checkpoint of its own: the same command begins where it began.
+    train_here(again, tmp_path / "run", cut_off_at=9)
+    train_here(again, tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_made_longer_in_another_directory(tmp_path: Path) -> None:
+    schedule = {"_target_": "fr_bench.schedules.Constant", "name": "constant"}
+    short = tiny_config("fr", 3, schedule=schedule, epochs=1, checkpoint={"every": 100})
+    train_here(short, tmp_path / "short")
+    long = tiny_config("fr", 3, schedule=schedule, epochs=2)
+    train_here(long, tmp_path / "alone")
+    train_here(long | {"resume": str(tmp_path / "short")}, tmp_path / "longer")
+    assert_same_run(tmp_path / "alone", tmp_path / "longer")
+
+
+def test_the_cuts_in_use_are_kept_whatever_the_partition_says_today(tmp_path: Path) -> None:
+    """Balanced cuts follow from costs, which another version may count otherwise."""
+    config = tiny_config("fr", 3, partition="auto")
+    run = stopped(config, tmp_path / "run", 5)
+    found = (run / "config.yaml").read_text()
+    plan = decide(config, RunDirectory(run), print).plan
+    assert plan is not None
+    moved = [plan.cuts[0], plan.cuts[1] + (1 if plan.cuts[1] < 5 else -1)]
+    text = "\n".join(f"  - {cut}" for cut in plan.cuts)
+    assert text in found
+    (run / "config.yaml").write_text(found.replace(text, "\n".join(f"  - {cut}" for cut in moved)))
+    start = decide(config, RunDirectory(run), print)
+    assert start.plan is not None and start.plan.cuts == moved and start.plan.config["partition"] == "auto"
+    assert start.resumption is None  # and a checkpoint of other cuts does not fit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "module_2.state.pt").write_bytes(b"short"),
+        lambda folder: _flip(folder / "module_1.safetensors"),
+        lambda folder: _flip(folder / "manifest.json"),
+        lambda folder: (folder / "module_3.safetensors").unlink(),
+        lambda folder: (folder / "manifest.json").write_text('{"step": '),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: Any, tmp_path: Path) -> None:
+    config = tiny_config("fr", 3, checkpoint={"every": 3})
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    newest, before = whole_folders(tmp_path / "run" / "checkpoints")
+    assert (newest.name, before.name) == ("step_00000006", "step_00000003")
+    damage(newest)
+    said = train_here(config, tmp_path / "run")
+    assert any(str(newest) in line and "trying the one before" in line for line in said), said
+    assert any("Goes on after step 3 of 10" in line for line in said)
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def _flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_with_no_good_checkpoint_it_starts_anew_and_says_so(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 3})
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    for folder in whole_folders(tmp_path / "run" / "checkpoints"):
+        _flip(folder / "module_1.state.pt")
+    said = train_here(config, tmp_path / "run")
+    assert sum("is damaged" in line for line in said) == 2 and any("it starts anew" in line for line in said)
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path / "run", 5)
+    other = stopped(tiny_config("fr", 2, seed=4), tmp_path / "other", 7)
+    folder_of(other / "checkpoints", 7).rename(folder_of(run / "checkpoints", 7))
+    said: list[str] = []
+    start = decide(config, RunDirectory(run), said.append)
+    assert start.resumption is not None and start.resumption.step == 5
+    assert "seed is 4 there and 3 here" in said[0]
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path: Path) -> None:
+    run = stopped(tiny_config("fr", 2), tmp_path, 5)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = tiny_config("fr", 2, optimizer={"lr": 0.5}, epochs=9, run_dir=str(run))
+    for refuse in (lambda: check_plan(other), lambda: run_training(other, run)):
+        with pytest.raises(ConfigError, match=r"optimizer.lr is 0.05 there and 0.5 here; epochs is 2 there and 9 here"):
+            refuse()
+    # What is only written down may change, and where it is written.
+    decide(tiny_config("fr", 2, log_every=5, trace=2, console="plain", run_dir="elsewhere"), RunDirectory(run), print)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_what_may_change_from_another_run_and_what_may_not(tmp_path: Path) -> None:
+    source = str(stopped(tiny_config("fr", 2), tmp_path / "source", 5))
+    directory = RunDirectory(tmp_path / "new")
+    start = decide(tiny_config("fr", 2, epochs=4, max_steps=17, threads=1, resume=source), directory, print)
+    assert start.plan is not None and start.plan.num_steps == 17 and start.resumption is not None
+    with pytest.raises(ConfigError, match=r"batch_size is 8 there and 4 here; only epochs, max_steps, k"):
+        decide(tiny_config("fr", 2, batch_size=4, resume=source), directory, print)
+    with pytest.raises(ConfigError, match=r"after step 5, this run ends after 3; more epochs"):
+        decide(tiny_config("fr", 2, max_steps=3, resume=source), directory, print)
+    with pytest.raises(ConfigError, match="must be auto, never or the directory of a run"):
+        check_plan(tiny_config("fr", 2, resume="atuo", run_dir=str(tmp_path / "new")))
+    with pytest.raises(ConfigError, match="partition is"):
+        decide(tiny_config("fr", 2, partition=[1], resume=source), directory, print)
+    assert not directory.path.exists()
+
+
+def test_a_null_and_a_key_that_is_not_there_are_the_same() -> None:
+    assert differences({"a": 1}, {"a": 1, "new": None}) == []
+    assert differences({"a": {"b": [1, 2]}}, {"a": {"b": [1]}}) == ["a.b is [1, 2] there and [1] here"]
+
+
+def test_an_unfinished_run_is_evaluated_at_its_last_checkpoint(tmp_path: Path) -> None:
+    """Which lies before the evaluation of its step, so the two must agree."""
+    config = tiny_config("fr", 3)
+    train_here(config, tmp_path / "alone")
+    stopped(config, tmp_path / "run", 5)
+    folder, which = find_weights(tmp_path / "run" / "checkpoints")
+    assert which == "weights after step 5"
+    found = evaluate_weights(read_config(tmp_path / "run") | {"transport": "serial"}, folder)
+    (record, _) = [record for record in read_records(tmp_path / "alone") if record["kind"] == "eval"]
+    assert found["test_loss"] == record["test_loss"]
+
+
+def test_never_starts_in_a_new_directory_alone(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    with pytest.raises(ConfigError, match="choose another run_dir"):
+        run_training(config | {"resume": "never"}, run)
+
+
+def test_a_finished_run_is_said_to_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config("fr", 2)
+    train_here(config, tmp_path)
+    directory = RunDirectory(tmp_path)
+    directory.write_summary({"best_test_error": 0.5})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert run_training(config, tmp_path) == {"best_test_error": 0.5}
+    assert "holds this run, finished; nothing to do" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def with_status(run: Path, **fields: Any) -> None:
+    status = json.loads((run / "status.json").read_text()) | fields
+    (run / "status.json").write_text(json.dumps(status))
+
+
+def test_a_run_whose_process_is_alive_is_refused(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    alive = {"state": "running", "pid": os.getpid(), "host": socket.gethostname()}
+    with_status(run, **alive, heartbeat=time.time())
+    with pytest.raises(ConfigError, match=f"a run is going on there .process {os.getpid()} on"):
+        run_training(config, run)
+    # Silent for an hour: nobody is there, or another process has its number by now.
+    with_status(run, **alive, heartbeat=time.time() - 3600)
+    assert decide(config, RunDirectory(run), print).resumption is not None
+    # Killed a moment ago, on this machine: its process is seen to be gone, whatever the heartbeat says.
+    with_status(run, state="running", pid=2**22 + 1, host=socket.gethostname(), heartbeat=time.time())
+    assert decide(config, RunDirectory(run), print).resumption is not None
+
+
+def test_a_sign_of_life_from_another_machine_is_waited_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cluster may start a job again elsewhere a second after it killed it here."""
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    with_status(run, state="running", pid=1, host="another-machine", heartbeat=time.time() - 23)
+    assert decide(config, RunDirectory(run), print).resumption is not None
+    assert "waiting up to" in capsys.readouterr().err
+
+
+def test_of_two_that_find_the_same_run_one_gets_it(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    one, two = RunDirectory(run), RunDirectory(run)
+    first, second = one.find(), two.find()
+    assert first is not None and second is not None
+    one.take_over(first)
+    with pytest.raises(ConfigError, match="another process has just taken it"):
+        two.take_over(second)
+
+
+def test_records_behind_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 5, "keep": 1})
+    train_here(config, tmp_path, cut_off_at=8)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"kind": "train", "step": 9, "lo')
+    start = decide(config, RunDirectory(tmp_path), print)
+    records = bring_records(start, RunDirectory(tmp_path))
+    left = read_records(tmp_path)
+    assert left == records.kept and len(left) == 5 + 2
+    assert {(record["kind"], record["step"]) for record in left} == {*[("train", s) for s in range(1, 6)], ("time", 5)}
+    assert {(record["kind"], record["step"]) for record in records.dropped} == {
+        *[("train", s) for s in (6, 7, 8)], ("eval", 5), ("memory", 5),
+    }  # fmt: skip
+
+
+def test_a_checkpoint_is_read_without_running_code_and_named_by_blocks(tmp_path: Path) -> None:
+    folder = folder_of(stopped(tiny_config("fr", 3), tmp_path, 5) / "checkpoints", 5)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(
+        ["manifest.json", *[f"module_{k}.{end}" for k in (1, 2, 3) for end in ("safetensors", "state.pt")]]
+    )
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step_00000005\n"
+    weights = {name for k in (1, 2, 3) for name in load_file(folder / f"module_{k}.safetensors")}
+    assert {name.partition(".")[0] for name in weights} == {"stem", "head", *[f"block{n}" for n in range(1, 5)]}
+    state = torch.load(folder / "module_1.state.pt", weights_only=True)
+    assert [batch for batch, _ in state["method"]["kept"]] == [3, 4]
+    manifest = read_manifest(folder)
+    assert manifest["cuts"] == [2, 4] and manifest["config"]["method"]["name"] == "fr"
