@@ -80,6 +80,10 @@ def test_every_method_declares_what_it_keeps_and_learns_from(capsys: pytest.Capt
         "dni": ("graph", "synthetic", "current", False),
         "ddg": ("graphs", "delayed", "stale", False),
         "fr": ("inputs", "delayed", "current", True),
+        "gpipe": ("all micro-batches", "true", "current", False),
+        "1f1b": ("few micro-batches", "true", "current", False),
+        "zero_bubble": ("parts", "true", "current", False),
+        "ddp": ("share", "true", "current", False),
     }
     doctor.main([])
     text = capsys.readouterr().out

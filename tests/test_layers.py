@@ -10,6 +10,8 @@ import pytest
 # What stands below the worker sees neither the config system nor W&B, not even through something it imports.
 COMPUTING = [
     *[f"methods.{name}" for name in ("base", "policy", "delayed", "bp", "fr", "ddg", "dni", "synthesizer")],
+    *[f"methods.{name}" for name in ("pipeline", "data_parallel")],
+    "pipelining",
     *[f"transport.{name}" for name in ("channel", "spec", "side", "link", "open", "ipc", "distributed")],
     *["trainer", "module", "network", "evaluation", "diagnostics", "memory", "meter", "stopwatch", "schedules"],
 ]

@@ -17,9 +17,11 @@ from fr_bench.environment import cpu_model, gpu_driver, gpus, usable_cores, vers
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
+from fr_bench.methods.data_parallel import DataParallel
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, ZeroBubble
 from fr_bench.methods.policy import Policy
 from fr_bench.run_directory import strict_json
 from fr_bench.transport.choose import SHARED_MEMORY, choose_transport, module_devices, why_not
@@ -30,6 +32,10 @@ METHODS: dict[str, type[Method]] = {
     "dni": DecoupledNeuralInterfaces,
     "ddg": DecoupledDelayedGradients,
     "fr": FeaturesReplay,
+    "gpipe": GPipe,
+    "1f1b": OneForwardOneBackward,
+    "zero_bubble": ZeroBubble,
+    "ddp": DataParallel,
 }
 TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
 
