@@ -22,8 +22,8 @@ METHOD_NAMES = {
     "fr": "FR",
     "gpipe": "GPipe",
     "1f1b": "1F1B",
-    "interleaved": "interleaved 1F1B",
-    "zero_bubble": "zero bubble",
+    "interleaved": "Interleaved 1F1B",
+    "zero_bubble": "Zero bubble",
     "ddp": "DDP",
     "plain": "Plain",
 }

@@ -1,7 +1,7 @@
 """How figures look: one colour, line, marker and hatch a method, the same everywhere; sizes for a page or a slide.
 
-Colours are those of Okabe and Ito (2008) and, when these are used up, of Tol (2021), which the colour-blind can tell
-apart; in grey, lines, markers and hatches still can be.
+Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart; in grey, lines, markers and hatches
+still can be.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ LOOKS = {
     "cdni": Look("#CC79A7", (0, (4, 1, 1, 1)), "^", "---"),
     "gpipe": Look("#009E73", (0, (8, 2)), "P", "\\\\\\"),
     "1f1b": Look("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "p", "+++"),
-    "interleaved": Look("#332288", (0, (10, 2, 1, 2)), "X", "**"),
-    "zero_bubble": Look("#117733", (0, (4, 2, 4, 2, 1, 2)), "d", "/\\"),
+    # Okabe and Ito have no more: two of Tol's muted colours (2021), light and dark, with a line and hatch of their own.
+    "interleaved": Look("#DDCC77", (0, (2, 1, 2, 3)), "8", "**"),
+    "zero_bubble": Look("#AA4499", (0, (10, 1, 2, 1)), "X", "OO"),
     "ddp": Look("#999999", (0, (3, 1)), "h", "ooo"),
     "plain": Look("#666666", (0, (2, 2)), "*", "|||"),
 }
@@ -91,8 +92,8 @@ LOOKS = {
 OTHERS = (
     Look("#882255", (0, (7, 1, 1, 1)), ">", "//"),
     Look("#44AA99", (0, (2, 1)), "<", "\\\\"),
-    Look("#999933", (0, (9, 2, 2, 2)), "8", "xx"),
-    Look("#661100", (0, (3, 2, 1, 2)), "H", ".."),
+    Look("#999933", (0, (9, 2, 2, 2)), "d", "xx"),
+    Look("#332288", (0, (3, 2, 1, 2)), "H", ".."),
 )
 # A method's second, third, ... variant in one figure keeps its colour and differs in line and marker.
 VARIANT_LINES = ((0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 3)))
