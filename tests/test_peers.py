@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fr_bench.categories import CATEGORIES
 from fr_bench.cli import main
+from fr_bench.dry_run import report
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
@@ -267,3 +268,19 @@ def test_a_peer_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(method: str
     assert rest.losses == whole.losses and rest.evaluations[-1] == whole.evaluations[-1]
     assert rest.weights.keys() == whole.weights.keys()
     assert all(torch.equal(value, whole.weights[name]) for name, value in rest.weights.items())
+
+
+def test_a_dry_run_tells_a_pipelines_time_and_why_zero_bubbles_memory_is_not_predicted() -> None:
+    text = report(tiny_config("zero_bubble", 2, "auto", memory_limit_gb=None))
+    assert "what the method keeps depends on more than its policy tells" in text
+    assert "predicted time" in text and "a micro-batch is taken to cost its share of the batch" in text
+
+
+def test_the_sufficient_direction_of_a_pipeline_is_that_of_bp(tmp_path: Path) -> None:
+    """Without batch norm a sum over micro-batches is the gradient of the batch."""
+    changes = {"model": WITHOUT_NORM, "precision": "fp64", "diagnostics": {"sigma": {"every": 2, "window": 1}}}
+    result = run_processes(tiny_config("1f1b", 2, "auto", trace=2, **changes), tmp_path)
+    assert {record["module"] for record in result.of("sigma")} == {0, 1, 2}
+    assert all(record["sigma"] == pytest.approx(1, abs=1e-12) for record in result.of("sigma"))
+    names = {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"play", "backward", "loss", "step", "wait neighbours"} <= names

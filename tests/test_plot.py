@@ -201,6 +201,17 @@ def test_waiting_in_one_process_is_left_out(tmp_path):
     assert isinstance(left_out, Omission) and "one process" in left_out.reason
 
 
+def test_waiting_that_a_method_cannot_tell_is_left_out_and_not_drawn_as_none(tmp_path):
+    records = records_of_a_run(2)
+    for record in records:
+        record.pop("wait_s", None)
+    write_run(tmp_path / "0", "ddp", records=records)
+    left_out = draw(tmp_path)["waiting-k2"]
+    assert isinstance(left_out, Omission) and "no run records its waiting" in left_out.reason
+    write_run(tmp_path / "1", "fr", records=records_of_a_run(2))
+    assert [group.method for group in draw(tmp_path)["waiting-k2"].groups] == ["fr"]
+
+
 # --- speed-up
 
 

@@ -34,7 +34,9 @@ def memory_table(plan: Plan) -> list[str]:
     """Lines of text: predicted MiB of every module by category, and their sum; empty categories are left out."""
     predicted = plan.predicted_memory
     if not all(predicted):
-        return ["is not predicted under bf16, which saves casts that a pass of shapes alone does not see"]
+        if plan.config["precision"] == "bf16":
+            return ["is not predicted under bf16, which saves casts that a pass of shapes alone does not see"]
+        return ["is not predicted: what the method keeps depends on more than its policy tells"]
     columns = [category for category in CATEGORIES if any(found[category] for found in predicted)]
     rows = [["module", "device", *columns, "sum"]]
     for k, found in enumerate(predicted, start=1):

@@ -18,11 +18,17 @@ from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
 from fr_bench.methods.policy import Policy
 from fr_bench.models import build_blocks
 from fr_bench.plan import Plan, place_on_meta, trace_modules
 from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Schedule, Setup, group_blocks, make_schedule, simulate
 from fr_bench.simulation.locked import locked
+
+
+def _pipeline(setup: Setup, method: type[SynchronousPipeline], policy: Policy) -> Schedule:
+    return make_schedule(method.schedule, setup, num_microbatches=policy.num_microbatches)
+
 
 # By class, not by name: a user's own method may be called as it likes.
 SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
@@ -30,6 +36,9 @@ SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
     FeaturesReplay: lambda setup, policy: make_schedule("fr", setup),
     DecoupledDelayedGradients: lambda setup, policy: make_schedule("ddg", setup),
     DecoupledNeuralInterfaces: lambda setup, policy: make_schedule("dni", setup),
+    GPipe: lambda setup, policy: _pipeline(setup, GPipe, policy),
+    OneForwardOneBackward: lambda setup, policy: _pipeline(setup, OneForwardOneBackward, policy),
+    ZeroBubble: lambda setup, policy: _pipeline(setup, ZeroBubble, policy),
 }
 
 
@@ -77,6 +86,8 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
     if has_companion and plan.k > 1:
         notes.append("steps of the synthesizers' optimizers are not counted")
+    if issubclass(method, SynchronousPipeline):
+        notes.append("a micro-batch is taken to cost its share of the batch")
     if method is DecoupledDelayedGradients and plan.k > 1:
         notes.append("copies of weights for the stash are not counted")
     return TimePrediction(step_s, fill_s, measured_on(plan), [*sharing, *notes])
