@@ -14,6 +14,7 @@ the size and the checksum of every file, and a checksum of itself. Nothing here 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -208,7 +209,9 @@ def remove_after(checkpoints: Path, step: int) -> None:
 
 
 def remove(folders: Iterable[Path]) -> None:
-    """Removes checkpoints, the manifest first, so that a half removed one is never taken for a whole one."""
+    """Removes checkpoints, as far as that can be done, the manifest first: a half removed one is never taken for a
+    whole one."""
     for folder in folders:
-        (folder / MANIFEST).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / MANIFEST).unlink()
         shutil.rmtree(folder, ignore_errors=True)
