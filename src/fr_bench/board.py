@@ -19,8 +19,9 @@ The same holds for "stop after t". Only module 1 needs to hear of a signal, and 
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import MutableSequence
+
+from fr_bench import nursery
 
 # Words of the board, and who writes each.
 _STOP_REQUESTED, _PAUSE_STEP, _STOP_STEP, _SETTLED_STEP = range(4)  # parent, module 1, module 1, parent
@@ -38,7 +39,7 @@ class Board:
     @classmethod
     def shared(cls) -> Board:
         """A board that processes started with it as an argument share with this one."""
-        return cls(multiprocessing.get_context("spawn").RawArray("q", _INITIAL))
+        return cls(nursery.context().RawArray("q", _INITIAL))
 
     def request_stop(self) -> None:
         """The parent: all modules shall finish a common step, save and end."""

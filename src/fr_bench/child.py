@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import MutableSequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -16,21 +18,42 @@ if TYPE_CHECKING:
     from fr_bench.supervisor import ProcessTask
 
 PR_SET_PDEATHSIG = 1
+# Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what they mean,
+# and ends us with SIGKILL.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process would have from its parent, were it not forked from a server that may be older than they are."""
+
+    folder: str
+    variables: dict[str, str]
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        return cls(os.getcwd(), dict(os.environ))
+
+    def adopt(self) -> None:
+        """Makes them this process's own."""
+        os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.variables)
 
 
 def main(
-    parent_pid: int,
+    surroundings: Surroundings,
     log_path: str,
     task: ProcessTask,
     connection: Connection,
     progress: MutableSequence[int],
 ) -> None:
-    """Entry point of a spawned process: runs ``task`` and ends the process without returning."""
-    die_with_parent(parent_pid)
-    # Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what
-    # they mean, and ends us with SIGKILL.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
+    """Entry point of a process: runs ``task`` and ends the process without returning."""
+    die_with_parent()
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    surroundings.adopt()
     redirect_output(log_path)
 
     from fr_bench.reporter import Reporter
@@ -50,11 +73,12 @@ def main(
     os._exit(exit_code)
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel to kill this process when its parent dies, however that dies (Linux)."""
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when the one that started or forked it dies, however that dies (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before we asked
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before we asked
         os._exit(1)
 
 

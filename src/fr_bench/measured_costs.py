@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.multiprocessing
 from torch import Tensor, nn
 
-from fr_bench.child import die_with_parent
+from fr_bench import child, nursery
 from fr_bench.components import bind, check_callable
 from fr_bench.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.data import SeededOrder, TrainImages
@@ -199,9 +198,9 @@ def _copy_s_per_byte() -> float:
 
 def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
     """A process of its own: the parent's threads, settings and device stay as they are."""
-    context = torch.multiprocessing.get_context("spawn")
+    context = nursery.context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child_main, args=(os.getpid(), sender, task), daemon=True)
+    process = context.Process(target=_child_main, args=(child.Surroundings.here(), sender, task), daemon=True)
     process.start()
     sender.close()  # ours; so that its end is the end of the pipe
     try:
@@ -218,8 +217,9 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
     return answer
 
 
-def _child_main(parent_pid: int, sender: Connection, task: MeasuringTask) -> None:
-    die_with_parent(parent_pid)
+def _child_main(surroundings: child.Surroundings, sender: Connection, task: MeasuringTask) -> None:
+    child.die_with_parent()
+    surroundings.adopt()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
     try:
         sender.send(measure(task))

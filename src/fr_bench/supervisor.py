@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
-import torch.multiprocessing
 
-from fr_bench import child
+from fr_bench import child, nursery
 from fr_bench.board import Board
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.plan import Plan
@@ -144,7 +142,7 @@ class Supervisor:
         board: Board | None = None,
     ) -> None:
         self._board = board
-        context = torch.multiprocessing.get_context("spawn")
+        context = nursery.context()
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
@@ -162,9 +160,8 @@ class Supervisor:
     def _start(self, context: Any, task: ProcessTask) -> None:
         receiving, sending = context.Pipe(duplex=False)
         log_path = str(self._run_directory / f"rank_{task.modules[0]}.log")
-        process = context.Process(
-            target=child.main, args=(os.getpid(), log_path, task, sending, self._progress), daemon=True
-        )
+        arguments = (child.Surroundings.here(), log_path, task, sending, self._progress)
+        process = context.Process(target=child.main, args=arguments, daemon=True)
         process.start()
         sending.close()  # so that the pipe ends when the child does
         self._modules.append(task.modules[0])
