@@ -9,7 +9,9 @@ it has played t. Nobody can miss it, and nobody can look too early:
 
   - Not too early: module k has h_{k-1}^t, which module k-1 made out of h_{k-2}^t, and so on down to h_1^t, which
     module 1 sent after it had written. A message orders memory: what was written before the send is seen after
-    the receipt (a semaphore under ipc, the kernel's locks under a socket, program order in one process).
+    the receipt (a semaphore under ipc, the kernel's locks under a socket, program order in one process). Under nccl
+    the host is ahead of what it has queued, so there the modules pause, and look, only after iterations at whose end
+    they wait for their device anyway: those of the `train` records.
   - Not too late: module 1 writes the next pause in a later iteration, which begins behind a barrier that module k
     reaches only after it has looked. Until then the word stays as it is, and the question is never "shall I
     pause?" but "is it after this very t?", so that an older or a newer answer counts as no.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,20 @@ class Interval:
         if self.every is not None and step // self.every > last_step // self.every:
             return True
         return self.minutes is not None and seconds_since >= 60 * self.minutes
+
+
+@dataclass(frozen=True)
+class DeviceQueue:
+    """Where receives are queued on the device (nccl) and the host runs ahead of them: having received features, as
+    :class:`Board` asks for, then means to have waited for the device. That is done where the loop waits anyway.
+
+    Attributes:
+        device: to wait for.
+        waits_after: whether the loop waits for the device after so many iterations.
+    """
+
+    device: torch.device
+    waits_after: Callable[[int], bool]
 
 
 class Saved(threading.Thread):
@@ -103,9 +117,19 @@ class Checkpointer:
         checkpoints: the folder.
         reporter: to the parent.
         start: iterations that were completed before.
+        queue: None where the host itself waits for a message.
     """
 
-    def __init__(self, board: Board, interval: Interval, checkpoints: Path, reporter: Reporter, start: int) -> None:
+    def __init__(
+        self,
+        board: Board,
+        interval: Interval,
+        checkpoints: Path,
+        reporter: Reporter,
+        start: int,
+        queue: DeviceQueue | None = None,
+    ) -> None:
+        self._queue = queue
         self._board = board
         self._interval = interval
         self._checkpoints = checkpoints
@@ -118,6 +142,8 @@ class Checkpointer:
     def announce(self, t: int) -> None:
         """Module 1, before it sends the features of iteration ``t``: says on the board whether all pause after it."""
         step = t + 1
+        if self._queue is not None and not self._queue.waits_after(step):
+            return
         stop = self._board.stop_is_requested and step < self._interval.num_steps  # at its end it stops anyway
         if stop or step == self._interval.num_steps:
             if stop or self._interval.is_on:
@@ -135,6 +161,10 @@ class Checkpointer:
 
     def pauses_at(self, step: int) -> bool:
         """Whether there is a checkpoint after ``step`` iterations. See :class:`Board` for when this may be asked."""
+        if self._queue is not None:
+            if not self._queue.waits_after(step):
+                return False
+            torch.cuda.current_stream(self._queue.device).synchronize()
         return self._board.pauses_at(step)
 
     def stops_at(self, step: int) -> bool:

@@ -27,6 +27,8 @@ POLL_S = 0.2
 GRACE_S = 0.5
 # How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
 STOP_WITHIN_S = 25.0
+# One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
+SAME_WISH_S = 1.0
 BEFORE_TRAINING = -1
 
 SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
@@ -41,7 +43,8 @@ class SignalWatch:
 
     def __init__(self, max_time_s: float = float("inf")) -> None:
         self.received: int | None = None
-        self._num_received = 0
+        self._signaled_at_s = float("inf")  # monotonic
+        self._is_insisting = False
         self._asked_at_s = float("inf")  # monotonic
         self._ends_at_s = time.monotonic() + max_time_s
         self._max_time_s = max_time_s
@@ -49,9 +52,11 @@ class SignalWatch:
 
     def handle(self, number: int, _frame: Any) -> None:
         """The signal handler."""
-        self.received = self.received or number
-        self._num_received += 1
-        self._asked_at_s = min(self._asked_at_s, time.monotonic())
+        now_s = time.monotonic()
+        self._is_insisting = self.received is not None and now_s >= self._signaled_at_s + SAME_WISH_S
+        if self.received is None:
+            self.received, self._signaled_at_s = number, now_s
+        self._asked_at_s = min(self._asked_at_s, now_s)
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -62,8 +67,8 @@ class SignalWatch:
 
     @property
     def is_impatient(self) -> bool:
-        """Whether it shall end at once: a second signal came, or a step and its checkpoint take too long."""
-        return self._num_received > 1 or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
+        """Whether it shall end at once: a second signal came later on, or a step and its checkpoint take too long."""
+        return self._is_insisting or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
 
     @property
     def reason(self) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fr_bench.board import Board
-from fr_bench.checkpointer import Checkpointer, Interval
+from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
@@ -102,6 +102,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         task.run_directory / "checkpoints",
         reporter,
         start=task.resumption.step if task.resumption is not None else 0,
+        queue=DeviceQueue(devices[0], extent.logs) if plan.transport == "nccl" else None,
     )
     trainer = Trainer(
         players,

@@ -1,0 +1,44 @@
+"""When modules may pause together, and when a signal means haste."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from harness import ListConnection
+from test_faults import Run, start  # noqa: F401  # start is a fixture
+
+from fr_bench.board import Board
+from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
+from fr_bench.reporter import Reporter
+
+
+def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None) -> Checkpointer:
+    reporter = Reporter(ListConnection(), [-1])  # type: ignore[arg-type]
+    return Checkpointer(board, Interval(every=3, minutes=None, num_steps=25), folder, reporter, 0, queue)
+
+
+def test_where_the_host_runs_ahead_modules_pause_only_where_they_wait_for_the_device(tmp_path: Path) -> None:
+    """Under nccl. What is due in between comes at the next such step, the end of the run among them."""
+    board = Board()
+    queue = DeviceQueue(torch.device("cpu"), lambda step: step % 10 == 0 or step == 25)
+    module_1, another = (checkpointer(board, tmp_path, queue) for _ in range(2))
+    board.request_stop()
+    for t in range(9):
+        module_1.announce(t)
+        assert board.stop_step is None
+        assert not another.pauses_at(t + 1)
+    module_1.announce(9)
+    assert board.stop_step == 10
+
+
+def test_a_signal_that_is_told_twice_at_once_is_one(start: Callable[..., Run]) -> None:  # noqa: F811
+    """As `timeout` does: to its child, and then to the group of both."""
+    run = start()
+    for _ in range(2):
+        os.kill(run.process.pid, signal.SIGTERM)
+    code, stderr = run.end()
+    assert code == 75 and "stopped by SIGTERM after step " in stderr
