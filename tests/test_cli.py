@@ -309,7 +309,7 @@ MISTAKES = [
     (["wandb.mdoe=online"], ["wandb.mdoe=online", "'wandb.mode'", "tags"]),
     (["hydra.sweep.dirr=x"], ["hydra.sweep.dirr=x", "'hydra.sweep.dir'"]),
     (["+sede=3"], ["+sede=3", "'seed'"]),
-    (["method=frr"], ["method=frr", "'fr'", "Available: bp, "]),
+    (["method=frr"], ["method=frr", "'fr'", "Available: 1f1b, bp, "]),
     (["experiment=quickstrat"], ["experiment=quickstrat", "'quickstart'"]),
     (["dataset=null"], ["dataset=null"]),
     (["k"], ["'k'", "key=value"]),

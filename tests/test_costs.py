@@ -306,7 +306,8 @@ def test_other_conditions_are_measured_anew_and_another_seed_method_or_k_is_not(
         {"model": {"width": 16}}, {"optimizer": {"momentum": 0.0}}, {"dataset": {"augmentation": {}}},
     ]  # fmt: skip
     for changes in same + other:
-        make_plan(tiny_config(**{"method": "fr", "k": 2, "partition": "measured"} | changes))
+        settings = {"method": "fr", "k": 2, "partition": "measured"} | changes
+        make_plan(tiny_config(settings.pop("method"), settings.pop("k"), **settings))
     assert len(measured) == len(list(cache.iterdir())) == 1 + len(other)
 
 

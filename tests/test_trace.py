@@ -22,11 +22,12 @@ def record(method: str, folder: Path, transport: str = "ipc", trace: int = 20) -
 
 
 def overlaps(events: list[dict[str, Any]]) -> int:
-    """How often module 1 begins to play batch t+1 while module K still works on batch t."""
+    """How often module 1 begins to play batch t+1 while module K still makes the gradient of batch t. (Its step, and
+    what is left of a message that has already arrived, are no lock.)"""
     plays = {e["args"]["batch"]: e["ts"] for e in events if e["tid"] == 1 and e["name"] == "play"}
     ends: dict[int, float] = {}
     for event in events:
-        if event["tid"] == K and event["cat"] == "work":
+        if event["tid"] == K and event["name"] in ("play", "loss", "backward"):
             ends[event["args"]["batch"]] = max(ends.get(event["args"]["batch"], 0), event["ts"] + event["dur"])
     return sum(plays[t + 1] < end for t, end in ends.items() if t + 1 in plays)
 

@@ -1,0 +1,60 @@
+"""A run's processes are forked from a server, and are none the worse for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fr_bench.child import IGNORED
+from fr_bench.reporter import Reporter
+from fr_bench.supervisor import Supervisor, watch_signals
+
+
+@dataclass
+class Look:
+    """A process that tells what it finds."""
+
+    modules: list[int]
+
+    def run(self, reporter: Reporter) -> None:
+        reporter.send(
+            "found",
+            module=self.modules[0],
+            folder=os.getcwd(),
+            variable=os.environ.get("FR_BENCH_TEST"),
+            has_torch="torch._dynamo" in sys.modules,
+            ignored=all(signal.getsignal(number) == signal.SIG_IGN for number in IGNORED),
+            server=os.getppid(),
+        )
+
+
+def look(folder: Path, num_processes: int) -> list[dict[str, Any]]:
+    def make(_: Any, __: int | None) -> list[Look]:
+        return [Look([number]) for number in range(1, num_processes + 1)]
+
+    with watch_signals() as signals, Supervisor(make, num_processes, folder, needs_store=False) as supervisor:
+        found = [event for event in supervisor.events(signals) if event and event["event"] == "found"]
+    return sorted(found, key=lambda event: event["module"])
+
+
+def test_each_process_has_the_folder_and_the_variables_of_this_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = set()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setenv("FR_BENCH_TEST", name)
+        for event in look(tmp_path, 2):
+            assert (event["folder"], event["variable"]) == (str(tmp_path / name), name)
+            assert event["has_torch"] and event["ignored"]
+            servers.add(event["server"])
+    monkeypatch.delenv("FR_BENCH_TEST")
+    assert look(tmp_path, 1)[0]["variable"] is None
+    assert len(servers) == 1 and os.getpid() not in servers
