@@ -32,7 +32,7 @@ from fr_bench.data import SeededOrder, TrainImages
 from fr_bench.environment import cpu_model
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
-from fr_bench.torch_settings import configure_torch
+from fr_bench.torch_settings import configure_torch, keep_freed_memory
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits
 NUM_LOADED, NUM_COPIES, COPIED_BYTES = 9, 9, 2**24  # ResNet-164's messages have 8 to 32 MiB, at batches of 128
@@ -220,6 +220,7 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
 def _child_main(surroundings: child.Surroundings, sender: Connection, task: MeasuringTask) -> None:
     child.die_with_parent()
     surroundings.adopt()
+    keep_freed_memory()  # as in the processes of a run
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
     try:
         sender.send(measure(task))

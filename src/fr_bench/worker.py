@@ -25,7 +25,7 @@ from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
-from fr_bench.torch_settings import configure_torch
+from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
@@ -59,6 +59,7 @@ class WorkerTask:
 
     def run(self, reporter: Reporter) -> None:
         """See :func:`run_worker`."""
+        keep_freed_memory()
         run_worker(self, reporter)
 
 
