@@ -206,6 +206,7 @@ def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Pa
     sink = WandbSink(tmp_path, CONFIG, mode="offline", project="p", group="my-group", name="my-name")
     sink.write(train_record(1))
     sink.finish(None, 130)
+    wandb.teardown()
     records = list(wandb_records(tmp_path))
     (run,) = [record.run for record in records if record.HasField("run")]
     assert (run.run_id, run.run_group, run.display_name) == ("abcd1234", "my-group", "my-name")
