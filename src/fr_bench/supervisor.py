@@ -180,13 +180,15 @@ class Supervisor:
         """The processes of a training run."""
 
         def make_tasks(context: Any, store_port: int | None) -> list[WorkerTask]:
-            ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
+            ports = [ModulePorts()] * plan.size
+            if plan.transport == "ipc":
+                ports = [port for _ in range(plan.num_replicas) for port in make_ports(context, plan.num_modules)]
             return [
-                WorkerTask(plan, modules, [ports[k - 1] for k in modules], store_port, run_directory, board, resumption)
-                for modules in plan.modules_by_process
+                WorkerTask(plan, numbers, [ports[n - 1] for n in numbers], store_port, run_directory, board, resumption)
+                for numbers in plan.numbers_by_process
             ]
 
-        return cls(make_tasks, plan.k, run_directory, needs_store=plan.transport != "serial", board=board)
+        return cls(make_tasks, plan.size, run_directory, needs_store=plan.transport != "serial", board=board)
 
     def __enter__(self) -> Supervisor:
         return self
