@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fr_bench.atomic import replace_file
 from fr_bench.balance import Balance
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
 from fr_bench.bench.forecast import make_forecast
@@ -148,10 +149,7 @@ class Bench:
             "rows": [row.as_json() for row in self.rows()],
             "failures": self.failures,
         }
-        path = self.folder / "bench.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(strict_json(content, indent=1) + "\n")
-        temporary.replace(path)
+        replace_file(self.folder / "bench.json", strict_json(content, indent=1) + "\n")
 
 
 def limit_uncontended(contender: Contender) -> float | None:
