@@ -66,6 +66,7 @@ CONFIG: dict[str, Any] = {
     },
     "optimizer": {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
     "schedule": {"_target_": "fr_bench.schedules.MultiStep", "name": "multistep", "milestones": [0.5], "gamma": 0.1},
+    "replicas": 1,
     "seed": 3,
     "epochs": 2,
     "max_steps": None,

@@ -254,7 +254,7 @@ def test_a_killed_process_is_the_first_cause_by_name(method: str, tmp_path: Path
 def test_a_plan_predicts_what_the_policy_tells(method: str) -> None:
     plan = make_plan(tiny_config(method, 2, "gloo", partition="auto"))
     policy = check_components(plan.config).policy()
-    assert plan.num_parts == policy.num_parts(2)
+    assert plan.num_parts == policy.num_microbatches and plan.num_replicas == (2 if method == "ddp" else 1)
     assert all(bool(found) == policy.is_predictable for found in plan.predicted_memory)
     assert [each["batch_delay"] for each in plan.staleness] == [0, 0]
 

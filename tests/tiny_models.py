@@ -73,11 +73,14 @@ def faulty(input_shape: tuple[int, int, int], num_classes: int, at: int = 9) -> 
     return blocks
 
 
-def without_norm(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
-    """Two convolutions and a linear layer: every sample on its own."""
-    stem = nn.Sequential(nn.Conv2d(input_shape[0], 8, 3, padding=1), nn.ReLU())
-    body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
-    return [("stem", stem), ("body", body), ("pool", Pool()), ("head", nn.Linear(8, num_classes))]
+def without_norm(
+    input_shape: tuple[int, int, int], num_classes: int, width: int = 8, depth: int = 1
+) -> list[tuple[str, nn.Module]]:
+    """``depth`` + 1 convolutions and a linear layer: every sample on its own."""
+    stem = nn.Sequential(nn.Conv2d(input_shape[0], width, 3, padding=1), nn.ReLU())
+    body = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()) for _ in range(depth)]
+    named = [("body" if depth == 1 else f"body{index}", block) for index, block in enumerate(body, start=1)]
+    return [("stem", stem), *named, ("pool", Pool()), ("head", nn.Linear(width, num_classes))]
 
 
 class Pool(nn.Module):

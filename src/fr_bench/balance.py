@@ -32,7 +32,7 @@ class Balance:
         blocks: of the network, on ``meta``, in the run's dtype and memory format.
         x: a mini-batch, on ``meta``.
         num_classes: of the data set.
-        devices: of modules 1..K.
+        devices: of modules 1..K, replica by replica.
         threads: of a module.
         transport: by name; the memory of its buffers counts.
     """
@@ -50,7 +50,7 @@ class Balance:
     @property
     def num_modules(self) -> int:
         """K, or 1 where every process has the whole network."""
-        return 1 if self.method.policy(**self.hyper_parameters).replicates else len(self.devices)
+        return 1 if self.method.policy(**self.hyper_parameters).replicates else int(self.config["k"])
 
     @cached_property
     def costs(self) -> ModuleCosts:
@@ -94,7 +94,7 @@ class Balance:
             return [1.0] * len(self.devices)
         parts = module_slices(cuts, len(self.blocks))
         busy_s = [self.costs(part.start, part.stop, k) for k, part in enumerate(parts, start=1)]
-        return [module_s / max(busy_s) for module_s in busy_s]
+        return [module_s / max(busy_s) for module_s in busy_s] * (len(self.devices) // len(busy_s))
 
     def check_limit(self, predicted_memory: Sequence[dict[str, int]]) -> None:
         """Refuses cuts that were given, not searched, and break the memory limit.
@@ -129,7 +129,7 @@ class Balance:
         optimizer_of = bind(self.config["optimizer"])
         memory = BlockMemory(
             self.blocks, self.x, self.num_modules, self.method, self.hyper_parameters, optimizer_of, self.transport,
-            self.num_classes,
+            self.num_classes, self.config.get("replicas", 1) > 1,
         )  # fmt: skip
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]

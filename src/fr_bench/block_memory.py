@@ -32,6 +32,7 @@ class BlockMemory:
         optimizer_of: Any,
         transport: str,
         num_classes: int,
+        sums_gradients: bool = False,
     ) -> None:
         """``blocks`` and the mini-batch ``x`` are on ``meta``; for the rest see ``predict``."""
         self._shapes: list[ModuleShapes] = []
@@ -48,6 +49,7 @@ class BlockMemory:
             "optimizer_of": optimizer_of,
             "transport": transport,
             "num_classes": num_classes,
+            "sums_gradients": sums_gradients,
         }
         self._optimizer = [
             optimizer_state_bytes(optimizer_of, [p for p in shapes.parameters if p.requires_grad])

@@ -58,7 +58,7 @@ class CheckpointBook:
         if kind == "checkpoint_taken":
             step = event["step"]
             self._num_taken[step] += len(event["modules"])
-            if self._num_taken[step] == self._plan.k:
+            if self._num_taken[step] == self._plan.size:
                 # All modules have ended the stretch before it and none has ended the next.
                 self._train_time_s[step] = self._clock.closed_s
         elif kind == "checkpoint_written":
@@ -71,7 +71,7 @@ class CheckpointBook:
 
     def _settle(self, step: int) -> None:
         """Once all modules have told: makes the checkpoint whole, or removes what there is of it."""
-        if len(self._written[step]) + len(self._failed[step]) < self._plan.k:
+        if len(self._written[step]) + len(self._failed[step]) < self._plan.size:
             return
         if not self._failed[step]:
             try:
@@ -90,6 +90,7 @@ class CheckpointBook:
         manifest = {
             "step": step,
             "k": plan.k,
+            "replicas": plan.config.get("replicas", 1),
             "cuts": plan.cuts,
             "blocks": plan.block_names,
             "train_time": self._train_time_s[step],

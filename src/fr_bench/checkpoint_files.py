@@ -41,8 +41,9 @@ class Checkpoint:
 
     Attributes:
         folder: where it is.
-        manifest: ``step``, ``k``, ``cuts``, ``blocks`` (all, in order), ``train_time`` (s), ``config`` (resolved),
-            ``modules``: by module ``module``, ``is_exact``, ``gradients_sent``, ``gradients_received``, ``files``.
+        manifest: ``step``, ``k``, ``replicas``, ``cuts``, ``blocks`` (all, in order), ``train_time`` (s), ``config``
+            (resolved), ``modules``: by number ``module``, ``is_exact``, ``gradients_sent``, ``gradients_received``,
+            ``files``.
     """
 
     folder: Path
@@ -57,6 +58,16 @@ class Checkpoint:
     def k(self) -> int:
         """Number of modules."""
         return int(self.manifest["k"])
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas of them there were."""
+        return int(self.manifest.get("replicas", 1))  # checkpoints of older versions lack it
+
+    @property
+    def numbers(self) -> range:
+        """Of all modules of all replicas."""
+        return range(1, len(self.manifest["modules"]) + 1)
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:

@@ -19,6 +19,7 @@ from fr_bench.checkpoint_files import folder_of, state_file, sync_folder, weight
 from fr_bench.meter import LossMeter
 from fr_bench.methods.base import Method
 from fr_bench.module import Module
+from fr_bench.relay import GO_ON, PAUSE, STOP, Relay
 from fr_bench.reporter import Reporter
 from fr_bench.transport.link import ModuleLink
 
@@ -117,7 +118,9 @@ class Checkpointer:
         checkpoints: the folder.
         reporter: to the parent.
         start: iterations that were completed before.
-        queue: None where the host itself waits for a message.
+        leads: whether module 1 (of replica 1) is in this process.
+        relay: how its decisions come here, or go from here; None where all modules see the board.
+        queue: None where the host itself waits for a message, or there is a relay.
     """
 
     def __init__(
@@ -127,8 +130,12 @@ class Checkpointer:
         checkpoints: Path,
         reporter: Reporter,
         start: int,
+        leads: bool,
+        relay: Relay | None = None,
         queue: DeviceQueue | None = None,
     ) -> None:
+        self._leads = leads
+        self._relay = relay
         self._queue = queue
         self._board = board
         self._interval = interval
@@ -139,8 +146,21 @@ class Checkpointer:
         self._unsettled: int | None = None  # the step whose checkpoint is on its way
         self._writer: Saved | None = None
 
-    def announce(self, t: int) -> None:
-        """Module 1, before it sends the features of iteration ``t``: says on the board whether all pause after it."""
+    def begin(self, t: int) -> None:
+        """Before iteration ``t`` is played: has the word on the board whether all modules pause after it."""
+        if self._leads:
+            self._decide(t)
+        if self._relay is None:
+            return
+        if self._leads:
+            word = STOP if self.stops_at(t + 1) else PAUSE if self.pauses_at(t + 1) else GO_ON
+        else:
+            word = self._relay.receive()
+            if word != GO_ON:
+                self._board.pause_at(t + 1, stop=word == STOP)
+        self._relay.pass_on(word)
+
+    def _decide(self, t: int) -> None:
         step = t + 1
         if self._queue is not None and not self._queue.waits_after(step):
             return

@@ -51,16 +51,21 @@ class TrainingClock:
 class Collector:
     """Events in, records out. Fields are those of the run directory's contract."""
 
-    def __init__(self, num_modules: int, steps_per_epoch: int, batch_size: int, in_parallel: bool) -> None:
+    def __init__(
+        self, num_modules: int, steps_per_epoch: int, batch_size: int, in_parallel: bool, num_replicas: int = 1
+    ) -> None:
         """
         Args:
             num_modules: K.
             steps_per_epoch, batch_size: of the run.
             in_parallel: whether modules run side by side, so that pipeline efficiency means something.
+            num_replicas: of the K modules.
         """
-        self.clock = TrainingClock(num_modules)
+        size = num_replicas * num_modules
+        self.clock = TrainingClock(size)
         self.spans: dict[int, list[Any]] = {}
-        self._num_modules = num_modules
+        # How many modules tell: of the direction only those of one replica, since all have the same.
+        self._num_expected = {"time": size, "memory": size, "direction": num_modules}
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._in_parallel = in_parallel
@@ -116,7 +121,7 @@ class Collector:
         """Holds the event back until all modules have sent theirs for the same step."""
         waiting = self._waiting[kind, event["step"]]
         waiting.append(event)
-        if len(waiting) < self._num_modules:
+        if len(waiting) < self._num_expected[kind]:
             return []
         del self._waiting[kind, event["step"]]
         time_ns = max(each["time_ns"] for each in waiting)

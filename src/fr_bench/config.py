@@ -27,6 +27,7 @@ CHOICES = {
 }
 SMALLEST = {
     "k": 1,
+    "replicas": 1,
     "epochs": 1,
     "max_steps": 1,
     "batch_size": 1,
@@ -83,6 +84,7 @@ class Config:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     k: int = MISSING  # number of modules, each in its own process
+    replicas: int = MISSING  # of the k modules; each learns from its share of every batch, gradients are summed
     seed: int = MISSING
     epochs: int = MISSING
     max_steps: int | None = MISSING  # stop after so many iterations

@@ -28,6 +28,7 @@ class RunTitle:
     model: str
     dataset: str
     k: int
+    replicas: int
     total_steps: int
     steps_per_epoch: int
 
@@ -68,7 +69,7 @@ class LiveConsole:
         self._train: Record = {}
         self._eval: Record = {}
         self._best_test_error: float | None = None
-        self._modules: dict[int, Record] = {k: {} for k in range(1, title.k + 1)}
+        self._modules: dict[int, Record] = {k: {} for k in range(1, title.k * title.replicas + 1)}
         self._live = Live(self._render(), refresh_per_second=REFRESH_PER_S, vertical_overflow="crop")
         self._live.start()
 
@@ -95,7 +96,7 @@ class LiveConsole:
         from rich.text import Text
 
         title = self._title
-        heading = f"{title.method}, K = {title.k}, {title.model} on {title.dataset}"
+        heading = f"{title.method}, {size_text(title.k, title.replicas)}, {title.model} on {title.dataset}"
         lines = [metrics_text(self._train)]
         if self._eval:
             last, best = percent(self._eval["test_error"]), percent(self._best_test_error)
@@ -183,8 +184,9 @@ def _result_table(summary: Record) -> Table:
 
     epoch = summary["best_epoch"]
     at_epoch = "" if epoch is None else f" (epoch {round(epoch, 2):g})"
+    size = size_text(summary["k"], summary["replicas"])
     rows = {
-        "run": f"{summary['method']}, K = {summary['k']}, {summary['model']} on {summary['dataset']}",
+        "run": f"{summary['method']}, {size}, {summary['model']} on {summary['dataset']}",
         "best test error": percent(summary["best_test_error"], 2) + at_epoch,
         "last test error": percent(summary["last_test_error"], 2),
         "steps": f"{summary['steps']} in {duration(summary['train_time'])} of training",
@@ -204,8 +206,8 @@ def _summary_module_table(summary: Record, expected_share: Sequence[float]) -> T
     table = _table("module", "device", "blocks", "busy: expected", "measured", "waiting", "process peak")
     edges = [0, *summary["cuts"], summary["num_blocks"]]
     slowest_s = max((busy_s for busy_s in summary["busy_s"] if busy_s is not None), default=0.0)
-    for index in range(summary["k"]):
-        at = index if len(edges) > 2 else 0  # without cuts every process has the whole network
+    for index in range(len(summary["devices"])):
+        at = index % (len(edges) - 1)  # replicas are cut alike
         first, last = edges[at] + 1, edges[at + 1]
         table.add_row(
             str(index + 1),
@@ -257,6 +259,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in ("device", "blocks") else "right")
     return table
+
+
+def size_text(k: int, replicas: int) -> str:
+    """``K = 4``, or ``K = 4, 2 replicas``."""
+    return f"K = {k}" + (f", {replicas} replicas" if replicas > 1 else "")
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

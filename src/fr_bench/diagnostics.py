@@ -130,6 +130,8 @@ class SufficientDirection:
             gradients = list(torch.autograd.grad(output, wanted, d))
             if module.k > 1:
                 side.send_down(gradients.pop(0))
+            if module.replicas is not None:
+                gradients = [module.replicas.total(gradient) for gradient in gradients]
             sums.add_true(gradients)
             module.gradient_tap = sums.add_used
 
@@ -139,7 +141,8 @@ class SufficientDirection:
             module.gradient_tap = None
         if not self.windows.ends_with(t):
             return []
-        return [(module.k, sums.take()) for module, sums in zip(self._modules, self.sums, strict=True)]
+        # All replicas have the same sums.
+        return [(m.k, sums.take()) for m, sums in zip(self._modules, self.sums, strict=True) if m.replica == 1]
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -81,8 +81,9 @@ class Run:
         self.directory = directory
         self.quiet = plan.config["console"] == "off"
         self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names))
-        in_parallel = len(plan.modules_by_process) == plan.k
-        self.collector = Collector(plan.k, plan.steps_per_epoch, plan.config["batch_size"], in_parallel)
+        in_parallel = len(plan.numbers_by_process) == plan.size
+        batch_size = plan.config["batch_size"]
+        self.collector = Collector(plan.num_modules, plan.steps_per_epoch, batch_size, in_parallel, plan.num_replicas)
         described = {**plan.config, "plan": plan.description()}
         directory.write_config(described)
         directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
@@ -147,7 +148,8 @@ class Run:
         if not self.quiet:
             print(*plan.headlines(), sep="\n", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
-        title = RunTitle(**names, k=plan.k, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
+        shape = {"k": plan.k, "replicas": config["replicas"]}
+        title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
         sinks.append(choose_console(config["console"], title))
         mode = resolve_mode(config["wandb"]["mode"])
         if mode != "disabled":

@@ -93,17 +93,19 @@ def predict(
     frozen: bool,
     transport: str,
     num_classes: int,
+    sums_gradients: bool = False,
 ) -> dict[str, int]:
     """Bytes by category of :mod:`fr_bench.categories` for module ``k`` of ``num_modules`` with a full pipe.
 
     Args:
-        shapes: of the module, from such a part of the batch as it sees at a time (see Policy.num_parts).
+        shapes: of the module, from such a part of the batch as it sees at a time (see Plan.num_parts).
         k, num_modules: which of how many.
         method, hyper_parameters: as the config names them; nested nodes built.
         optimizer_of: parameters -> optimizer.
         frozen: whether the module never steps.
         transport: by name.
         num_classes: of the data set.
+        sums_gradients: whether it has replicas, to whose gradients it adds its own (see fr_bench.transport.replicas).
     """
     policy = method.policy(**hyper_parameters)
     kept = policy.kept_batches(k, num_modules)
@@ -122,6 +124,8 @@ def predict(
         "synthesizer": 0,
         "buffers": buffer_bytes(transport, k, num_modules, shapes.input_bytes, shapes.output_bytes),
     }
+    if sums_gradients:
+        found["buffers"] += found["gradients"]
     if is_lower:
         found |= method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, **hyper_parameters)
     if method.plays_itself:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ class LossMeter:
     def state_dict(self) -> dict[str, Any]:
         """The sums since the last :meth:`take`."""
         return {"sums": self._sums, "num_batches": self._num_batches}
+
+    def load_sum(self, states: Sequence[dict[str, Any]], num_shares: int) -> None:
+        """Goes on with an equal share, of ``num_shares``, of what all ``states`` sum to: they saw parts of the same
+        batches."""
+        sums = {name: sum(state["sums"][name].cpu() for state in states) / num_shares for name in self._sums}
+        self.load_state_dict({"sums": sums, "num_batches": states[0]["num_batches"]})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on with the sums of :meth:`state_dict`."""

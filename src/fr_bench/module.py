@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,26 @@ class BatchResult:
     num_errors: Tensor
 
 
+class Replicas(Protocol):
+    """What a module needs of its replicas; see :class:`fr_bench.transport.replicas.Replicas`."""
+
+    def listen(self, leaves: Iterable[Tensor]) -> None:
+        """Sums the gradients that a backward leaves in ``leaves``, in the order of the parameters."""
+
+    def finish_sum(self) -> None:
+        """Waits for the sums of the last backward."""
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of ``own`` over the replicas."""
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each of ``tensors`` by its mean over the replicas."""
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes held for messages."""
+
+
 class Module:
     """One of the K modules. ``k`` counts from 1 as in the paper; module K is the top.
 
@@ -56,8 +77,8 @@ class Module:
         clip_norm: largest norm of the module's gradient, or None.
         num_classes, seed: of the run.
         precision: ``bf16`` runs the passes under autocast; the others need nothing here.
-        process, num_processes: of a method whose processes all have the whole network: k = K = 1 in each of them, and
-            records and messages number them instead.
+        number: what records and messages call it; k where there is one replica.
+        replica, num_replicas: which of how many networks it belongs to; each sees its share of every batch.
     """
 
     def __init__(
@@ -76,11 +97,14 @@ class Module:
         frozen: bool = False,
         clip_norm: float | None = None,
         precision: str = "fp32",
-        process: int | None = None,
-        num_processes: int = 1,
+        number: int | None = None,
+        replica: int = 1,
+        num_replicas: int = 1,
     ) -> None:
-        self.number = process or k  # what records and messages call it
-        self.num_processes = num_processes
+        self.number = number or k
+        self.replica = replica
+        self.num_replicas = num_replicas
+        self.replicas: Replicas | None = None  # set once training begins: what its replicas exchange
         self.network = network
         self.optimizer = optimizer
         self.base_lr = base_lr
@@ -144,9 +168,9 @@ class Module:
             x.requires_grad_()
         with torch.set_grad_enabled(graph), self.network.statistics(update_statistics), self.autocast():
             if weights is None:
-                h = self.network(x, batch)
+                h = self.network(x, self.stream(batch))
             else:
-                h = torch.func.functional_call(self.network, dict(weights), (x, batch))
+                h = torch.func.functional_call(self.network, dict(weights), (x, self.stream(batch)))
         return Pass(batch, x, h)
 
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
@@ -170,7 +194,11 @@ class Module:
         return live.x.grad
 
     def step(self, t: int) -> None:
-        """Updates the weights with the gradients at hand and the learning rate of iteration ``t``."""
+        """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
+        ``t``."""
+        if self.replicas is not None:
+            with self.watch.span("wait replicas", t):
+                self.replicas.finish_sum()
         if self.gradient_tap is not None:
             self.gradient_tap()
         with self.watch.span("step", t):
@@ -183,6 +211,20 @@ class Module:
                     torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def stream(self, batch: int) -> int:
+        """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
+        return batch * self.num_replicas + self.replica - 1
+
+    def copy_weights(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Copies of the parameters (or of ``of``) by name, as leaves for a graph of their own. What a backward leaves
+        in their ``grad`` is summed over the replicas like the parameters' own."""
+        of = dict(self.network.named_parameters()) if of is None else of
+        copies = {name: tensor.detach().clone().requires_grad_() for name, tensor in of.items()}
+        if self.replicas is not None:
+            trained = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+            self.replicas.listen(copies[name] for name in trained)
+        return copies
 
     def like_network(self, other: nn.Module) -> None:
         """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""

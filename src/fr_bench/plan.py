@@ -33,7 +33,7 @@ class Plan:
         config: the resolved config.
         cuts: K-1 block indices; none where every process has the whole network.
         block_names: all blocks in order.
-        devices: of modules 1..K.
+        devices: of modules 1..K, replica by replica (see ``number_of``).
         transport: by name, never ``auto``.
         transport_reason: why this one.
         threads: CPU threads of a module.
@@ -43,16 +43,19 @@ class Plan:
         num_classes: of the data set.
         num_train: training images.
         num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
-        num_parameters: of modules 1..K.
+        num_parameters: of modules 1..K, replica by replica, as all that follows by module.
         expected_share: by module, expected busy time a mini-batch over that of the slowest (see fr_bench.costs).
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
         predicted_memory: by module, bytes by category (see fr_bench.categories); empty under bf16 and for methods
             whose policy does not tell.
         uses_link: whether the modules need channels (see Method.uses_link).
-        num_parts: of a batch, see Policy.num_parts.
-        replicates: whether every process has the whole network and a share of the batch. What is listed by module
-            is then by process.
+        num_parts: of a replica's share of a batch: how many a module sees one after the other.
+        num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
+            or the processes of a method that cuts nothing.
+
+    With several replicas the modules of all of them are numbered through: module k of replica d is number
+    (d - 1) K + k. Records, files and messages say these numbers.
     """
 
     config: dict[str, Any]
@@ -75,23 +78,41 @@ class Plan:
     predicted_memory: list[dict[str, int]]
     uses_link: bool = True
     num_parts: int = 1
-    replicates: bool = False
+    num_replicas: int = 1
 
     @property
     def k(self) -> int:
-        """Number of modules."""
+        """The config's: modules of a replica, or processes of a method that cuts nothing."""
+        return int(self.config["k"])
+
+    @property
+    def size(self) -> int:
+        """How many modules there are in all replicas together: the largest number."""
         return len(self.devices)
 
     @property
-    def block_ranges(self) -> list[slice]:
-        """The blocks of modules 1..K, or of processes that all have them all."""
-        return module_slices(self.cuts, len(self.block_names)) * (self.k if self.replicates else 1)
+    def num_modules(self) -> int:
+        """Of a replica."""
+        return self.size // self.num_replicas
+
+    def module_of(self, number: int) -> int:
+        """Which module of its replica ``number`` is, from 1."""
+        return (number - 1) % self.num_modules + 1
+
+    def replica_of(self, number: int) -> int:
+        """Which replica ``number`` belongs to, from 1."""
+        return (number - 1) // self.num_modules + 1
 
     @property
-    def modules_by_process(self) -> list[list[int]]:
-        """The modules of each process: all in one under ``serial``, else one each."""
-        modules = list(range(1, self.k + 1))
-        return [modules] if self.transport == "serial" else [[k] for k in modules]
+    def block_ranges(self) -> list[slice]:
+        """The blocks of every module, by number."""
+        return module_slices(self.cuts, len(self.block_names)) * self.num_replicas
+
+    @property
+    def numbers_by_process(self) -> list[list[int]]:
+        """The numbers of each process's modules: all in one under ``serial``, else one each."""
+        numbers = list(range(1, self.size + 1))
+        return [numbers] if self.transport == "serial" else [[number] for number in numbers]
 
     def module_table(self) -> list[str]:
         """Lines of text: what each module is made of, and how busy it should be."""
@@ -99,9 +120,11 @@ class Plan:
 
     def headlines(self) -> list[str]:
         """Lines of text: where the network is cut, into what, and how the modules are linked."""
-        what = "processes with the whole network" if self.replicates else f"modules, cuts after blocks {self.cuts}"
+        what = f"{self.num_modules} modules, cuts after blocks {self.cuts}"
+        if self.num_replicas > 1:
+            what = f"{self.num_replicas} replicas of " + (what if self.cuts else "the whole network")
         return [
-            f"{self.k} {what}, on {', '.join(self.devices)}",
+            f"{what}, on {', '.join(self.devices)}",
             *self.module_table(),
             f"transport {self.transport}: {self.transport_reason}; {self.threads} threads a module",
         ]
@@ -110,6 +133,7 @@ class Plan:
         """What config.yaml and W&B say about the plan, beside the config itself."""
         return {
             "cuts": self.cuts,
+            "num_replicas": self.num_replicas,
             "devices": self.devices,
             "transport": self.transport,
             "threads": self.threads,
@@ -128,32 +152,33 @@ def make_plan(config: dict[str, Any]) -> Plan:
     Raises:
         ConfigError: whatever is wrong with it, naming the key.
     """
-    k = config["k"]
+    k, replicas = config["k"], config.get("replicas", 1)  # configs of older runs lack it
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     dataset = fetch_dataset(config)
     num_train = len(dataset.train.labels)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    devices = module_devices(config["device"], config["devices"], k)
+    devices = module_devices(config["device"], config["devices"], k * replicas)
     check_precision(config["precision"], devices)
-    threads = config["threads"] or max(1, (os.cpu_count() or 1) // k)
-    transport, _ = choose_transport(config["transport"], devices, 0, method.transports)
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // len(devices))
+    transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas)
     method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
     policy = method.policy(**hyper_parameters)
-    num_parts = policy.num_parts(k)
+    num_replicas = k if policy.replicates else replicas
+    check_replicas(config, replicas, method)
     x = place_on_meta(config, blocks, dataset.input_shape)
-    x = x.new_empty(len(x) // num_parts, *x.shape[1:])  # no view: its storage is counted
+    x = x.new_empty(len(x) // (num_replicas * policy.num_microbatches), *x.shape[1:])  # no view: its storage is counted
     balance = Balance(config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport)
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
-    transport, reason = choose_transport(config["transport"], devices, ring_bytes(shapes), method.transports)
+    all_rings_bytes = num_replicas * ring_bytes(shapes)
+    transport, reason = choose_transport(config["transport"], devices, all_rings_bytes, method.transports, replicas)
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
-    if policy.replicates:
-        shapes, predicted_memory = shapes * k, predicted_memory * k
+    shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
     return Plan(
         config=config,
@@ -171,16 +196,32 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         expected_share=balance.shares(cuts),
-        staleness=policy.staleness(k),
+        staleness=policy.staleness(len(devices) // num_replicas) * num_replicas,
         targets_everywhere=method.needs_targets(**hyper_parameters),
         # Autocast saves casts of weights and features that a pass of shapes alone does not see.
         predicted_memory=predicted_memory
         if policy.is_predictable and config["precision"] != "bf16"
         else [{} for _ in devices],
         uses_link=method.uses_link,
-        num_parts=num_parts,
-        replicates=policy.replicates,
+        num_parts=policy.num_microbatches,
+        num_replicas=num_replicas,
     )
+
+
+def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:
+    """Raises ConfigError where ``replicas`` cannot be had with the method, or share the batch."""
+    if replicas == 1:
+        return
+    if not method.uses_link:
+        raise ConfigError(
+            f"replicas={replicas}: method={config['method']['name']} brings its own way of sharing the work of a "
+            "batch; use replicas=1"
+        )
+    if config["batch_size"] % replicas:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
+            f"use a multiple of {replicas}"
+        )
 
 
 def predict_modules(
@@ -203,6 +244,7 @@ def predict_modules(
             frozen=number in config["freeze"],
             transport=transport,
             num_classes=num_classes,
+            sums_gradients=config.get("replicas", 1) > 1,
         )
         for number, module in enumerate(shapes, start=1)
     ]

@@ -41,7 +41,7 @@ LOGGING: tuple[str, ...] = (
 )
 LOGGING += ("trace", "wandb")
 # A run that goes on in a new directory may also change these; and with another k what goes with k.
-MOVABLE = ("epochs", "max_steps", "k", "transport", "device", "devices", "threads")
+MOVABLE = ("epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads")
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 BEFORE_THE_CUT = ("train", "time")
 
@@ -154,10 +154,10 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
             "more epochs (or max_steps) make it longer."
         )
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
-    if not same_k:
-        notes.append(
-            f"That run had k={checkpoint.k}: weights and optimizer are taken, the method begins anew with k={plan.k}."
-        )
+    before, now = shape_of(checkpoint), (plan.k, plan.config["replicas"])
+    if before != now:
+        was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
+        notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
     return _start(plan, checkpoint, None, source.path, notes)
 
 
@@ -168,8 +168,13 @@ def _start(plan: Plan, checkpoint: Checkpoint, found: FoundRun | None, source: P
             f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
             "an empty pipe, weights and optimizer as they were."
         )
-    is_exact = is_whole and checkpoint.k == plan.k
+    is_exact = is_whole and shape_of(checkpoint) == (plan.k, plan.config["replicas"])
     return Start(plan, found=found, resumption=Resumption(checkpoint, is_exact), source=source, notes=notes)
+
+
+def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
+    """(k, replicas): with others the modules of a run are others."""
+    return checkpoint.k, checkpoint.replicas
 
 
 def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:
@@ -262,7 +267,7 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
         (kept if is_before else dropped).append(record)
     if start.resumption is None:
         dropped, kept = [*kept, *dropped], []
-    elif start.plan is not None and start.resumption.checkpoint.k != start.plan.k:
+    elif start.plan is not None and len(start.resumption.checkpoint.numbers) != start.plan.size:
         kept = [record for record in kept if "module" not in record]  # those were other modules
     if kept or directory.metrics.exists():
         replace_file(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))

@@ -71,13 +71,16 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
     weights: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Any]] = {}
     state: dict[str, Any] = {}
-    for k in range(1, checkpoint.k + 1):
-        state = _load_state(checkpoint.folder, k)
-        # Of processes that all have the whole network, the first one's count, as in the final weights.
-        weights = load_file(checkpoint.folder / weights_file(k)) | weights
+    meters = []
+    for number in checkpoint.numbers:
+        state = _load_state(checkpoint.folder, number)
+        # Of replicas the first counts, as in the final weights.
+        weights = load_file(checkpoint.folder / weights_file(number)) | weights
         optimizer = state["optimizer"] | optimizer
+        if state["meter"] is not None:
+            meters.append(state["meter"])
     if trainer.meter is not None:
-        trainer.meter.load_state_dict(state["meter"])  # of the last module: it counts batches, whatever K is
+        trainer.meter.load_sum(meters, trainer.players[-1].module.num_replicas)
     for index, player in enumerate(trainer.players):
         names = player.module.network.state_dict().keys()
         player.module.network.load_state_dict({name: weights[name] for name in names if name in weights})

@@ -27,16 +27,19 @@ from fr_bench.transport.open import Ends
 class Sources:
     """The images of module 1 and the labels of module K, where this process has those modules.
 
-    A process in the middle loads nothing, unless its method needs the labels. Where processes share the batches instead
-    of the network, each has its rows of both.
+    A process in the middle loads nothing, unless its method needs the labels. Replicas have each their rows of both.
+
+    Args:
+        plan: of the run.
+        numbers: of this process's modules, all of one replica.
     """
 
-    def __init__(self, plan: Plan, modules: list[int]) -> None:
+    def __init__(self, plan: Plan, numbers: list[int]) -> None:
         config = plan.config
-        self._at_bottom = 1 in modules or plan.replicates
-        self._at_top = plan.k in modules or plan.replicates
-        self._bottom_device = torch.device(plan.devices[modules[0] - 1])
-        self._top_device = torch.device(plan.devices[modules[-1] - 1])
+        self._at_bottom = plan.module_of(numbers[0]) == 1
+        self._at_top = plan.module_of(numbers[-1]) == plan.num_modules
+        self._bottom_device = torch.device(plan.devices[numbers[0] - 1])
+        self._top_device = torch.device(plan.devices[numbers[-1] - 1])
         self._batch_size = config["batch_size"]
         self._format: dict[str, Any] = {
             "device": self._bottom_device,
@@ -44,7 +47,7 @@ class Sources:
             "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
         }
         self._plan = plan
-        rows = _share(config["batch_size"], modules[0], plan.k) if plan.replicates else slice(None)
+        self._rows = rows = _share(config["batch_size"], plan.replica_of(numbers[0]), plan.num_replicas)
         self.images: TrainImages | None = None
         self.labels: TrainLabels | None = None
         self._train_labels: Tensor | None = None
@@ -85,7 +88,8 @@ class Sources:
         labels = self.labels if module.is_top else None
         if labels is None and self._plan.targets_everywhere:
             assert self._train_labels is not None
-            labels = TrainLabels(self._train_labels, self._order, torch.device(self._plan.devices[module.k - 1]))
+            device = torch.device(self._plan.devices[module.number - 1])
+            labels = TrainLabels(self._train_labels, self._order, device, self._rows)
         return ModuleLink(
             module.watch,
             images=self.images if module.k == 1 else None,
@@ -98,7 +102,7 @@ class Sources:
         )
 
 
-def _share(batch_size: int, process: int, num_processes: int) -> slice:
-    """The rows of a batch that are those of ``process`` (from 1)."""
-    size = batch_size // num_processes
-    return slice((process - 1) * size, process * size)
+def _share(batch_size: int, replica: int, num_replicas: int) -> slice:
+    """The rows of a batch that are those of ``replica`` (from 1)."""
+    size = batch_size // num_replicas
+    return slice((replica - 1) * size, replica * size)

@@ -23,6 +23,7 @@ KINDS = {
     "wait features": "wait_s",
     "wait gradient": "wait_s",
     "wait neighbours": "wait_s",
+    "wait replicas": "wait_s",
     "load images": "play_s",
     "play": "play_s",
     "replay": "learn_s",

@@ -80,7 +80,8 @@ class SummaryBuilder:
         Args:
             state: as in status.json.
         """
-        config, modules = self._config, range(1, self._config["k"] + 1)
+        config = self._config
+        modules = range(1, config["k"] * config.get("replicas", 1) + 1)
         steps, seconds = self._step, self._train_time
         return {
             "state": state,
@@ -88,6 +89,7 @@ class SummaryBuilder:
             "model": config["model"]["name"],
             "dataset": config["dataset"]["name"],
             "k": config["k"],
+            "replicas": config.get("replicas", 1),
             "seed": config["seed"],
             "cuts": self._cuts,
             "num_blocks": self._num_blocks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -151,6 +152,7 @@ class Supervisor:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
+        self._held_back: list[dict[str, Any]] = []  # events, see _receive
         self._modules: list[int] = []  # the first module of each process
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
@@ -180,13 +182,15 @@ class Supervisor:
         """The processes of a training run."""
 
         def make_tasks(context: Any, store_port: int | None) -> list[WorkerTask]:
-            ports = make_ports(context, plan.k) if plan.transport == "ipc" else [ModulePorts()] * plan.k
+            ports = [ModulePorts()] * plan.size
+            if plan.transport == "ipc":
+                ports = [port for _ in range(plan.num_replicas) for port in make_ports(context, plan.num_modules)]
             return [
-                WorkerTask(plan, modules, [ports[k - 1] for k in modules], store_port, run_directory, board, resumption)
-                for modules in plan.modules_by_process
+                WorkerTask(plan, numbers, [ports[n - 1] for n in numbers], store_port, run_directory, board, resumption)
+                for numbers in plan.numbers_by_process
             ]
 
-        return cls(make_tasks, plan.k, run_directory, needs_store=plan.transport != "serial", board=board)
+        return cls(make_tasks, plan.size, run_directory, needs_store=plan.transport != "serial", board=board)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -210,7 +214,7 @@ class Supervisor:
             received = self._receive(0 if finished else POLL_S)
             errors += [event for event in received if event["event"] == "error"]
             yield from (event for event in received if event["event"] != "error")
-            if finished and not received:
+            if finished and not received and not self._held_back:
                 if self._board is not None and self._board.stop_step is not None:
                     raise Interrupted(
                         f"stopped by {signals.reason} after step {self._board.stop_step}", signals.exit_code
@@ -233,21 +237,25 @@ class Supervisor:
         self._board.request_stop()
 
     def _receive(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Drains the pipes in the order of the modules: what module 1 caused never comes after its effect."""
+        """Drains the pipes; returns the events in the order in which they happened, a cause before its effects.
+
+        While one pipe is drained, another may get a cause, and a third its effect. So what happened since the drain
+        began waits for the next: of all else the causes are there.
+        """
         open_connections = [connection for connection in self._connections if not connection.closed]
         if not open_connections:
-            time.sleep(min(timeout_s, 0.01))
-            return []
-        ready = wait(open_connections, timeout_s)
-        received = []
+            time.sleep(0 if self._held_back else min(timeout_s, 0.01))
+        wait(open_connections, 0 if self._held_back else timeout_s)
+        began_ns = time.monotonic_ns()
         for connection in open_connections:
-            if connection not in ready:
-                continue
             try:
                 while connection.poll():
-                    received.append(connection.recv())
+                    self._held_back.append(connection.recv())
             except (EOFError, OSError):
                 connection.close()
+        self._held_back.sort(key=lambda event: event["time_ns"])
+        num_ready = bisect_right(self._held_back, began_ns, key=lambda event: event["time_ns"])
+        received, self._held_back = self._held_back[:num_ready], self._held_back[num_ready:]
         return received
 
     def _first_cause(self, errors: list[dict[str, Any]]) -> FrBenchError:

@@ -63,14 +63,14 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     """Measures the blocks of the plan's model, unless that was done before, and simulates its schedule.
 
     Returns:
-        None for a method whose schedule is not known.
+        None for a method, or with replicas, whose schedule is not known.
 
     Raises:
         ConfigError: the measurement failed.
     """
     config = plan.config
     method = check_callable("method", config["method"], ("module", "link"))
-    if method not in SCHEDULES:
+    if method not in SCHEDULES or plan.num_replicas > 1:
         return None
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     with torch.device("meta"):

@@ -89,7 +89,7 @@ class Trainer:
         *,
         checkpointer: Checkpointer,
     ) -> None:
-        """``total``: of a tensor over the processes that share the batches; for the others see their classes."""
+        """``total``: of a tensor over the replicas; for the others see their classes."""
         self.players = players
         self.checkpointer = checkpointer
         self.start = 0  # iterations that a checkpoint has already seen
@@ -101,8 +101,7 @@ class Trainer:
         self.direction = direction
         self.top = players[-1].module if players[-1].module.is_top else None
         self.meter = LossMeter(players[-1].device, self.top.global_batch_size, total) if self.top else None
-        # Whether loss and error are told from here: by module K, or by the first of several that have all modules.
-        self.speaks = self.top is not None and (self.top.num_processes == 1 or self.top.number == 1)
+        self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
         # Traced from the first iteration in which all modules learn, if the run gets there.
         self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
         self._trained_ns = 0  # since the last `time` record
@@ -199,8 +198,7 @@ class Trainer:
     def _iterate(self, t: int) -> BatchResult | None:
         result = None
         tracing = self.trace_start <= t < self.trace_start + self.extent.trace
-        if self.players[0].module.number == 1:
-            self.checkpointer.announce(t)
+        self.checkpointer.begin(t)
         for player in self.players:
             self.reporter.enter_iteration(player.module.number, t)
             player.module.watch.tracing = tracing
@@ -218,7 +216,7 @@ class Trainer:
         if is_logged:
             loss, error = self.meter.take("interval")
             learning_rate = self.top.base_lr * self.top.schedule(t)
-            if self.speaks:
+            if self.in_first_replica:
                 self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
 
     def _report_time(self, step: int) -> None:
@@ -243,8 +241,9 @@ class Trainer:
             passes = play_in_lockstep(modules, sides, self.images, t, lambda index, x: accounts[index].play(x, t))
         for player, account in zip(self.players, accounts, strict=True):
             k = player.module.number
+            replicas_bytes = 0 if player.module.replicas is None else player.module.replicas.buffer_bytes
             num_bytes: dict[str, int] = account.take(
-                player.link.buffer_bytes, player.device, alone=len(self.players) == 1
+                player.link.buffer_bytes + replicas_bytes, player.device, alone=len(self.players) == 1
             )
             predicted = self.predicted_memory[k - 1]
             if predicted:
@@ -263,12 +262,13 @@ class Trainer:
         modules = [player.module for player in self.players]
         sides = [player.side for player in self.players]
         record: dict[str, float] = {}
-        if self.speaks or not self.top:  # one of several processes with the whole network evaluates for all
+        if self.in_first_replica:
             for split in self.evaluation_sets:
                 record |= evaluate(modules, sides, split) or {}
-        if self.meter is not None:
-            train_loss, train_error = self.meter.take("epoch")
-        if self.speaks:
+        if self.meter is None:
+            return
+        train_loss, train_error = self.meter.take("epoch")
+        if self.in_first_replica:
             self.reporter.send("eval", step=step, train_loss=train_loss, train_error=train_error, **record)
 
     def _synchronize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from fr_bench.module import Module
 from fr_bench.network import Network
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
+from fr_bench.relay import Relay
 from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
@@ -30,6 +32,7 @@ from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
+from fr_bench.transport.replicas import Replicas
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
 from fr_bench.transport.spec import PeerLost
 
@@ -43,7 +46,7 @@ class WorkerTask:
     """What the parent hands to a process. Pickled, so plain data, pipes and semaphores only.
 
     Attributes:
-        modules: the modules (from 1) of this process.
+        modules: the numbers (from 1, see Plan) of this process's modules.
         ports: shared-memory ports of those modules; only under ``ipc``.
         store_port: where the parent's rendezvous store listens; None under ``serial``.
         run_directory: final weights and checkpoints go under it.
@@ -79,13 +82,21 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     sources = Sources(plan, task.modules)
     modules = build_modules(plan, task.modules)
     devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
-    sides: list[SideChannel] = list(LocalSide.chain(plan.k))
+    sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
     if task.store_port is not None:
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
-    # The processes that share a batch already have their shares.
-    boundaries = rehearse(modules, sides, sources.images, sources.labels, 1 if plan.replicates else plan.num_parts)
+    boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts)
     all_ends = connect(task, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
+    total: Callable[[Tensor], Tensor] = lambda own: own  # noqa: E731
+    relay = None
+    if plan.num_replicas > 1 and plan.uses_link:
+        join_replicas(plan, modules[0])
+        assert modules[0].replicas is not None
+        total = modules[0].replicas.total
+        relay = Relay(modules[0].number, plan.num_modules, plan.num_replicas, new_group("gloo"))
+    elif plan.num_replicas > 1:
+        total = sum_over_processes
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
@@ -99,13 +110,16 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         windows = Windows(sigma["every"], sigma["window"], first)
         direction = SufficientDirection(modules, sides, sources.images, sources.labels, windows)
     settings = config["checkpoint"]
+    leads = task.modules[0] == 1
     checkpointer = Checkpointer(
-        task.board or Board(),
+        (task.board if leads or relay is None else None) or Board(),
         Interval(settings["every"], settings["minutes"], plan.num_steps),
         task.run_directory / "checkpoints",
         reporter,
         start=task.resumption.step if task.resumption is not None else 0,
-        queue=DeviceQueue(devices[0], extent.logs) if plan.transport == "nccl" else None,
+        leads=leads,
+        relay=relay,
+        queue=DeviceQueue(devices[0], extent.logs) if plan.transport == "nccl" and relay is None else None,
     )
     trainer = Trainer(
         players,
@@ -115,7 +129,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         sources.images,
         plan.predicted_memory,
         direction,
-        sum_over_processes if plan.replicates else lambda own: own,
+        total,
         checkpointer=checkpointer,
     )
     if task.resumption is not None:
@@ -123,7 +137,7 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     reporter.send("ready", modules=task.modules)
     if trainer.run():
         for module in modules:
-            if module.number == 1 or not plan.replicates:
+            if module.replica == 1:
                 save_weights(module, task.run_directory / "checkpoints" / "final")
     checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
@@ -140,7 +154,7 @@ def join_group(plan: Plan, k: int, store_port: int) -> None:
     if plan.devices[k - 1] != "cpu":
         torch.cuda.set_device(plan.devices[k - 1])
     store = dist.TCPStore("127.0.0.1", store_port, is_master=False, timeout=CONNECT_TIMEOUT)
-    dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.k, timeout=EXCHANGE_TIMEOUT)
+    dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
 
 
 def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.device]) -> list[Ends]:
@@ -157,11 +171,27 @@ def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.
 
 def own_group(plan: Plan) -> dist.ProcessGroup | None:
     """The group for a method whose messages a library carries; None for the default one, which is gloo's."""
-    if plan.transport != "nccl":
-        return None
-    group = dist.new_group(backend="nccl")
-    assert isinstance(group, dist.ProcessGroup), "every process is in the group"
+    return new_group("nccl") if plan.transport == "nccl" else None
+
+
+def new_group(backend: str, ranks: list[int] | None = None) -> dist.ProcessGroup:
+    """A group of all processes, or of ``ranks``; all processes make it, and this one is in it."""
+    group = dist.new_group(ranks, backend=backend)
+    assert isinstance(group, dist.ProcessGroup), "this process is in the group"
     return group
+
+
+def join_replicas(plan: Plan, module: Module) -> None:
+    """From now on ``module`` learns from the gradients of all replicas."""
+    backend = "nccl" if plan.transport == "nccl" else "gloo"
+    for k in range(1, plan.num_modules + 1):  # every process takes part in making every group
+        ranks = [replica * plan.num_modules + k - 1 for replica in range(plan.num_replicas)]
+        if k != module.k:
+            dist.new_group(ranks, backend=backend)
+            continue
+        parameters = list(module.network.parameters())
+        module.replicas = Replicas(new_group(backend, ranks), parameters)
+        module.replicas.listen(parameters)
 
 
 def sum_over_processes(own: Tensor) -> Tensor:
@@ -175,7 +205,7 @@ def sum_over_processes(own: Tensor) -> Tensor:
 
 
 def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
-    """Builds modules ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
+    """Builds the modules with ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
     weights depend on the seed alone."""
     config = plan.config
     blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
@@ -183,9 +213,10 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
     modules = []
-    for k in numbers:
-        network = Network(blocks[plan.block_ranges[k - 1]], config["seed"])
-        network.to(device=plan.devices[k - 1], dtype=DTYPES[config["precision"]])
+    for number in numbers:
+        k = plan.module_of(number)
+        network = Network(blocks[plan.block_ranges[number - 1]], config["seed"])
+        network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
         multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
@@ -196,8 +227,8 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 optimizer,
                 base_lr=config["optimizer"]["lr"] * multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
-                k=1 if plan.replicates else k,
-                num_modules=1 if plan.replicates else plan.k,
+                k=k,
+                num_modules=plan.num_modules,
                 global_batch_size=config["batch_size"],
                 num_classes=plan.num_classes,
                 seed=config["seed"],
@@ -205,8 +236,9 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 frozen=k in config["freeze"],
                 clip_norm=config["clip_norm"],
                 precision=config["precision"],
-                process=k if plan.replicates else None,
-                num_processes=plan.k if plan.replicates else 1,
+                number=number,
+                replica=plan.replica_of(number),
+                num_replicas=plan.num_replicas,
             )
         )
     return modules

@@ -51,15 +51,16 @@ def measure(contender: Contender, settings: BenchSettings, folder: Path, signals
 
 def _measure_method(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
     plan = contender.plan
-    collector = Collector(plan.k, plan.steps_per_epoch, plan.config["batch_size"], in_parallel=True)
-    peaks, accounts = [0] * plan.k, [0] * plan.k
+    batch_size, num_modules, num_replicas = plan.config["batch_size"], plan.num_modules, plan.num_replicas
+    collector = Collector(num_modules, plan.steps_per_epoch, batch_size, in_parallel=True, num_replicas=num_replicas)
+    peaks, accounts = [0] * plan.size, [0] * plan.size
     with Supervisor.of_plan(plan, folder) as supervisor:
         for event in supervisor.events(signals):
             for record in collector.add(event) if event else ():
                 if record["kind"] == "memory":
                     peaks[record["module"] - 1] = record["peak"]
                     accounts[record["module"] - 1] = sum(record.get(name, 0) for name in CATEGORIES)
-    iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.k + 1)]
+    iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.size + 1)]
     times = [[iteration.seconds for iteration in module] for module in iterations]
     phases = [_median_phases(module) for module in iterations]
     return Measurement(max(times, key=sum), phases, peaks, accounts)

@@ -41,7 +41,7 @@ class DataParallel(Method):
         """Plays this process's share of batch ``t`` with a graph."""
         x = self.link.receive_features(t)
         with self.module.watch.span("play", t), self.module.autocast():
-            h = self._replica(x, t * self.module.num_processes + self.module.number - 1)  # shares draw apart
+            h = self._replica(x, self.module.stream(t))
         self._live = Pass(t, x, h)
 
     def learn(self, t: int) -> BatchResult:
@@ -51,7 +51,7 @@ class DataParallel(Method):
         result = self.module.loss(live, self.link.targets(t))
         self.module.finite.add(result.loss.detach(), t)
         # Gradients are averaged over the processes, and the loss is already divided by the size of the whole batch.
-        self.module.backward(live, result.loss * self.module.num_processes)
+        self.module.backward(live, result.loss * self.module.num_replicas)
         self.module.step(t)
         return BatchResult(result.loss.detach(), result.num_errors)
 

@@ -58,7 +58,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays on a copy of the weights and keeps the graph with it."""
         if self.weights == "stashed":
-            in_flight = self._play_stashed(x, t, self._copy_weights())
+            in_flight = self._play_stashed(x, t, self.module.copy_weights())
         else:
             # Hooks keep a reference to what the graph saves, without autograd's check that it is unchanged.
             with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
@@ -76,10 +76,6 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
                 parameter.grad = kept.weights[name].grad
         self.module.step(t)
 
-    def _copy_weights(self) -> dict[str, Tensor]:
-        named = self.module.network.named_parameters()
-        return {name: parameter.detach().clone().requires_grad_() for name, parameter in named}
-
     def _play_stashed(
         self, x: Tensor, batch: int, weights: dict[str, Tensor], update_statistics: bool = True
     ) -> InFlight:
@@ -90,7 +86,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         """See :class:`Method`: the graph is built on a copy of the weights."""
         if self.module.is_top or self.weights == "current":
             return super().account_play(x, t)
-        in_flight = self._play_stashed(x, t, self._copy_weights(), update_statistics=False)
+        in_flight = self._play_stashed(x, t, self.module.copy_weights(), update_statistics=False)
         return in_flight.live, {"stash": list(in_flight.weights.values())}
 
     @property
@@ -120,7 +116,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuilds the graphs without a second update of the statistics."""
         for batch, x, copies in state["kept"]:
-            weights = {name: copy.clone().requires_grad_() for name, copy in copies.items()}
+            weights = self.module.copy_weights(copies)
             self.kept.append((batch, self._play_stashed(x, batch, weights, update_statistics=False)))
         self.num_plays = state["num_plays"]
 

@@ -100,6 +100,9 @@ class DecoupledNeuralInterfaces(Method):
     def _train_synthesizer(self, target: Tensor, t: int) -> None:
         assert self._prediction is not None
         F.mse_loss(self._prediction.to(target.dtype), target).backward()
+        if self.module.replicas is not None:  # a mean over the samples, so the replicas' mean is that of the batch
+            gradients = [parameter.grad for parameter in self.synthesizer.parameters()]
+            self.module.replicas.average([gradient for gradient in gradients if gradient is not None])
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.synthesizer.parameters(), self.clip_norm)
         for group in self.optimizer.param_groups:

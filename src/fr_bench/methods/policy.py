@@ -58,10 +58,6 @@ class Policy:
         """Whether what is kept follows from this policy, so that a module's memory can be predicted."""
         return self.keeps != "parts"
 
-    def num_parts(self, num_modules: int) -> int:
-        """How many equal parts of a batch a module sees one at a time, or the processes share."""
-        return num_modules if self.replicates else self.num_microbatches
-
     def num_graphs(self, k: int, num_modules: int) -> int:
         """How many graphs, each of one part of a batch, module k holds at once, at most."""
         if self.keeps == "few micro-batches":

@@ -21,6 +21,7 @@ def choose_transport(
     devices: Sequence[str],
     ring_bytes: int,
     usable: Sequence[str] = ALL_TRANSPORTS,
+    replicas: int = 1,
 ) -> tuple[str, str]:
     """Returns (transport, reason).
 
@@ -29,6 +30,7 @@ def choose_transport(
         devices: the device of each module, for example ``["cuda:0", "cuda:1"]``.
         ring_bytes: shared memory that ``ipc`` would need on the CPU.
         usable: by the method.
+        replicas: of the network, to which the devices belong one after the other.
 
     Raises:
         ConfigError: ``requested`` cannot be served here, or the method cannot use it.
@@ -40,6 +42,8 @@ def choose_transport(
             f"transport={requested}: the method's messages are carried by a library of its own, which can use "
             f"{' or '.join(usable)}; use one of them, or auto"
         )
+    if requested == "serial" and replicas > 1:
+        raise ConfigError(f"transport=serial: one process does not share a batch; use replicas=1 instead of {replicas}")
     problem = why_not(requested, devices, ring_bytes)
     if problem:
         raise ConfigError(f"transport={requested}: {problem}")

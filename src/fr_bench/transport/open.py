@@ -122,7 +122,7 @@ def buffer_bytes(transport: str, k: int, num_modules: int, input_bytes: int, out
 
 
 def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]
-    """The ports of all modules for ``transport=ipc``; ``context`` is the spawn context of the processes."""
+    """The ports of the modules of one replica for ``transport=ipc``; ``context`` is that of the processes."""
     ports = [ModulePorts() for _ in range(num_modules)]
     for below, above in itertools.pairwise(ports):
         below.features_out = above.features_in = RingPorts.create(context)

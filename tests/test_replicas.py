@@ -1,0 +1,167 @@
+"""D replicas of K modules: the same numbers as one network that sees the whole batch, resumed and accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import METHODS, assert_same_run, read_records, run_processes, tiny_config
+
+from fr_bench.errors import ConfigError, Interrupted
+from fr_bench.launch import run_training
+from fr_bench.plan import make_plan
+from fr_bench.transport.replicas import BUCKET_BYTES, Replicas
+
+# Batch norm normalises over a replica's share, so the numbers are equal without it.
+WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "tiny"}
+# 1.2 MB of weights in a layer: several buckets in every module.
+SEVERAL_BUCKETS = WITHOUT_NORM | {"width": 128, "depth": 4}
+
+
+def config_of(method: str, k: int, transport: str, **changes: Any) -> dict[str, Any]:
+    """In float64, with a learning rate at which the weights move far."""
+    settings: dict[str, Any] = {"model": WITHOUT_NORM, "precision": "fp64", "optimizer": {"lr": 0.5}}
+    config = tiny_config(method, k, transport, **(settings | changes))
+    if method in ("dni", "cdni"):
+        config["method"]["num_hidden"] = 0  # its hidden layers have batch norm
+    return config
+
+
+@pytest.mark.parametrize(
+    ("method", "k", "replicas", "transport", "model"),
+    [
+        *[(method, 2, 2, "ipc", WITHOUT_NORM) for method in METHODS],
+        ("fr", 2, 2, "gloo", SEVERAL_BUCKETS),
+        ("ddg", 2, 2, "gloo", SEVERAL_BUCKETS),
+        ("bp", 1, 4, "gloo", WITHOUT_NORM),
+    ],
+)
+def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
+    method: str, k: int, replicas: int, transport: str, model: dict[str, Any], tmp_path: Path
+) -> None:
+    one = run_processes(config_of(method, k, transport, model=model), tmp_path / "one")
+    several = run_processes(config_of(method, k, transport, model=model, replicas=replicas), tmp_path / "several")
+    assert several.losses == pytest.approx(one.losses, abs=1e-12)
+    assert several.evaluations == [pytest.approx(values, abs=1e-12) for values in one.evaluations]
+    assert several.weights.keys() == one.weights.keys()
+    for name, value in one.weights.items():
+        torch.testing.assert_close(several.weights[name], value, rtol=0, atol=1e-12)
+
+
+def test_a_clipped_gradient_is_that_of_all_replicas(tmp_path: Path) -> None:
+    one = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05), tmp_path / "one")
+    two = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05, replicas=2), tmp_path / "two")
+    free = run_processes(config_of("fr", 2, "gloo"), tmp_path / "free")
+    assert two.losses == pytest.approx(one.losses, abs=1e-12) and two.losses != pytest.approx(free.losses, abs=1e-6)
+
+
+def test_sigma_is_that_of_all_replicas(tmp_path: Path) -> None:
+    changes = {"diagnostics": {"sigma": {"every": 3, "window": 2}}}
+    one = run_processes(config_of("fr", 2, "gloo", **changes), tmp_path / "one").of("sigma")
+    two = run_processes(config_of("fr", 2, "gloo", replicas=2, **changes), tmp_path / "two").of("sigma")
+    assert len(one) == len(two) > 0
+    for ours, theirs in zip(two, one, strict=True):
+        for key in ("sigma", "cosine", "norm_ratio"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-9), (ours, theirs)
+
+
+def test_each_draws_random_numbers_of_its_own(tmp_path: Path) -> None:
+    """Of two replicas that saw the same images, dropout would otherwise make one network."""
+    dropout = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
+    plan = make_plan(tiny_config("fr", 2, "gloo", model=dropout, replicas=2))
+    from fr_bench.worker import build_modules
+
+    below, other = build_modules(plan, [1])[0], build_modules(plan, [3])[0]
+    x = torch.ones(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    first, again, second = below.play(x, 5).h, below.play(x, 5).h, other.play(x, 5).h
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    streams = [module.stream(batch) for module in (below, other) for batch in range(10)]
+    assert len(set(streams)) == 20
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg"])
+def test_records_and_memory_are_by_number(method: str, tmp_path: Path) -> None:
+    """Module k of replica d is number (d - 1) K + k, and what it holds is as predicted."""
+    result = run_processes(tiny_config(method, 2, "ipc", replicas=2, epochs=1), tmp_path)
+    memory = result.of("memory")
+    assert sorted(record["module"] for record in memory) == [1, 2, 3, 4]
+    assert [record["module"] for record in result.of("time")] == [1, 2, 3, 4]
+    assert len(result.of("eval")) == 1 and result.of("train")[-1]["images_per_s"] > 0
+    one = run_processes(tiny_config(method, 2, "ipc", epochs=1), tmp_path / "one").of("memory")
+    for record in memory:
+        for category in ("gradients", "optimizer", "history", "stash", "buffers"):
+            assert record[category] == record[f"predicted_{category}"], (category, record)
+        alone = one[(record["module"] - 1) % 2]
+        # Half of the messages between neighbours, and a place for the sum of the gradients.
+        assert record["buffers"] == alone["buffers"] / 2 + alone["gradients"]
+        assert record["history"] == alone["history"] / 2 and record["stash"] == alone["stash"]
+
+
+def test_stopped_and_started_again_they_are_the_run_left_alone(tmp_path: Path) -> None:
+    """The word to pause reaches replicas whose modules hear nothing of replica 1 otherwise."""
+    config = tiny_config("fr", 2, "gloo", replicas=2, epochs=40, checkpoint={"every": 7})
+    run_training(config, tmp_path / "alone")
+    stopped = 0
+    for minutes in (0.0001, 0.02):
+        with pytest.raises(Interrupted, match="stopped by max_time"):
+            run_training(config | {"max_time": minutes}, tmp_path / "run")
+        steps = [record["step"] for record in read_records(tmp_path / "run")]
+        assert max(steps) > stopped
+        stopped = max(steps)
+    run_training(config, tmp_path / "run")
+    assert stopped < 200
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def test_a_run_may_go_on_with_other_replicas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_training(config_of("fr", 2, "gloo", replicas=2, epochs=1, checkpoint={"every": 5}), tmp_path / "two")
+    config = config_of("fr", 2, "gloo", epochs=2, resume=str(tmp_path / "two"))
+    run_training(config, tmp_path / "one")
+    said = capsys.readouterr().err
+    assert "That run had k=2, replicas=2" in said and "begins anew with k=2, replicas=1" in said
+    epochs = [record for record in read_records(tmp_path / "one") if record["kind"] == "eval"]
+    assert [record["step"] for record in epochs] == [5, 10]
+    alone = run_processes(config_of("fr", 2, "gloo", replicas=2, epochs=1), tmp_path / "alone").of("eval")
+    assert epochs[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], abs=1e-12)  # both halves count
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("fr", {"batch_size": 9}, "batch_size=9: cannot be shared equally by replicas=2; use a multiple of 2"),
+        ("fr", {"transport": "serial"}, "transport=serial: one process does not share a batch"),
+        ("ddp", {}, "replicas=2: method=ddp brings its own way"),
+        ("gpipe", {}, "replicas=2: method=gpipe brings its own way"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(method: str, changes: dict[str, Any], message: str) -> None:
+    transport = changes.pop("transport", "gloo")
+    with pytest.raises(ConfigError, match=message):
+        make_plan(tiny_config(method, 2, transport, replicas=2, **changes))
+
+
+def test_gradients_travel_in_buckets_from_the_last_parameter_on(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sizes = [10, BUCKET_BYTES // 4, 3, BUCKET_BYTES // 8, BUCKET_BYTES // 8, 5]
+        parameters = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+        parameters[2].requires_grad_(False)
+        replicas = Replicas(dist.group.WORLD, parameters)
+        replicas.listen(parameters)
+        assert replicas.buffer_bytes == 4 * (sum(sizes) - 3)
+        buckets = [sorted(bucket.slots) for bucket in replicas._buckets]  # numbered without the one that is not trained
+        assert buckets == [[2, 3, 4], [1], [0]]
+        for scale in (1.0, 2.0):  # the second time too
+            sum(scale * p.sum() for p in parameters[1:]).backward()  # the first is not used
+            assert replicas._num_sent == 2, "what is complete is on its way before the backward ends"
+            replicas.finish_sum()
+            assert all(torch.all(p.grad == scale) for p in parameters[1:] if p.requires_grad)
+            assert parameters[0].grad is None
+            for parameter in parameters:
+                parameter.grad = None
+        replicas.finish_sum()  # nothing to wait for
+    finally:
+        dist.destroy_process_group()
