@@ -13,15 +13,18 @@ import pytest
 import torch
 from harness import tiny_config
 
+from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
 from fr_bench.bench.measurement import Measurement, iterations_of
-from fr_bench.bench.rows import Quartiles, compare, make_row
+from fr_bench.bench.rows import CheckpointCosts, Quartiles, compare, make_row
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
 from fr_bench.bench.simulated import simulated_step_s
-from fr_bench.bench.table import as_table
+from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.bench_command import main, read_values, with_defaults
-from fr_bench.errors import ConfigError
+from fr_bench.checkpoint_files import folder_of
+from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.stopwatch import Span
+from fr_bench.supervisor import SignalWatch
 
 
 def config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -114,6 +117,7 @@ def test_values_are_read_in_hydras_grammar() -> None:
         ("bench.rouns=3", "bench.rouns: unknown. Did you mean 'rounds'"),
         ("bench.rounds=0", "bench.rounds=0: must be an integer of at least 1"),
         ("bench.rounds=two", "bench.rounds=two: must be an integer"),
+        ("bench.checkpoints=true", "bench.checkpoints=True: must be an integer of at least 0"),
         ("bench.warmup=0", "bench.warmup=0: must be an integer of at least 1"),
         ("bench.k=2", "bench.k=2: must be a list"),
         ("bench.k=[]", "must be a list with something in it"),
@@ -187,6 +191,53 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     assert "| 2.00" in table and table.count("\n") == 5
 
 
+def test_an_iteration_has_ended_when_the_slowest_module_is_done_with_it() -> None:
+    lower = [Span("step", 0, 10, 3), Span("play", 10, 12, 5), Span("step", 12, 20, 4), Span("step", 20, 30, 5)]
+    upper = [Span("step", 0, 15, 3), Span("step", 15, 21, 4)]
+    assert ends_by_step([lower, upper]) == {4: 15, 5: 21}
+
+
+def ends_with_delays(num_steps: int, step_ns: int, delays_ns: dict[int, int]) -> dict[int, int]:
+    """After how many iterations it was when, if the iteration after such a step took so much longer."""
+    return {
+        step: step * step_ns + sum(delay for at, delay in delays_ns.items() if step > at)
+        for step in range(1, num_steps + 1)
+    }
+
+
+def test_a_checkpoint_costs_what_the_iterations_around_it_take_longer_than_those_beside_them() -> None:
+    second = 10**9
+    # Checkpoints after 10, 20 and, to end the run, 30 steps of 2 s; half a second later in the first step after them,
+    # and in the second, in which they become whole, 0.25 s more.
+    after_ns = ends_with_delays(30, 2 * second, {10: second // 2, 11: second // 4, 20: second // 2, 21: second // 4})
+    whole_ns = {10: after_ns[10] + 3 * second, 20: after_ns[20] + 3 * second, 30: after_ns[30] + second}
+    begins_ns = [0, *(after_ns[step] + second // 8 for step in (10, 20))]
+    costs = costs_of(after_ns, 3, begins_ns, whole_ns, {10: 100, 20: 120}, margin=2)
+    assert costs == [
+        CheckpointCost(extra_s=0.75, pause_s=0.125, whole_after_s=3.0, num_bytes=100),
+        CheckpointCost(extra_s=0.75, pause_s=0.125, whole_after_s=3.0, num_bytes=120),
+    ]
+    # One that is not whole before the next stretch begins cannot be told from it; the other has one quiet neighbour.
+    whole_ns[10] = after_ns[19]
+    assert costs_of(after_ns, 3, begins_ns, whole_ns, {20: 120}, margin=2) == []
+    whole_ns[10] = after_ns[16]
+    assert [cost.num_bytes for cost in costs_of(after_ns, 3, begins_ns, whole_ns, {10: 1, 20: 2}, margin=2)] == [1, 2]
+
+
+def test_the_share_is_that_of_a_minute_and_stands_in_a_table_of_its_own() -> None:
+    bp, fr = (
+        make_row(by_label(methods=["fr"], k=[2])[label], [measurement(1.0), measurement(2.0)])
+        for label in ("bp K=2", "fr K=2")
+    )
+    assert as_checkpoint_table([bp, fr]) == ""
+    fr.checkpoint = CheckpointCosts.of([CheckpointCost(extra, 0.1, 0.9, 2**20) for extra in (0.3, 0.2, 0.7)])
+    assert fr.checkpoint.extra_s == Quartiles(0.25, 0.3, 0.5) and fr.checkpoint.num_samples == 3
+    assert fr.checkpoint.share_at_one_a_minute == 0.3 / 60
+    table = as_checkpoint_table([bp, fr])
+    assert "| 0.50 %" in table and table.count("\n") == 2 and "checkpoint" not in as_table([bp, fr])
+    assert CheckpointCosts.of([CheckpointCost(0.3, 0.1, 0.9, 1)]).extra_s == Quartiles(0.3, 0.3, 0.3)
+
+
 # The real thing
 
 
@@ -217,6 +268,37 @@ def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:
     assert result.stdout.count("round ") == 6 + 5  # both numbers of micro-batches run in the first round alone
     assert (tmp_path / "b" / "bench.png").stat().st_size > 1000 and (tmp_path / "b" / "bench.pdf").exists()
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["bench.json", "bench.pdf", "bench.png"]
+
+
+def test_checkpoints_are_taken_and_told_beside_the_table(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
+    command += ["bench.steps=2", "bench.methods=[plain,bp]", "bench.checkpoints=2", f"run_dir={tmp_path / 'b'}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    plain, bp = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
+    assert plain["checkpoint"] is None and bp["checkpoint"]["num_samples"] in (1, 2)
+    assert bp["checkpoint"]["share_at_one_a_minute"] == bp["checkpoint"]["extra_s"]["median"] / 60
+    assert "bp K=1: a checkpoint costs" in result.stdout and "at one a minute" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["bench.json", "bench.pdf", "bench.png"]
+
+
+def test_a_checkpoint_over_several_modules_is_measured_where_it_is_taken(tmp_path: Path) -> None:
+    plan = by_label(methods=["fr"], k=[2])["fr K=2"].plan
+    settings = make_settings({"checkpoints": 2, "steps": 2, "k": [2]})
+    costs = measure_checkpoints(plan, settings, 0.003, tmp_path / "run", SignalWatch())
+    assert len(costs) in (1, 2) and not (tmp_path / "run").exists()
+    for cost in costs:
+        assert cost.pause_s > 0 and cost.whole_after_s > 0 and cost.num_bytes > sum(plan.num_parameters) * 4
+
+
+def test_checkpoints_that_cannot_be_written_have_no_cost(tmp_path: Path) -> None:
+    plan = by_label(methods=["fr"], k=[2])["fr K=2"].plan
+    settings = make_settings({"checkpoints": 1, "steps": 2, "k": [2]})
+    every = with_checkpoints(plan, settings, 1.0).config["checkpoint"]["every"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    folder_of(tmp_path / "run" / "checkpoints", every).touch()
+    with pytest.raises(RunFailed, match=f"the checkpoint after step {every} could not be written"):
+        measure_checkpoints(plan, settings, 1.0, tmp_path / "run", SignalWatch())
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:

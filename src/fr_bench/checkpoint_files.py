@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fr_bench.atomic import replace_file
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 LAST = "last"
@@ -89,15 +91,7 @@ def write_file(path: Path, content: bytes | memoryview) -> dict[str, Any]:
     Raises:
         OSError: the disk is full, or the like; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -115,9 +109,9 @@ def write_manifest(checkpoints: Path, manifest: dict[str, Any]) -> None:
     folder = folder_of(checkpoints, manifest["step"])
     content = json.loads(json.dumps({"format": FORMAT, **manifest}, allow_nan=False))
     content["checksum"] = _checksum(content)
-    write_file(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    replace_file(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     sync_folder(folder)
-    write_file(checkpoints / LAST, f"{folder.name}\n".encode())
+    replace_file(checkpoints / LAST, f"{folder.name}\n")
     sync_folder(checkpoints)
 
 

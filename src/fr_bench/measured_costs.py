@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench import child, nursery
+from fr_bench.atomic import replace_file
 from fr_bench.components import bind, check_callable
 from fr_bench.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.data import SeededOrder, TrainImages
@@ -139,7 +140,8 @@ def measured_costs(task: MeasuringTask, asked_by: str) -> NetworkCosts:
             advice = "; partition=auto needs no measurement" if asked_by.startswith("partition") else ""
             raise ConfigError(f"{asked_by}: {error}{advice}") from error
         with suppress(OSError):  # a cache that cannot be written costs time only
-            _write(path, {"key": key, **asdict(costs)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps({"key": key, **asdict(costs)}, indent=1))
     return costs
 
 
@@ -245,14 +247,3 @@ def _read(path: Path, key: dict[str, Any]) -> NetworkCosts | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return NetworkCosts(blocks, companions, **others) if len(blocks) == len(companions) > 0 else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Atomic: a reader sees nothing or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fr_bench.atomic import replace_file
 from fr_bench.checkpoint_files import Checkpoint, newest_good, remove_after
 from fr_bench.errors import ConfigError
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resumption import Resumption
-from fr_bench.run_directory import FoundRun, RunDirectory, strict_json, write_text
+from fr_bench.run_directory import FoundRun, RunDirectory, strict_json
 
 Complain = Callable[[str], None]
 Record = dict[str, Any]
@@ -282,7 +283,7 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     elif start.plan is not None and len(start.resumption.checkpoint.numbers) != start.plan.size:
         kept = [record for record in kept if "module" not in record]  # those were other modules
     if kept or directory.metrics.exists():
-        write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
+        replace_file(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
     return Records(kept, dropped if own else [])
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fr_bench.atomic import replace_file
 from fr_bench.errors import ConfigError
 
 STATES = ("running", "finished", "failed", "interrupted")
@@ -188,15 +189,15 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml, from which OmegaConf reads back exactly ``config`` (resolved, plain)."""
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        replace_file(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes env.json."""
-        write_text(self.path / "env.json", strict_json(environment, indent=2) + "\n")
+        replace_file(self.path / "env.json", strict_json(environment, indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        write_text(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
+        replace_file(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
 
     def set_status(
         self, state: str, *, error: str | None = None, module: int | None = None, exit_code: int | None = None
@@ -221,7 +222,7 @@ class RunDirectory:
 
     def _write_status(self) -> None:
         self._status["heartbeat"] = time.time()
-        write_text(self._status_path, strict_json(self._status, indent=2) + "\n")
+        replace_file(self._status_path, strict_json(self._status, indent=2) + "\n")
 
     def _finished_run(self) -> FinishedRun | None:
         where = f"run_dir={self.path}"
@@ -313,16 +314,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces the file: atomic, and on disk before the old content is gone."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

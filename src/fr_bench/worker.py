@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from fr_bench import clocks
+from fr_bench.atomic import replace_file
 from fr_bench.board import Board
+from fr_bench.checkpoint_files import weights_file
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
@@ -257,10 +259,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
 
 
 def save_weights(module: Module, folder: Path) -> None:
-    """Writes parameters and buffers under ``block.name`` keys, to a temporary name first."""
+    """Writes parameters and buffers under ``block.name`` keys."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in module.network.state_dict().items()}
-    path = folder / f"module_{module.k}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    replace_file(folder / weights_file(module.k), save(state))

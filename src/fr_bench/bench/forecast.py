@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
 from fr_bench.components import bind
 from fr_bench.environment import describe_environment
@@ -59,7 +60,7 @@ class Forecast:
             "rows": [asdict(row) for row in self.rows],
         }
         path = folder / "simulate.json"
-        path.write_text(strict_json(content, indent=1) + "\n")
+        replace_file(path, strict_json(content, indent=1) + "\n")
         return path
 
     def text(self) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from fr_bench.bench.checkpoints import CheckpointCost
 from fr_bench.bench.contenders import Contender
 from fr_bench.bench.measurement import Measurement
 from fr_bench.stopwatch import KINDS
@@ -23,8 +24,44 @@ class Quartiles:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Quartiles:
-        """Of at least two samples."""
+        """Of the samples; of one, that one thrice."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
         return cls(*statistics.quantiles(samples, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class CheckpointCosts:
+    """What a checkpoint costs; see :mod:`fr_bench.bench.checkpoints`.
+
+    Attributes:
+        extra_s: seconds by which training gets behind, its pause included.
+        share_at_one_a_minute: the median of that, of a minute.
+        pause_s: median of the seconds between the last step before and the first after, in which nothing is trained.
+        whole_after_s: median of the seconds until it is whole on disk.
+        num_bytes: median of the size of its files.
+        num_samples: checkpoints that were measured, in all rounds.
+    """
+
+    extra_s: Quartiles
+    share_at_one_a_minute: float
+    pause_s: float
+    whole_after_s: float
+    num_bytes: int
+    num_samples: int
+
+    @classmethod
+    def of(cls, samples: Sequence[CheckpointCost]) -> CheckpointCosts:
+        """Of at least one checkpoint."""
+        extra_s = Quartiles.of([each.extra_s for each in samples])
+        return cls(
+            extra_s=extra_s,
+            share_at_one_a_minute=extra_s.median / 60,
+            pause_s=statistics.median(each.pause_s for each in samples),
+            whole_after_s=statistics.median(each.whole_after_s for each in samples),
+            num_bytes=round(statistics.median(each.num_bytes for each in samples)),
+            num_samples=len(samples),
+        )
 
 
 @dataclass
@@ -53,6 +90,7 @@ class Row:
         peak_memory: by module or process, peak resident bytes (libraries included).
         accounted_memory: by module, bytes of its tensors.
         num_samples: timed iterations of all rounds.
+        checkpoint: what a checkpoint costs, where that was asked for.
     """
 
     method: str
@@ -79,6 +117,7 @@ class Row:
     wait_s: list[float] | None = None
     send_s: list[float] | None = None
     waiting_share: list[float] | None = None
+    checkpoint: CheckpointCosts | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain data; what is not known is null."""

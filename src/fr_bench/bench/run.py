@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
+from fr_bench.atomic import replace_file
 from fr_bench.balance import Balance
+from fr_bench.bench.checkpoints import CheckpointCost, measure_checkpoints
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
 from fr_bench.bench.forecast import make_forecast
 from fr_bench.bench.measurement import Measurement, measure
-from fr_bench.bench.rows import Row, compare, make_row
+from fr_bench.bench.rows import CheckpointCosts, Row, compare, make_row
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.bench.simulated import simulated_step_s
-from fr_bench.bench.table import as_table
+from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.components import bind
 from fr_bench.environment import describe_environment
 from fr_bench.errors import ConfigError, RunFailed
@@ -63,6 +65,8 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
     rows = bench.rows()
     if rows:
         print(as_table(rows))
+    if checkpoints := as_checkpoint_table(rows):
+        print(f"\n{checkpoints}\n")
     k = crowded(contenders)
     if k is not None:
         print(f"K = {k} and more have more threads than there are cores: their modules share cores.")
@@ -88,6 +92,7 @@ class Bench:
         self._limits = limits
         self._contenders = contenders
         self._measurements: defaultdict[int, list[Measurement]] = defaultdict(list)
+        self._checkpoints: defaultdict[int, list[CheckpointCost]] = defaultdict(list)
         self._tried: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
 
     def run(self, signals: SignalWatch) -> None:
@@ -106,14 +111,35 @@ class Bench:
             measurement = measure(contender, self.settings, self.folder / f"round-{number}-{name}", signals)
         except RunFailed as error:
             self._measurements.pop(id(contender), None)
-            self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
-            print(f"fr-bench: {contender.label}: {error}", file=sys.stderr)
+            self._note_failure(contender, number, error)
             return
         self._measurements[id(contender)].append(measurement)
         median_s = make_row(contender, [measurement]).step_time_s.median
         if contender.num_microbatches is not None and number == 1:
             self._tried[contender.words, contender.k][contender.num_microbatches] = median_s
         print(f"round {number} of {self.settings.rounds}: {contender.label}: {median_s:.4g} s a step", flush=True)
+        if self.settings.checkpoints and not contender.is_peer:
+            self._run_with_checkpoints(contender, number, median_s, name, signals)
+
+    def _run_with_checkpoints(
+        self, contender: Contender, number: int, step_s: float, name: str, signals: SignalWatch
+    ) -> None:
+        folder = self.folder / f"round-{number}-{name}-checkpoints"
+        try:
+            costs = measure_checkpoints(contender.plan, self.settings, step_s, folder, signals)
+        except RunFailed as error:
+            self._note_failure(contender, number, error)
+            return
+        self._checkpoints[id(contender)] += costs
+        extra_s = CheckpointCosts.of(costs).extra_s.median
+        print(
+            f"round {number} of {self.settings.rounds}: {contender.label}: a checkpoint costs {extra_s:.4g} s",
+            flush=True,
+        )
+
+    def _note_failure(self, contender: Contender, number: int, error: RunFailed) -> None:
+        self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
+        print(f"fr-bench: {contender.label}: {error}", file=sys.stderr)
 
     def _keep_the_fastest_pipelines(self) -> None:
         for (words, k), tried in self._tried.items():
@@ -132,6 +158,8 @@ class Bench:
             row.tried_microbatches = self._tried.get((contender.words, contender.k))
             row.limit_uncontended = self._limits.get(id(contender))
             row.simulated_step_time_s = simulated_step_s(row)
+            if costs := self._checkpoints[id(contender)]:
+                row.checkpoint = CheckpointCosts.of(costs)
             rows.append(row)
         compare(rows)
         return rows
@@ -148,10 +176,7 @@ class Bench:
             "rows": [row.as_json() for row in self.rows()],
             "failures": self.failures,
         }
-        path = self.folder / "bench.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(strict_json(content, indent=1) + "\n")
-        temporary.replace(path)
+        replace_file(self.folder / "bench.json", strict_json(content, indent=1) + "\n")
 
 
 def limit_uncontended(contender: Contender) -> float | None:

@@ -27,6 +27,8 @@ class BenchSettings:
         steps: timed iterations of a run.
         microbatches: micro-batches of the pipelines, in multiples of K. All are tried in the first round, the fastest
             goes on.
+        checkpoints: of each method, how many it takes in a second run of every round, which tells what they cost; 0:
+            there is no such run.
     """
 
     methods: list[str] = field(default_factory=lambda: list(METHODS))
@@ -35,6 +37,7 @@ class BenchSettings:
     warmup: int = 2
     steps: int = 6
     microbatches: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    checkpoints: int = 0
 
 
 HELP = {
@@ -45,6 +48,7 @@ HELP = {
     "warmup": "iterations of a run before the clock starts",
     "steps": "timed iterations of a run",
     "microbatches": "of the pipelines, in multiples of K; the fastest is reported",
+    "checkpoints": "taken in a second run of each method in every round, to tell what they cost; 0: none",
 }
 
 
@@ -68,7 +72,7 @@ def make_settings(values: dict[str, Any], simulates: bool = False) -> BenchSetti
         if key not in known:
             raise ConfigError(f"bench.{key}: unknown.{nearest(key, known)} There are bench.{', bench.'.join(known)}.")
     settings = BenchSettings(**values)
-    for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2)):
+    for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2), ("checkpoints", 0)):
         _check_integers(key, [getattr(settings, key)], smallest)
     for key in ("k", "microbatches"):
         _check_integers(key, _as_list(key, getattr(settings, key)), 1)

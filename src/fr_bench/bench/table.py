@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fr_bench.bench.rows import Row
+from fr_bench.bench.rows import CheckpointCosts, Row
 from fr_bench.markdown import align
 
 
@@ -29,6 +29,23 @@ def as_table(rows: Sequence[Row]) -> str:
     }
     known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
     return align([list(known), *([text(row) for text in known.values()] for row in rows)])
+
+
+def as_checkpoint_table(rows: Sequence[Row]) -> str:
+    """What checkpoints cost, one line for each row that knows; empty if none does."""
+    columns: dict[str, Callable[[Row, CheckpointCosts], str]] = {
+        "method": lambda row, _: row.words,
+        "K": lambda row, _: str(row.k),
+        "a checkpoint costs, s": lambda _, cost: f"{cost.extra_s.median:.3g}",
+        "quartiles": lambda _, cost: f"{cost.extra_s.q1:.3g} to {cost.extra_s.q3:.3g}",
+        "at one a minute": lambda _, cost: f"{100 * cost.share_at_one_a_minute:.2f} %",
+        "pause, s": lambda _, cost: f"{cost.pause_s:.3g}",
+        "whole after, s": lambda _, cost: f"{cost.whole_after_s:.3g}",
+        "MiB": lambda _, cost: f"{cost.num_bytes / 2**20:.1f}",
+    }
+    known = [(row, row.checkpoint) for row in rows if row.checkpoint is not None]
+    lines = [[text(row, cost) for text in columns.values()] for row, cost in known]
+    return align([list(columns), *lines]) if lines else ""
 
 
 def _name(row: Row) -> str:

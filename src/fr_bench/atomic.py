@@ -1,0 +1,25 @@
+"""Replacing a file whole, so that nobody ever reads half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes | memoryview | str) -> None:
+    """Makes ``content`` (text as UTF-8) that of ``path``; it is on disk before the old content is gone.
+
+    The temporary name is this process's own: of two that write the same file, one has the last word.
+
+    Raises:
+        OSError: the disk is full, or the like; the old content stands, and nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
