@@ -65,7 +65,8 @@ def measure_checkpoints(
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = with_checkpoints(plan, settings, step_s)
-    collector = Collector(plan.k, plan.steps_per_epoch, plan.config["batch_size"], in_parallel=True)
+    batch_size, num_modules, num_replicas = plan.config["batch_size"], plan.num_modules, plan.num_replicas
+    collector = Collector(num_modules, plan.steps_per_epoch, batch_size, in_parallel=True, num_replicas=num_replicas)
     board, complaints = Board.shared(), list[str]()
     metrics = folder / "metrics.jsonl"  # a checkpoint has the records before it on disk first, so there are some
     sink = JsonLinesSink(metrics)
@@ -88,7 +89,7 @@ def measure_checkpoints(
     sink.finish(None, 0)
     if complaints:
         raise RunFailed(complaints[0], None)
-    after_ns = ends_by_step([collector.spans[k] for k in range(1, plan.k + 1)])
+    after_ns = ends_by_step([collector.spans[k] for k in range(1, plan.size + 1)])
     start = plan.k - 1 + settings.warmup
     costs = costs_of(after_ns, start, begins_ns, whole_ns, num_bytes, margin=plan.k)
     if not costs:
