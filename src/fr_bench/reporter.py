@@ -19,7 +19,7 @@ class Reporter:
     def __init__(self, connection: Connection, progress: MutableSequence[int]) -> None:
         self._connection = connection
         self._progress = progress
-        self._lock = threading.Lock()  # a checkpoint is written, and reported, by a thread of its own
+        self._lock = threading.Lock()  # checkpoints and pulses are sent by threads of their own
 
     def send(self, event: str, **fields: Any) -> None:
         """Sends one event to the parent."""
