@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from fr_bench import child, nursery
+from fr_bench import child, nursery, rendezvous
 from fr_bench.board import Board
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.heartbeat import PULSE, Silence, state_in_words
@@ -151,7 +151,7 @@ class Supervisor:
     ) -> None:
         self._board = board
         context = nursery.context()
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
+        self._store: dist.TCPStore | None = rendezvous.open_store() if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
         self._modules: list[int] = []  # the first module of each process
