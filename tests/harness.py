@@ -88,6 +88,7 @@ CONFIG: dict[str, Any] = {
     "checkpoint": {"every": None, "minutes": None, "keep": 2},
     "resume": "auto",
     "max_time": None,
+    "hang_timeout": 60.0,
     "run_dir": "unused",
     "wandb": {"mode": "disabled", "project": "fr-bench", "entity": None, "group": None, "name": None, "tags": []},
     "console": "off",

@@ -339,6 +339,8 @@ MISTAKES = [
     (["partition=atuo"], ["partition=atuo", "'auto'", "measured"]),
     (["partition=mesured"], ["partition=mesured", "'measured'"]),
     (["memory_limit_gb=0"], ["memory_limit_gb=0", "above 0"]),
+    (["hang_timeout=1.5"], ["hang_timeout=1.5", "at least 2", "null"]),
+    (["hang_timeout=nan"], ["hang_timeout=nan", "at least 2"]),
     (["memory_limit_gb=lots"], ["memory_limit_gb=lots", "a number"]),
     (["partition=[8,18]"], ["partition=[8, 18]", "k=4", "3"]),
     (["partition=[8,8,32]"], ["partition=[8, 8, 32]", "empty module"]),

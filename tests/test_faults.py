@@ -31,9 +31,9 @@ class Run:
             command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, preexec_fn=ignore,
         )  # fmt: skip
-        wait_until(lambda: self.process.poll() is not None or self._num_records() > 3, 60)
+        wait_until(lambda: self.process.poll() is not None or self.num_records() > 3, 60)
 
-    def _num_records(self) -> int:
+    def num_records(self) -> int:
         path = self.run_dir / "metrics.jsonl"
         return path.read_text().count("\n") if path.exists() else 0
 

@@ -176,6 +176,21 @@ def run_dir_in(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def test_a_process_that_hangs_is_found_and_named(tmp_path: Path) -> None:
+    words = ["k=2", "epochs=1000000", "hang_timeout=3", f"run_dir={tmp_path / 'run'}"]
+    flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    agent = subprocess.Popen([*torchrun(*flags), *words], env=environment(), stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: num_records(tmp_path / "run") > 10 or agent.poll() is not None, PATIENCE_S)
+    hanging = children(agent.pid)[-1]
+    os.kill(hanging, signal.SIGSTOP)
+    status = tmp_path / "run" / "status.json"
+    assert wait_until(lambda: json.loads(status.read_text())["state"] == "failed", PATIENCE_S)
+    os.kill(hanging, signal.SIGKILL)  # torchrun itself asks it to end, and waits half a minute
+    _, told = agent.communicate(timeout=PATIENCE_S)
+    assert "fr-bench: module 2 (rank 1) gave no sign of life for 3 s" in told, told
+    assert json.loads(status.read_text())["module"] == 2
+
+
 # Processes that do not fit
 
 

@@ -56,9 +56,11 @@ def main(
     surroundings.adopt()
     redirect_output(log_path)
 
+    from fr_bench.heartbeat import start_pulse
     from fr_bench.reporter import Reporter
 
     reporter = Reporter(connection, progress)
+    start_pulse(reporter)
     exit_code = 0
     try:
         task.run(reporter)

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from fr_bench.errors import ConfigError, nearest
+from fr_bench.heartbeat import SMALLEST_TIMEOUT_S
 
 COMPONENTS = ("method", "model", "dataset", "optimizer", "schedule")
 PARTITIONS = ("auto", "measured", "equal")
@@ -109,6 +110,7 @@ class Config:
     checkpoint: CheckpointConfig = MISSING
     resume: str = MISSING  # auto (go on with the unfinished run in run_dir), never, or another run's directory
     max_time: float | None = MISSING  # minutes after which the run saves and stops, as on SIGTERM
+    hang_timeout: float | None = MISSING  # seconds without a sign of life after which a module hangs; null: for ever
     console: str = MISSING  # auto, live, plain, off
     run_dir: str = MISSING
     sweep_dir: str | None = MISSING  # of -m: a folder a combination, named by its overrides, found again next time
@@ -136,6 +138,11 @@ def check(config: dict[str, Any]) -> None:
     _check_checkpoint(**config["checkpoint"])
     if config["max_time"] is not None and config["max_time"] <= 0:
         raise ConfigError(f"max_time={config['max_time']:g}: must be above 0 (minutes), or null for no limit.")
+    timeout_s = config["hang_timeout"]
+    if timeout_s is not None and not timeout_s >= SMALLEST_TIMEOUT_S:
+        raise ConfigError(
+            f"hang_timeout={timeout_s:g}: must be at least {SMALLEST_TIMEOUT_S:g} (seconds), or null to wait for ever."
+        )
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
     _check_modules(config["module_lr"], config["freeze"], config["k"])

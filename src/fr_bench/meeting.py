@@ -195,12 +195,12 @@ class Meeting:
             raise OSError(f"rank 0 cannot be told: {error}") from error
         self._num_sent += 1
 
-    def receive(self) -> list[dict[str, Any]]:
-        """Rank 0: the events that have come."""
+    def receive(self) -> list[tuple[int, dict[str, Any]]]:
+        """Rank 0: the events that have come, each with the rank that sent it."""
         received = []
         for rank in range(1, self.launch.world_size):
             while self._store.check([key := f"event/{rank}/{self._num_received[rank]}"]):
-                received.append(self._read(key))
+                received.append((rank, self._read(key)))
                 self._store.delete_key(key)
                 self._num_received[rank] += 1
         return received

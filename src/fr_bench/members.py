@@ -21,6 +21,7 @@ from fr_bench.board import Board
 from fr_bench.child import report_error
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed, ToldElsewhere
 from fr_bench.events import Event, InOrder, as_exception, first_of_own, in_step
+from fr_bench.heartbeat import PULSE, Silence, start_pulse
 from fr_bench.meeting import Meeting
 from fr_bench.plan import Plan
 from fr_bench.reporter import EventSink, Reporter
@@ -67,6 +68,8 @@ class ModuleThread(threading.Thread):
 
     def run(self) -> None:
         """Never raises."""
+        if not self._meeting.leads:
+            start_pulse(self._reporter)
         try:
             run_worker(self._task, self._reporter, self._meeting.group_store())
             self._reporter.send("done", modules=self._task.modules)
@@ -119,6 +122,8 @@ class Members:
         self._local = LocalEvents()
         self._in_order = InOrder()
         self._thread = ModuleThread(plan, run_directory, board, resumption, meeting, self._local)
+        self._silence = Silence(plan.config["hang_timeout"], plan.size)
+        self._done: set[int] = set()  # modules
 
     def __enter__(self) -> Members:
         self._thread.start()
@@ -130,7 +135,6 @@ class Members:
     def events(self, signals: SignalWatch) -> Iterator[Event]:
         """See :meth:`fr_bench.supervisor.Supervisor.events`."""
         errors: list[Event] = []
-        done: set[int] = set()
         deadline = float("inf")
         while True:
             for event in self._receive():
@@ -139,10 +143,10 @@ class Members:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
                     continue
                 if event["event"] == "done":
-                    done |= set(event["modules"])
+                    self._done |= set(event["modules"])
                 yield event
             yield {}
-            if len(done) == self._plan.size:
+            if len(self._done) == self._plan.size:
                 if self._board.stop_step is not None:
                     reason = f"stopped by {signals.reason} after step {self._board.stop_step}"
                     raise Interrupted(reason, signals.exit_code)
@@ -150,13 +154,32 @@ class Members:
             self._heed(signals)
             if time.monotonic() >= deadline:
                 raise self._first_cause(errors)
+            if not errors:
+                self._refuse_hanging()
 
     def _receive(self) -> list[Event]:
         local = self._local.receive(POLL_S)
         began_ns = time.monotonic_ns()
-        for event in [*local, *self._local.receive(0), *self._meeting.receive()]:
+        heard = {0}
+        for event in [*local, *self._local.receive(0)]:
             self._in_order.add(event)
+        for rank, event in self._meeting.receive():
+            heard.add(rank)
+            if event["event"] != PULSE:
+                self._in_order.add(event)
+        self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
+
+    def _refuse_hanging(self) -> None:
+        """Raises RunFailed where a process is silent and has not yet done its part."""
+        for rank in range(self._plan.size):
+            if self._silence.hangs(rank) and rank + 1 not in self._done:
+                raise RunFailed(
+                    f"module {rank + 1} (rank {rank}) gave no sign of life for {self._silence.timeout_s:g} s: it, its "
+                    "machine or the network hangs. The same command goes on from the last checkpoint; a larger "
+                    "hang_timeout waits longer, null for ever",
+                    rank + 1,
+                )
 
     def _heed(self, signals: SignalWatch) -> None:
         """Has all modules stop if this process, or another one, is asked to."""

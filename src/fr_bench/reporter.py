@@ -33,7 +33,7 @@ class Reporter:
         self.offset_ns = 0
         self._connection = connection
         self._progress = progress
-        self._lock = threading.Lock()  # a checkpoint is written, and reported, by a thread of its own
+        self._lock = threading.Lock()  # checkpoints and pulses are sent by threads of their own
 
     def send(self, event: str, **fields: Any) -> None:
         """Sends one event to the parent."""

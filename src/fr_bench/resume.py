@@ -33,6 +33,7 @@ LOGGING: tuple[str, ...] = (
     "console",
     "dry_run",
     "eval_every",
+    "hang_timeout",
     "log_every",
     "max_time",
     "resume",

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from fr_bench import child, nursery
+from fr_bench import child, nursery, rendezvous
 from fr_bench.board import Board
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed
 from fr_bench.events import Event, InOrder, as_exception, first_of_own, in_step
+from fr_bench.heartbeat import PULSE, Silence, state_in_words
 from fr_bench.plan import Plan
 from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption
@@ -137,6 +138,7 @@ class Supervisor:
         run_directory: where the processes' logs go.
         needs_store: whether the processes meet at a store, which the parent holds, on a port of the system's choice.
         board: where the processes can be asked to finish a step; without one a signal ends them at once.
+        hang_timeout_s: seconds of silence after which a process hangs; None to wait for ever.
     """
 
     def __init__(
@@ -146,10 +148,11 @@ class Supervisor:
         run_directory: Path,
         needs_store: bool = True,
         board: Board | None = None,
+        hang_timeout_s: float | None = None,
     ) -> None:
         self._board = board
         context = nursery.context()
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
+        self._store: dist.TCPStore | None = rendezvous.open_store() if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
         self._in_order = InOrder()
@@ -157,6 +160,7 @@ class Supervisor:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._run_directory = run_directory
+        self._silence = Silence(hang_timeout_s, len(self._tasks))
         try:
             for task in self._tasks:
                 self._start(context, task)
@@ -190,7 +194,14 @@ class Supervisor:
                 for numbers in plan.numbers_by_process
             ]
 
-        return cls(make_tasks, plan.size, run_directory, needs_store=plan.transport != "serial", board=board)
+        return cls(
+            make_tasks,
+            plan.size,
+            run_directory,
+            needs_store=plan.transport != "serial",
+            board=board,
+            hang_timeout_s=plan.config["hang_timeout"],
+        )
 
     def __enter__(self) -> Supervisor:
         return self
@@ -204,7 +215,7 @@ class Supervisor:
         Raises:
             Interrupted: a signal came, or the time is up. With a board all modules have finished a common step and
                 written its checkpoint, unless that took too long or a second signal came.
-            RunFailed: a process raised or died; the message names the first cause, its module and its step.
+            RunFailed: a process raised, died or hangs; the message names the first cause, its module and its step.
             ConfigError: a module found a mistake in the config.
         """
         errors: list[Event] = []
@@ -222,6 +233,8 @@ class Supervisor:
                 return
             if signals.is_asked_to_stop:
                 self._ask_to_stop(signals)
+            else:
+                self._refuse_hanging()
             if errors or any(process.exitcode not in (None, 0) for process in self._processes):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
             if time.monotonic() >= deadline:
@@ -243,13 +256,32 @@ class Supervisor:
             time.sleep(0 if self._in_order else min(timeout_s, 0.01))
         wait(open_connections, 0 if self._in_order else timeout_s)
         began_ns = time.monotonic_ns()
-        for connection in open_connections:
+        heard = set()
+        for index, connection in enumerate(self._connections):
+            if connection.closed:
+                continue
             try:
                 while connection.poll():
-                    self._in_order.add(connection.recv())
+                    event = connection.recv()
+                    heard.add(index)
+                    if event["event"] != PULSE:
+                        self._in_order.add(event)
             except (EOFError, OSError):
                 connection.close()
+        self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
+
+    def _refuse_hanging(self) -> None:
+        """Raises RunFailed where a process is alive and silent. Its neighbours, which wait for it, are not."""
+        for index, (module, process) in enumerate(zip(self._modules, self._processes, strict=True)):
+            if self._silence.hangs(index) and process.exitcode is None:
+                raise RunFailed(
+                    f"module {module} (process {process.pid}) gave no sign of life for {self._silence.timeout_s:g} s "
+                    f"{self._when(module)}: {state_in_words(process.pid)}; see "
+                    f"{self._run_directory / f'rank_{module}.log'} and dmesg. The same command goes on from the last "
+                    "checkpoint; a larger hang_timeout waits longer, null for ever",
+                    module,
+                )
 
     def _first_cause(self, errors: list[Event]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""

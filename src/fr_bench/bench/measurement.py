@@ -85,7 +85,8 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
             num_microbatches=contender.num_microbatches or 1,
         )
 
-    with Supervisor(make, k, folder, needs_store=k > 1) as supervisor:
+    hang_timeout_s = plan.config["hang_timeout"]
+    with Supervisor(make, k, folder, needs_store=k > 1, hang_timeout_s=hang_timeout_s) as supervisor:
         for event in supervisor.events(signals):
             if event and event["event"] == "peer":
                 ends_ns[event["module"]] = event["ends_ns"]
