@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,7 +43,8 @@ def main() -> int:
         killed_at = kill_again_and_again(folder / "killed", settings, arguments.kills, moments)
         difference = compare(folder / "alone", folder / "killed")
         equal = equal and difference is None
-        print(f"{method}: killed after steps {killed_at}: {difference or 'equal, bit for bit'}", flush=True)
+        times = f"{len(killed_at)} times, after steps {killed_at}"
+        print(f"{method}: killed {times}: {difference or 'equal, bit for bit'}", flush=True)
     return 0 if equal else 1
 
 
@@ -56,7 +58,7 @@ def kill_again_and_again(run_dir: Path, settings: list[str], num_kills: int, mom
     killed_at = []
     for number in range(num_kills):
         left = total - last_step(run_dir)
-        target = total - left + moments.uniform(0, 2 * left / (num_kills - number + 1))
+        target = total - left + moments.uniform(0, 2 * left / (num_kills - number + 2))
         process = subprocess.Popen(command(run_dir, settings), stderr=subprocess.DEVNULL)
         seen = (run_dir / "status.json").stat().st_mtime_ns if run_dir.exists() else 0
         while process.poll() is None and not (has_begun(run_dir, seen) and last_step(run_dir) >= target):
@@ -64,8 +66,8 @@ def kill_again_and_again(run_dir: Path, settings: list[str], num_kills: int, mom
         if process.poll() is None:
             time.sleep(moments.uniform(0, 0.1))  # somewhere between two records
         process.kill()
-        process.wait()
-        killed_at.append(last_step(run_dir))
+        if process.wait() == -signal.SIGKILL:  # else it was done before
+            killed_at.append(last_step(run_dir))
     subprocess.run(command(run_dir, settings), check=True, stderr=subprocess.DEVNULL)
     return killed_at
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fr_bench.bench.measurement import collector_of
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.board import Board
 from fr_bench.checkpoint_book import CheckpointBook
-from fr_bench.collector import Collector
 from fr_bench.errors import RunFailed
 from fr_bench.plan import Plan
 from fr_bench.sinks import JsonLinesSink
@@ -65,8 +65,7 @@ def measure_checkpoints(
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = with_checkpoints(plan, settings, step_s)
-    batch_size, num_modules, num_replicas = plan.config["batch_size"], plan.num_modules, plan.num_replicas
-    collector = Collector(num_modules, plan.steps_per_epoch, batch_size, in_parallel=True, num_replicas=num_replicas)
+    collector = collector_of(plan)
     board, complaints = Board.shared(), list[str]()
     metrics = folder / "metrics.jsonl"  # a checkpoint has the records before it on disk first, so there are some
     sink = JsonLinesSink(metrics)
@@ -89,9 +88,9 @@ def measure_checkpoints(
     sink.finish(None, 0)
     if complaints:
         raise RunFailed(complaints[0], None)
-    after_ns = ends_by_step([collector.spans[k] for k in range(1, plan.size + 1)])
-    start = plan.k - 1 + settings.warmup
-    costs = costs_of(after_ns, start, begins_ns, whole_ns, num_bytes, margin=plan.k)
+    after_ns = ends_by_step([collector.spans[number] for number in range(1, plan.size + 1)])
+    start = plan.num_modules - 1 + settings.warmup
+    costs = costs_of(after_ns, start, begins_ns, whole_ns, num_bytes, margin=plan.num_modules)
     if not costs:
         raise RunFailed(
             "its checkpoints were not whole in time for a quiet iteration before the next; give bench.steps more", None
@@ -102,11 +101,11 @@ def measure_checkpoints(
 
 def with_checkpoints(plan: Plan, settings: BenchSettings, step_s: float) -> Plan:
     """A longer run of the same: checkpoints that are far enough apart, and one at its end that is not measured."""
-    every = settings.warmup + settings.steps + 3 * plan.k + math.ceil(ROOM_FOR_WRITING_S / step_s)
+    every = settings.warmup + settings.steps + 3 * plan.num_modules + math.ceil(ROOM_FOR_WRITING_S / step_s)
     num_steps = every * (settings.checkpoints + 1)
     extent = {
         "max_steps": num_steps,
-        "trace": num_steps - (plan.k - 1),
+        "trace": num_steps - (plan.num_modules - 1),
         "epochs": max(plan.config["epochs"], math.ceil(num_steps / plan.steps_per_epoch)),
         "checkpoint": {**plan.config["checkpoint"], "every": every, "minutes": None},
     }

@@ -15,6 +15,7 @@ from fr_bench.bench.settings import BenchSettings
 from fr_bench.categories import CATEGORIES
 from fr_bench.collector import Collector
 from fr_bench.peers import make_tasks
+from fr_bench.plan import Plan
 from fr_bench.stopwatch import KINDS, Span
 from fr_bench.supervisor import SignalWatch, Supervisor
 
@@ -51,8 +52,7 @@ def measure(contender: Contender, settings: BenchSettings, folder: Path, signals
 
 def _measure_method(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
     plan = contender.plan
-    batch_size, num_modules, num_replicas = plan.config["batch_size"], plan.num_modules, plan.num_replicas
-    collector = Collector(num_modules, plan.steps_per_epoch, batch_size, in_parallel=True, num_replicas=num_replicas)
+    collector = collector_of(plan)
     peaks, accounts = [0] * plan.size, [0] * plan.size
     with Supervisor.of_plan(plan, folder) as supervisor:
         for event in supervisor.events(signals):
@@ -97,6 +97,17 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
         for ends in ends_ns.values()
     ]
     return Measurement(max(times, key=sum), peak_bytes=peaks)
+
+
+def collector_of(plan: Plan) -> Collector:
+    """For the events of a contender that is a method."""
+    return Collector(
+        plan.num_modules,
+        plan.steps_per_epoch,
+        plan.config["batch_size"],
+        in_parallel=True,
+        num_replicas=plan.num_replicas,
+    )
 
 
 @dataclass(frozen=True)
