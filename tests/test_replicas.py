@@ -165,3 +165,21 @@ def test_gradients_travel_in_buckets_from_the_last_parameter_on(tmp_path: Path) 
         replicas.finish_sum()  # nothing to wait for
     finally:
         dist.destroy_process_group()
+
+
+def test_such_a_run_is_evaluated_drawn_and_put_into_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fr_bench.cli import main
+
+    run = tmp_path / "run"
+    words = ["method=fr", "model=mlp", "dataset=digits", "k=2", "replicas=2", "epochs=1", "threads=1"]
+    assert main(["train", *words, "wandb.mode=disabled", "console=off", f"run_dir={run}"]) == 0
+    last = [record for record in read_records(run) if record["kind"] == "eval"][-1]
+    assert main(["eval", str(run), "--k", "1"]) == 0
+    assert f"test error {100 * last['test_error']:.1f} %" in capsys.readouterr().out
+    assert main(["report", str(run), "--out", str(tmp_path / "tables")]) == 0
+    table = (tmp_path / "tables" / "report.md").read_text()
+    assert "peak, module 4" in table
+    row = next(line for line in reversed(table.splitlines()) if line.startswith("| FR"))
+    accounted, predicted = (cell.strip() for cell in row.split("|")[-3:-1])
+    assert accounted == predicted and accounted.endswith("MiB")
+    assert main(["plot", str(run), "--out", str(tmp_path / "figures")]) == 0

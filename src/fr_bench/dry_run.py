@@ -51,7 +51,8 @@ def memory_table(plan: Plan) -> list[str]:
 def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str]:
     """Lines of text: how long a step, an epoch and the run take, and what these figures are worth."""
     if time is None:
-        return [f"time is not predicted: the schedule of method '{method}' is not known to the simulation"]
+        which = f"of method '{method}'" if plan.config["replicas"] == 1 else "with replicas"
+        return [f"time is not predicted: the schedule {which} is not known to the simulation"]
     run_s = time.fill_s + plan.num_steps * time.step_s
     return [
         f"predicted time: {duration(time.step_s)} a step, {duration(plan.steps_per_epoch * time.step_s)} an epoch, "

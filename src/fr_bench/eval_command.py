@@ -72,6 +72,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
         config["partition"] = config.pop("plan")["cuts"]
         config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
+        config["replicas"] = 1  # all end with the same weights
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
     except (yaml.YAMLError, TypeError, KeyError) as error:

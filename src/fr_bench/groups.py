@@ -57,6 +57,11 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
+    def size(self) -> int:
+        """Modules of all replicas."""
+        return self.runs[0].size
+
+    @property
     def name(self) -> str:
         """Method and variant: ``FR (bn_stats=play)``."""
         name = METHOD_NAMES.get(self.method, self.method)
@@ -125,7 +130,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     """Returns the settings that identify the run's group, sorted by name.
 
     What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
-    setting that is null or an empty list is the same as one that an older config.yaml does not have.
+    setting that is null or an empty list is the same as one that an older config.yaml does not have; so is one replica.
     """
     plan = run.config.get("plan")
     asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}
@@ -134,7 +139,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
         settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
         settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
-    return {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
+    settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
+    return {key: value for key, value in settings.items() if (key, value) != ("replicas", 1)}
 
 
 def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -68,7 +68,7 @@ def _memory(rows: list[Row]) -> list[str]:
     if not known:
         return []
     columns = _head()
-    for index in range(max(row.group.k for row in known)):
+    for index in range(max(row.group.size for row in known)):
         columns[f"peak, module {index + 1}"] = partial(_peak, index)
     columns["accounted, all modules"] = lambda row: _bytes(row.accounted_memory)
     if any(row.predicted_memory for row in known):

@@ -49,6 +49,12 @@ class Run:
     records: dict[str, list[Record]]
 
     @property
+    def size(self) -> int:
+        """Modules of all replicas: the largest number in records by module."""
+        replicas = self.config.get("replicas")
+        return self.k * replicas if type(replicas) is int and replicas > 0 else self.k
+
+    @property
     def end(self) -> str:
         """``finished``, ``diverged`` or ``unfinished`` (failed, interrupted, cut off, or still running)."""
         if str(self.status.get("error")).startswith("diverged") or self._has_lost_its_loss():

@@ -79,9 +79,9 @@ def _row(group: Group, groups: list[Group]) -> Row:
         step_time_s=over_seeds(group, step_time_s),
         speedup_vs_single=speedup_over(group, baseline(group, groups, 1)),
         speedup_vs_locked=speedup_over(group, baseline(group, groups, group.k)) if group.k > 1 else None,
-        limit=balanced_limit(group.method, group.k) if group.k > 1 else None,
+        limit=balanced_limit(group.method, group.k) if group.size == group.k > 1 else None,
         efficiency=over_seeds(group, efficiency) if group.k > 1 else None,
-        peak_memory=[spread(peak_memory(run, k) for run in group.measured) for k in range(1, group.k + 1)],
+        peak_memory=[spread(peak_memory(run, k) for run in group.measured) for k in range(1, group.size + 1)],
         accounted_memory=over_seeds(group, _accounted),
         predicted_memory=over_seeds(group, _predicted),
         published_error=published["test_error"],
@@ -99,9 +99,9 @@ def _accounted(run: Run) -> float | None:
 
 
 def _predicted(run: Run) -> float | None:
-    parts = [predicted_memory(run, module) for module in range(1, run.k + 1)]
+    parts = [predicted_memory(run, module) for module in range(1, run.size + 1)]
     known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == run.k else None
+    return sum(known) if len(known) == run.size else None
 
 
 def as_csv(rows: Iterable[Row]) -> str:

@@ -45,7 +45,7 @@ CATEGORY_LOOKS = {
 
 def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
     """One figure for all K: bars are the last account of each module, means over seeds."""
-    shown = [group for group in groups if any(_bytes_of(group, k) for k in range(1, group.k + 1))]
+    shown = [group for group in groups if any(_bytes_of(group, k) for k in range(1, group.size + 1))]
     if not shown:
         yield Omission("memory", "no run has memory records with bytes by category")
         return
@@ -71,7 +71,7 @@ def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omissio
 
 def _legend(figure: Figure, shown: list[Group], of_categories: list[Artist], style: Style) -> None:
     """Two columns: what belongs to the upper panel, and the modules of the lower one."""
-    most = max(group.k for group in shown)
+    most = max(group.size for group in shown)
     of_modules: list[Artist] = [
         Patch(label=f"module {k}", facecolor=_shade("#000000", k, most), edgecolor="white") for k in range(1, most + 1)
     ]
@@ -88,7 +88,7 @@ def _bytes_of(group: Group, module: int) -> dict[str, float]:
 
 
 def _total(group: Group) -> float:
-    return sum(sum(_bytes_of(group, module).values()) for module in range(1, group.k + 1))
+    return sum(sum(_bytes_of(group, module).values()) for module in range(1, group.size + 1))
 
 
 def _unit(largest: float) -> tuple[str, int]:
@@ -109,12 +109,12 @@ def _draw_categories(axes: Axes, bars: Bars, factor: int) -> list[str]:
     """Returns the categories that occur."""
     found = []
     for name in MEMORY_CATEGORIES:
-        heights = [sum(_bytes_of(group, k).get(name, 0) for k in range(1, group.k + 1)) for group in bars.groups]
+        heights = [sum(_bytes_of(group, k).get(name, 0) for k in range(1, group.size + 1)) for group in bars.groups]
         if not any(heights):
             continue
         found.append(name)
         stacked = [
-            sum(_bytes_of(group, k).get(below, 0) for k in range(1, group.k + 1) for below in found[:-1])
+            sum(_bytes_of(group, k).get(below, 0) for k in range(1, group.size + 1) for below in found[:-1])
             for group in bars.groups
         ]
         axes.bar(
@@ -125,10 +125,10 @@ def _draw_categories(axes: Axes, bars: Bars, factor: int) -> list[str]:
 
 
 def _draw_modules(axes: Axes, bars: Bars, factor: int) -> None:
-    most = max(group.k for group in bars.groups)
+    most = max(group.size for group in bars.groups)
     for group, position in zip(bars.groups, bars.positions, strict=True):
         below = 0.0
-        for module in range(1, group.k + 1):
+        for module in range(1, group.size + 1):
             height = sum(_bytes_of(group, module).values()) / factor
             axes.bar(
                 position, height, bars.width, bottom=below, color=_shade(look_of(group.method).color, module, most),
@@ -145,7 +145,7 @@ def _draw_predictions(axes: Axes, bars: Bars, factor: int, style: Style) -> list
 def _draw_peaks(axes: Axes, bars: Bars, factor: int, style: Style) -> list[Artist]:
     """A mark at the sum of the allocators' peaks, where every module has a GPU of its own: elsewhere modules share
     a peak, or it is that of a whole process."""
-    alone = [group for group in bars.groups if group.settings.get("num_devices") == group.k and _on_gpu(group)]
+    alone = [group for group in bars.groups if group.settings.get("num_devices") == group.size and _on_gpu(group)]
     return _draw_totals(axes, bars.only(alone), factor, style, peak_memory, "peak of the GPUs", "_")
 
 
@@ -159,7 +159,7 @@ def _draw_totals(
 ) -> list[Artist]:
     positions, totals = [], []
     for group, position in zip(bars.groups, bars.positions, strict=True):
-        parts = [spread(measure(run, k) for run in group.measured) for k in range(1, group.k + 1)]
+        parts = [spread(measure(run, k) for run in group.measured) for k in range(1, group.size + 1)]
         if all(part is not None for part in parts):
             positions.append(position)
             totals.append(sum(part.mean for part in parts if part is not None) / factor)

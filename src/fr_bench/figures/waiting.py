@@ -28,7 +28,7 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
         figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
         handles = [_draw_group(axes, group, shown, label_in(group, k)) for group in shown]
         axes.set_xlabel("module")
-        axes.set_xticks(range(1, k + 1))
+        axes.set_xticks(range(1, max(group.size for group in shown) + 1))
         axes.grid(False, axis="x")
         axes.set_ylim(0, 1)
         axes.set_ylabel("time spent waiting (%)")
@@ -40,7 +40,9 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
 def _draw_group(axes: Axes, group: Group, shown: list[Group], label: str) -> BarContainer:
     width = 0.8 / len(shown)
     offset = (next(at for at, each in enumerate(shown) if each is group) - (len(shown) - 1) / 2) * width
-    found = {module: spread(waiting_share(run, module) for run in group.measured) for module in range(1, group.k + 1)}
+    found = {
+        module: spread(waiting_share(run, module) for run in group.measured) for module in range(1, group.size + 1)
+    }
     known = {module: share for module, share in found.items() if share is not None}
     errors = [share.sd or 0.0 for share in known.values()]
     same = [each for each in shown if each.method == group.method]
