@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "fr-bench needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,slurm]'
 	@touch $(STAMP)
 
 demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits), with figures and a table

@@ -61,10 +61,9 @@ def run_training(config: dict[str, Any], run_directory: Path) -> dict[str, Any]:
     max_time = config["max_time"]
     with watch_signals(float("inf") if max_time is None else 60 * max_time) as signals:
         try:
-            summary = Run(start.plan, directory, start).train(signals)
-        finally:
-            signals.hand_on()
-    return summary
+            return Run(start.plan, directory, start).train(signals)
+        except Interrupted as interruption:
+            raise signals.hand_on(interruption) from None
 
 
 def say(line: str) -> None:

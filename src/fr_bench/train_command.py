@@ -14,7 +14,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fr_bench.cluster import SLURM_LAUNCHER, as_planned_here, check_launcher
 from fr_bench.compose import (
     CONFIG_NAME,
     CONFIG_PATH,
@@ -53,21 +54,27 @@ def main(argv: list[str]) -> int:
     composition = compose(arguments)
     if arguments.help or arguments.hydra_help or arguments.info:
         return _show(argv)
-    _check_all(composition.jobs, check)
+    _check_all(composition.jobs, lambda job: check(job.config))
     if arguments.cfg:
         return _show(argv)
     _check_folder(composition.sweep_dir or composition.jobs[0].config["run_dir"])
+    _check_all(composition.jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
     from fr_bench.launch import check_plan  # imports torch, which the paths above must not
 
-    _check_all(composition.jobs, check_plan)
+    _check_all(composition.jobs, lambda job: check_plan(as_planned_here(job.config, job.launcher)))
     if _is_dry_run(composition.jobs):
         return _report_all(composition)
     if composition.sweep_dir is None:
         outcomes = OutcomeLog(None)
         code = _run_hydra(argv, TrainTask(outcomes))
         return exit_code(outcomes.read(), 1, code)
+    if composition.launcher == SLURM_LAUNCHER:
+        from fr_bench import slurm_launcher  # needs the extra, without which that launcher cannot be chosen
+
+        slurm_launcher.check_submission([job.launcher for job in composition.jobs], Path(composition.sweep_dir))
+        slurm_launcher.install()
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
-    outcomes = OutcomeLog(Path(composition.sweep_dir))
+    outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
     code = _run_hydra([*argv, f"hydra.sweep.dir={_quote(composition.sweep_dir)}"], TrainTask(outcomes))
     print(table(outcomes.read(), composition.num_jobs))
     return exit_code(outcomes.read(), composition.num_jobs, code)
@@ -123,7 +130,8 @@ class TrainTask:
             if isinstance(error, ConfigError):
                 _remove_if_empty(run_dir)
             if isinstance(error, Interrupted):
-                raise KeyboardInterrupt from error  # the only thing that stops a sweep
+                # Stops a sweep, as nothing else does; on a cluster the job alone, which may yet be run again.
+                raise KeyboardInterrupt from error
         except KeyboardInterrupt:
             outcome.fail("interrupted", 130)
             raise
@@ -132,6 +140,8 @@ class TrainTask:
             outcome.fail(repr(error), 1)
         finally:
             self.outcomes.add(outcome)
+            if number is not None:
+                print(self.outcomes.line(outcome), flush=True)
         return outcome.best_test_error
 
 
@@ -141,11 +151,10 @@ def _show(argv: list[str]) -> int:
     return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None))) else 0
 
 
-def _check_all(jobs: list[Job], check_one: object) -> None:
-    assert callable(check_one)
+def _check_all(jobs: list[Job], check_one: Callable[[Job], None]) -> None:
     for job in jobs:
         try:
-            check_one(job.config)
+            check_one(job)
         except ConfigError as error:
             if len(jobs) == 1:
                 raise
