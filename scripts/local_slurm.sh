@@ -49,7 +49,7 @@ $OURS
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
-AuthInfo=cred_expire=2
+AuthInfo=cred_expire=5
 StateSaveLocation=$STATE/controller
 SlurmdSpoolDir=$STATE/node
 SlurmctldPidFile=$STATE/slurmctld.pid

@@ -10,24 +10,30 @@ then, and where there is no sacct it waits for ever.
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fr_bench.cluster import SLURM_LAUNCHER
-from fr_bench.compose import register
+from fr_bench.compose import plain_config, register
 from fr_bench.errors import ConfigError
 from fr_bench.outcomes import Outcome, OutcomeLog
+from fr_bench.resume import check_resume
+from fr_bench.run_directory import RunDirectory
 from fr_bench.slurm_queue import ENDED, check_commands, job_states, try_submission
 
 POLL_S = 0.5
@@ -35,6 +41,7 @@ ASK_SLURM_S = 5.0
 # A job's last word may take some time through a network file system.
 LAST_WORD_S = 20.0
 FORGOTTEN = "gone"  # of a job that Slurm knows no more
+RESUMABLE = ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")
 
 
 def install() -> None:
@@ -62,6 +69,7 @@ def check_submission(launchers: Sequence[dict[str, Any]], sweep_dir: Path) -> No
             "wait for them, or end them with scancel."
         )
     for parameters in {repr(launcher): launcher for launcher in launchers}.values():
+        # What submitit would submit, but for the command. Not in its documented interface, hence the narrow extra.
         problem = try_submission(_executor(parameters)._executor._make_submission_file_text("true", "check"))
         if problem:
             asked = {key: parameters[key] for key in ("partition", "account", "qos", "gpus_per_node", "cpus_per_task")}
@@ -112,49 +120,62 @@ class SweepLauncher(SlurmLauncher):
         return super().__call__(*arguments)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits the jobs and follows them to their ends."""
+        """Submits the jobs, but not what is finished from an earlier start, and follows them to their ends."""
         assert self.config is not None
-        outcomes: OutcomeLog = self.task_function.outcomes
+        log: OutcomeLog = self.task_function.outcomes
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        jobs = self._submit(list(enumerate(job_overrides, start=initial_job_idx)))
-        arrays = sorted({job.name.partition("_")[0] for job in jobs}, key=int)
-        print(
-            f"{len(jobs)} jobs are in Slurm's queue: {', '.join(arrays)}. They go on without this command, which tells "
-            f"how they end; `scancel {' '.join(arrays)}` ends them. Their output: {jobs[0].log.parent.parent}",
-            flush=True,
-        )
-        follow(jobs, outcomes)
-        best = {outcome.number: outcome.best_test_error for outcome in outcomes.read()}
-        return [
-            JobReturn(
-                overrides=job.outcome.overrides, status=JobStatus.COMPLETED, _return_value=best[job.outcome.number]
-            )
-            for job in jobs
-        ]
-
-    def _submit(self, numbered: Sequence[tuple[int, Sequence[str]]]) -> list[Submitted]:
-        groups: dict[str, list[Outcome]] = {}
-        parameters: dict[str, dict[str, Any]] = {}
-        for number, overrides in numbered:
+        outcomes, groups = [], defaultdict(list)
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config.hydra.job):
                 config.hydra.job.num = number
-            run_dir = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-            launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-            groups.setdefault(repr(launcher), []).append(Outcome(number, list(overrides), str(run_dir)))
-            parameters[repr(launcher)] = launcher  # type: ignore[assignment]
-        jobs = []
-        for key, outcomes in groups.items():
-            arguments = [
-                (outcome.overrides, "hydra.sweep.dir", outcome.number, str(outcome.number), Singleton.get_state())
-                for outcome in outcomes
-            ]
-            submitted = _executor(parameters[key]).map_array(self, *zip(*arguments, strict=True))
-            jobs += [
-                Submitted(outcome, job.job_id, job.paths.stdout)
-                for outcome, job in zip(outcomes, submitted, strict=True)
-            ]
-        return jobs
+            run_dir = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+            outcomes.append(Outcome(number, list(overrides), run_dir))
+            if (finished := finished_run(config, run_dir)) is not None:
+                outcomes[-1].finish(finished["best_test_error"])
+                log.add(outcomes[-1])
+            else:
+                asked = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+                groups[json.dumps(asked, sort_keys=True)].append(outcomes[-1])
+        jobs = [job for asked, members in groups.items() for job in self._submit(json.loads(asked), members)]
+        if jobs:
+            arrays = sorted({job.name.partition("_")[0] for job in jobs}, key=int)
+            print(
+                f"In Slurm's queue: {len(jobs)} of the jobs, as {', '.join(arrays)}. They go on without this command, which "
+                f"tells how they end; `scancel {' '.join(arrays)}` ends them. Output: {jobs[0].log.parent.parent}",
+                flush=True,
+            )
+        follow(jobs, log)
+        best = {outcome.number: outcome.best_test_error for outcome in log.read()}
+        return [
+            JobReturn(overrides=outcome.overrides, status=JobStatus.COMPLETED, _return_value=best[outcome.number])
+            for outcome in outcomes
+        ]
+
+    def _submit(self, asked: dict[str, Any], outcomes: Sequence[Outcome]) -> list[Submitted]:
+        """Submits jobs that ask for the same, as one array."""
+        arguments = [
+            (outcome.overrides, "hydra.sweep.dir", outcome.number, str(outcome.number), Singleton.get_state())
+            for outcome in outcomes
+        ]
+        jobs = _executor(asked).map_array(self, *zip(*arguments, strict=True))
+        return [Submitted(outcome, job.job_id, job.paths.stdout) for outcome, job in zip(outcomes, jobs, strict=True)]
+
+
+def finished_run(config: DictConfig, run_dir: str) -> dict[str, Any] | None:
+    """The summary of the run that ``config``, Hydra's part included, describes, if ``run_dir`` holds it finished."""
+    found = RunDirectory(Path(run_dir)).find()
+    if found is None or found.state != "finished" or config.resume == "never":
+        return None
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)  # values may refer to ${hydra:...}
+    try:
+        check_resume(plain_config(config, run_dir))
+    except ConfigError:  # of a run with another config: the job says so
+        return None
+    finally:
+        HydraConfig.instance().cfg = before
+    return found.summary
 
 
 def follow(jobs: Sequence[Submitted], outcomes: OutcomeLog) -> None:
@@ -162,13 +183,15 @@ def follow(jobs: Sequence[Submitted], outcomes: OutcomeLog) -> None:
     waiting = {job.outcome.number: job for job in jobs}
     last: dict[int | None, Outcome] = {}
     ask_at_s = time.monotonic() + ASK_SLURM_S
-    while waiting:
-        time.sleep(POLL_S)
+    while True:
         for outcome in outcomes.news():
             print(outcomes.line(outcome), flush=True)
             last[outcome.number] = outcome
             if outcome.state != "interrupted":
                 waiting.pop(outcome.number, None)
+        if not waiting:
+            return
+        time.sleep(POLL_S)
         if time.monotonic() < ask_at_s:
             continue
         states = job_states()
@@ -186,5 +209,6 @@ def follow(jobs: Sequence[Submitted], outcomes: OutcomeLog) -> None:
             if number in last:  # interrupted, and Slurm will not run it again
                 waiting.pop(number)
             elif time.monotonic() > job.ended_at_s + LAST_WORD_S:
-                job.outcome.fail(f"ended by Slurm without a word ({state}); see {job.log}", 1)
+                code = 75 if state in RESUMABLE else 1
+                job.outcome.fail(f"ended by Slurm ({state}); see {job.log}", code)
                 outcomes.add(job.outcome)

@@ -4,7 +4,7 @@
                 -> dry_run: a report on every job, and that is all
                 -> hydra.main -> TrainTask, job by job -> outcomes -> table (sweep) and exit code
 
-A job never calls sys.exit, which would end a sweep: it records its outcome and returns its objective.
+A job that fails does not exit, which would end a sweep: it records its outcome and returns its objective.
 """
 
 from __future__ import annotations
@@ -130,10 +130,13 @@ class TrainTask:
             if isinstance(error, ConfigError):
                 _remove_if_empty(run_dir)
             if isinstance(error, Interrupted):
-                # Stops a sweep, as nothing else does; on a cluster the job alone, which may yet be run again.
-                raise KeyboardInterrupt from error
+                # Ends a sweep, as nothing else does; on a cluster the job alone, which may yet be run again.
+                raise SystemExit(error.exit_code) from error
         except KeyboardInterrupt:
             outcome.fail("interrupted", 130)
+            raise
+        except SystemExit:  # a cluster's signal before the run watched for it: submitit has requeued the job
+            outcome.fail("stopped before it began; its job is back in the queue", 75)
             raise
         except Exception as error:  # a bug of ours: show all of it, and let the other jobs run
             traceback.print_exc()
