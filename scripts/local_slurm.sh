@@ -14,7 +14,7 @@ fail() { echo "local_slurm.sh: $*" >&2; exit 1; }
 
 is_up() { timeout 5 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|allocated)$'; }
 
-is_running() { [ -e "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }
+is_running() { kill -0 "$(cat "$1" 2>/dev/null)" 2>/dev/null; }
 
 wait_for() {  # seconds, then a command that will succeed
     local left=$(($1 * 10))

@@ -84,10 +84,8 @@ def check_launcher(config: dict[str, Any], launcher: dict[str, Any], used: str |
         raise ConfigError("resume=never: a job that is requeued could not go on; drop it, or set cluster.requeue=0.")
 
 
-def as_planned_here(config: dict[str, Any], launcher: dict[str, Any]) -> dict[str, Any]:
-    """The config to plan a job with before it is submitted. This machine may lack the GPUs of the one that will run
-    it: then all but the devices is checked, as if they were CPUs; the job itself checks the rest."""
-    if launcher["_target_"] != SLURM_LAUNCHER or config["device"] == "cpu":
-        return config
+def without_devices(config: dict[str, Any]) -> dict[str, Any]:
+    """The config to plan a run with on another machine than the one that will run it: all but the devices is checked,
+    as if they were CPUs; the run itself checks the rest."""
     precision = "fp32" if config["precision"] == "tf32" else config["precision"]
     return {**config, "device": "cpu", "devices": None, "transport": "auto", "precision": precision}

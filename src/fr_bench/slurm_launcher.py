@@ -141,8 +141,9 @@ class SweepLauncher(SlurmLauncher):
         if jobs:
             arrays = sorted({job.name.partition("_")[0] for job in jobs}, key=int)
             print(
-                f"In Slurm's queue: {len(jobs)} of the jobs, as {', '.join(arrays)}. They go on without this command, which "
-                f"tells how they end; `scancel {' '.join(arrays)}` ends them. Output: {jobs[0].log.parent.parent}",
+                f"In Slurm's queue: {len(jobs)} of {len(outcomes)} jobs, as {', '.join(arrays)}. They go on without "
+                f"this command, which tells how they end; `scancel {' '.join(arrays)}` ends them. What they print: "
+                f"{jobs[0].log.parent.parent}",
                 flush=True,
             )
         follow(jobs, log)

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fr_bench.cluster import SLURM_LAUNCHER, as_planned_here, check_launcher
+from fr_bench.cluster import SLURM_LAUNCHER, check_launcher, without_devices
 from fr_bench.compose import (
     CONFIG_NAME,
     CONFIG_PATH,
@@ -54,14 +54,10 @@ def main(argv: list[str]) -> int:
     composition = compose(arguments)
     if arguments.help or arguments.hydra_help or arguments.info:
         return _show(argv)
-    _check_all(composition.jobs, lambda job: check(job.config))
     if arguments.cfg:
+        _check_all(composition.jobs, lambda job: check(job.config))
         return _show(argv)
-    _check_folder(composition.sweep_dir or composition.jobs[0].config["run_dir"])
-    _check_all(composition.jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
-    from fr_bench.launch import check_plan  # imports torch, which the paths above must not
-
-    _check_all(composition.jobs, lambda job: check_plan(as_planned_here(job.config, job.launcher)))
+    check_jobs(composition, run_elsewhere=composition.launcher == SLURM_LAUNCHER)
     if _is_dry_run(composition.jobs):
         return _report_all(composition)
     if composition.sweep_dir is None:
@@ -75,7 +71,7 @@ def main(argv: list[str]) -> int:
         slurm_launcher.install()
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
     outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
-    code = _run_hydra([*argv, f"hydra.sweep.dir={_quote(composition.sweep_dir)}"], TrainTask(outcomes))
+    code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes))
     print(table(outcomes.read(), composition.num_jobs))
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
@@ -104,6 +100,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise ConfigError("--resolve goes with --cfg or --help.")
     return arguments
+
+
+def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
+    """Finds what is wrong with any job, and what of it this machine cannot serve.
+
+    Args:
+        run_elsewhere: whether the jobs run on machines that may have other devices.
+
+    Raises:
+        ConfigError: naming the combination.
+    """
+    jobs = composition.jobs
+    _check_all(jobs, lambda job: check(job.config))
+    _check_folder(composition.sweep_dir or jobs[0].config["run_dir"])
+    _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
+    from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
+
+    _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
 
 
 class TrainTask:
@@ -226,6 +240,7 @@ def _remove_if_empty(run_dir: Path) -> None:
             folder.rmdir()
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
+    """Returns ``text`` as a value of an override."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
