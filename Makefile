@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poster test lint type check clean
+.PHONY: help setup demo poster test test-slurm lint type check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see
 
 test: setup ## run the tests
 	$(BIN)/pytest -n 2
+
+test-slurm: setup ## the tests of sweeps, on a real Slurm started for them (as root; apt-get installs it)
+	scripts/local_slurm.sh start --install
+	$(BIN)/pytest tests/test_slurm.py; code=$$?; scripts/local_slurm.sh stop; exit $$code
 
 lint: setup ## ruff, as linter and formatter
 	$(BIN)/ruff check .
