@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poster test lint type check clean
+.PHONY: help setup demo poster test test-slurm lint type check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "fr-bench needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,slurm]'
 	@touch $(STAMP)
 
 demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits), with figures and a table
@@ -29,6 +29,10 @@ poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see
 
 test: setup ## run the tests
 	$(BIN)/pytest -n 2
+
+test-slurm: setup ## the tests of sweeps, on a real Slurm started for them (as root; apt-get installs it)
+	scripts/local_slurm.sh start --install
+	$(BIN)/pytest tests/test_slurm.py; code=$$?; scripts/local_slurm.sh stop; exit $$code
 
 lint: setup ## ruff, as linter and formatter
 	$(BIN)/ruff check .

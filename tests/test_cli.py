@@ -489,7 +489,7 @@ def test_a_second_sweep_in_the_same_folder_is_not_told_about_the_first(launch, c
     launch.train = fails(RunFailed("broken"))
     capsys.readouterr()
     assert train("-m", *SMALL, "k=3", folder) == 1
-    table = capsys.readouterr().out.partition("job ")[2].splitlines()
+    table = capsys.readouterr().out.partition("job  ")[2].splitlines()
     assert table[1].split()[:2] == ["0", "failed"] and table[2:] == ["job 0 failed: broken"]
 
 

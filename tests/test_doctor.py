@@ -60,12 +60,18 @@ def test_a_slurm_allocation_is_recognised(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("sinfo", "squeue"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).write_text("#!/bin/sh\necho gpu; echo cpu; echo gpu\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     slurm = as_json(capsys)["slurm"]
     assert slurm["job"] == "17" and {"sinfo", "squeue"} <= set(slurm["commands"])
+    assert slurm["partitions"] == ["cpu", "gpu"]
+    doctor.main([])
+    assert "partitions cpu, gpu; inside job 17; hydra-submitit-launcher" in capsys.readouterr().out
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    doctor.main([])
+    assert "does not answer" in capsys.readouterr().out
 
 
 def test_a_mistake_in_the_arguments_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

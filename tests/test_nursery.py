@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,3 +59,22 @@ def test_each_process_has_the_folder_and_the_variables_of_this_moment(
     monkeypatch.delenv("FR_BENCH_TEST")
     assert look(tmp_path, 1)[0]["variable"] is None
     assert len(servers) == 1 and os.getpid() not in servers
+
+
+def test_signals_in_its_first_moment_do_not_end_the_server() -> None:
+    """As a cluster sends them, to every process of a job. It takes seconds to get where it can ignore them."""
+    program = """
+import os
+from multiprocessing import forkserver, resource_tracker
+from fr_bench import nursery
+from fr_bench.child import IGNORED
+context = nursery.context()
+for number in IGNORED:
+    os.kill(forkserver._forkserver._forkserver_pid, number)
+    os.kill(resource_tracker._resource_tracker._pid, number)
+process = context.Process(target=print, args=("alive",))
+process.start()
+process.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")

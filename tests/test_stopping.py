@@ -13,7 +13,9 @@ from test_faults import Run, start  # noqa: F401  # start is a fixture
 
 from fr_bench.board import Board
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
+from fr_bench.errors import Interrupted
 from fr_bench.reporter import Reporter
+from fr_bench.supervisor import watch_signals
 
 
 def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None) -> Checkpointer:
@@ -42,3 +44,26 @@ def test_a_signal_that_is_told_twice_at_once_is_one(start: Callable[..., Run]) -
         os.kill(run.process.pid, signal.SIGTERM)
     code, stderr = run.end()
     assert code == 75 and "stopped by SIGTERM after step " in stderr
+
+
+def test_a_launchers_handler_is_called_for_a_signal_and_when_the_time_is_up() -> None:
+    """As submitit's: it requeues the job and exits, or raises what it has against that."""
+    received: list[int] = []
+    answer: list[BaseException] = [SystemExit(-1), RuntimeError("timed-out too many times")]
+
+    def handler(number: int, _frame: object) -> None:
+        received.append(number)
+        raise answer[len(received) - 1]
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        with watch_signals(max_time_s=60) as signals:
+            requeued = signals.hand_on(Interrupted("stopped by max_time=1 (minutes)", 75))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            refused = signals.hand_on(Interrupted("stopped by SIGUSR2", 75))
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert received == [signal.SIGUSR2, signal.SIGUSR2]
+    assert str(requeued) == "stopped by max_time=1 (minutes); its job is back in the queue"
+    assert str(refused) == "stopped by SIGUSR2; timed-out too many times"
+    assert (requeued.exit_code, refused.exit_code) == (75, 75)

@@ -31,6 +31,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from fr_bench.cluster import RESOLVERS, check_cluster
 from fr_bench.config import NAMED_COMPONENTS, Config, check_name
 from fr_bench.errors import ConfigError
 from fr_bench.explain import MISTAKES, Known, explain
@@ -44,10 +45,11 @@ NOT_IN_A_FOLDERS_NAME = ("sweep_dir", "console", "wandb.mode", "log_every", "tra
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the overrides that make it different, and its resolved config."""
+    """One run: the overrides that make it different, its resolved config, and Hydra's of its launcher."""
 
     overrides: list[str]
     config: dict[str, Any]
+    launcher: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ class Composition:
             values as it goes: then the one job here is the settings that all of them share.
         sweep_dir: folder of the sweep, None for a single run.
         num_jobs: how many runs it will be, None if that is the sweeper's to decide.
+        launcher: the class that Hydra will have run the jobs of a sweep, by its dotted path; None for a single run.
     """
 
     jobs: list[Job]
     sweep_dir: str | None
     num_jobs: int | None
+    launcher: str | None
 
 
 def register() -> None:
@@ -73,6 +77,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("first_of", lambda given, default: given or default, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> str:
@@ -84,11 +90,15 @@ def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> st
     if not sweep_dir:
         return default
     task = [str(word) for word in _root_.hydra.overrides.task]
-    name = ",".join(sorted(word for word in task if word.lstrip("+").partition("=")[0] not in NOT_IN_A_FOLDERS_NAME))
+    name = ",".join(sorted(word for word in task if not _is_left_out(word.lstrip("+").partition("=")[0])))
     safe = re.sub(r"[^\w.,=+\[\]-]", "_", name)
     if safe == name and len(name) <= LONGEST_FOLDER:
         return name or default
     return f"{safe[:LONGEST_FOLDER]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _is_left_out(key: str) -> bool:
+    return key in NOT_IN_A_FOLDERS_NAME or key.startswith("cluster.")
 
 
 def compose(arguments: argparse.Namespace) -> Composition:
@@ -160,7 +170,7 @@ class _Composer:
         if multirun:
             return self._compose_sweep()
         config = self._load([*self.overrides, "hydra.mode=RUN"], RunMode.RUN)
-        return Composition([self._job(config, self.overrides, None)], None, 1)
+        return Composition([self._job(config, self.overrides, None)], None, 1, None)
 
     def _compose_sweep(self) -> Composition:
         master = self._load([*self.overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
@@ -177,7 +187,8 @@ class _Composer:
         else:
             combinations = [[str(a.input_line) for a in arguments if not a.is_sweep_override()]]
         jobs = [self._combine(master, list(chosen), number) for number, chosen in enumerate(combinations)]
-        return Composition(jobs, sweep_dir, len(jobs) if basic else None)
+        launcher = str(master.hydra.launcher._target_)
+        return Composition(jobs, sweep_dir, len(jobs) if basic else None, launcher)
 
     def _combine(self, master: DictConfig, overrides: list[str], number: int) -> Job:
         try:
@@ -194,6 +205,8 @@ class _Composer:
                 if isinstance(OmegaConf.select(config, component), DictConfig):
                     check_name(component, OmegaConf.select(config, f"{component}.name"))
             HydraConfig.instance().set_config(config)  # values may refer to ${hydra:...}
+            cluster = OmegaConf.select(config, "cluster")  # what the launcher's settings are made of
+            check_cluster(OmegaConf.to_container(cluster, resolve=True) if OmegaConf.is_config(cluster) else cluster)
             with read_write(config.hydra), open_dict(config.hydra):
                 if number is None:
                     folder = str(config.hydra.run.dir)
@@ -201,7 +214,8 @@ class _Composer:
                     config.hydra.job.num = config.hydra.job.id = number
                     folder = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
                 config.hydra.runtime.output_dir = os.path.abspath(folder)
-            return Job(overrides, plain_config(config, os.path.abspath(folder)))
+            launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+            return Job(overrides, plain_config(config, os.path.abspath(folder)), dict(launcher))  # type: ignore[arg-type]
 
         return self._guard(resolve)
 

@@ -114,6 +114,7 @@ class Config:
     console: str = MISSING  # auto, live, plain, off
     run_dir: str = MISSING
     sweep_dir: str | None = MISSING  # of -m: a folder a combination, named by its overrides, found again next time
+    cluster: Any = MISSING  # of -m: where the jobs run, cluster=NAME of conf/cluster; null: here, one after the other
     wandb: WandbConfig = MISSING
 
 

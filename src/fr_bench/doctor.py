@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import os
 import shutil
+import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +118,32 @@ def wandb_state() -> dict[str, str | None]:
 
 
 def slurm() -> dict[str, Any]:
-    """Whether its commands are here, and the job that this process belongs to."""
-    commands = [name for name in ("sinfo", "squeue", "sbatch") if shutil.which(name)]
-    return {"commands": commands, "job": os.environ.get("SLURM_JOB_ID")}
+    """Whether its commands and the launcher of cluster=slurm are here, its partitions (None if it does not answer),
+    and the job that this process belongs to."""
+    commands = [name for name in ("sinfo", "squeue", "sbatch", "srun") if shutil.which(name)]
+    return {
+        "commands": commands,
+        "partitions": partitions() if "sinfo" in commands else None,
+        "launcher": launcher_version(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def partitions() -> list[str] | None:
+    """Slurm's partitions, each once; None if it does not answer."""
+    try:
+        done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else sorted(set(done.stdout.split()))
+
+
+def launcher_version() -> str | None:
+    """Of hydra-submitit-launcher, None where it is not installed."""
+    try:
+        return metadata.version("hydra-submitit-launcher")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -183,5 +208,7 @@ def _wandb_text(state: dict[str, str | None]) -> str:
 def _slurm_text(state: dict[str, Any]) -> str:
     if not state["commands"]:
         return "not on the PATH"
+    answer = f"partitions {', '.join(state['partitions'])}" if state["partitions"] else "does not answer"
     where = f"inside job {state['job']}" if state["job"] else "outside a job"
-    return f"{', '.join(state['commands'])}; {where}"
+    launcher = state["launcher"] or "not installed: pip install 'fr-bench[slurm]'"
+    return f"{', '.join(state['commands'])}; {answer}; {where}; hydra-submitit-launcher {launcher}"

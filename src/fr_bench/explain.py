@@ -103,6 +103,11 @@ def _not_found(error: MissingConfigException, known: Known) -> str:
         return _one_line(str(error))
     if error.options is not None:
         group, _, choice = path.rpartition("/")
+        if choice == "submitit_slurm":
+            return (
+                f"{group}={choice} (which cluster=slurm chooses): hydra-submitit-launcher is not installed; "
+                "pip install 'fr-bench[slurm]'."
+            )
         options = ", ".join(error.options) or "none"
         hint = nearest(choice, error.options)
         return f"{group}={choice}: there is no such {group}.{hint} Available: {options}."

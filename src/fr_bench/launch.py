@@ -77,10 +77,9 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
     assert start.plan is not None
     with watch_signals(max_time_s(config)) as signals:
         try:
-            summary = Run(start.plan, directory, start, meeting).train(signals)
-        finally:
-            signals.hand_on()
-    return summary
+            return Run(start.plan, directory, start, meeting).train(signals)
+        except Interrupted as interruption:
+            raise signals.hand_on(interruption) from None
 
 
 def follow_run(config: dict[str, Any], run_directory: Path, meeting: Meeting) -> dict[str, Any]:

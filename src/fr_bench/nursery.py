@@ -8,11 +8,33 @@ lives as long as the process that uses it.
 from __future__ import annotations
 
 import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+
+from fr_bench.child import IGNORED
 
 
 def context() -> ForkServerContext:
-    """The context whose processes have torch and the worker imported; the server starts with its first process."""
+    """The context whose processes have torch and the worker imported; starts the server, unless it is there."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["fr_bench.preload"])
+    # A cluster sends its signals to every process of a job, at any time. The server can ignore them no sooner than
+    # its first line of ours, seconds after its start, and multiprocessing's tracker ignores some of them only.
+    with _held_back():
+        resource_tracker.ensure_running()
+    with _held_back():  # again: starting the tracker lets go of two of them
+        forkserver.ensure_running()
     return found
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """What is started inside has the signals blocked, until it says otherwise; here they arrive afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -43,36 +45,65 @@ class OutcomeLog:
     """Collects outcomes: in memory for a single run, in ``jobs.jsonl`` of a sweep's folder.
 
     A launcher may run the jobs of a sweep in other processes or on other machines, which share nothing but
-    that folder. What an earlier sweep left there is not ours.
+    that folder. What an earlier sweep left there is not ours. A job that is interrupted and requeued records an
+    outcome each time; the last one counts.
+
+    Args:
+        sweep_dir: None for a single run.
+        num_jobs: of the sweep, None if nobody knows.
     """
 
-    def __init__(self, sweep_dir: Path | None) -> None:
+    def __init__(self, sweep_dir: Path | None, num_jobs: int | None = None) -> None:
         self._path = None if sweep_dir is None else sweep_dir / FILE_NAME
         self._start = self._path.stat().st_size if self._path is not None and self._path.exists() else 0
+        self._num_jobs = num_jobs
+        self._num_told = 0
         self._outcomes: list[Outcome] = []
 
     def add(self, outcome: Outcome) -> None:
-        """Records one outcome; one write, so that jobs that end together do not mix."""
+        """Records one outcome."""
         if self._path is None:
             self._outcomes.append(outcome)
             return
         line = json.dumps(asdict(outcome)) + "\n"
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
+            # One write is enough for processes of one machine; on a network file system two machines need the lock.
+            with contextlib.suppress(OSError):  # where there are no locks
+                fcntl.lockf(file, fcntl.LOCK_EX)
             os.write(file, line.encode())
         finally:
             os.close(file)
 
     def read(self) -> list[Outcome]:
-        """Returns all outcomes so far, in the order of the sweep."""
+        """Returns the outcomes so far, one a job, in the order of the sweep."""
+        found = {outcome.number: outcome for outcome in self._history()}
+        return sorted(found.values(), key=lambda outcome: outcome.number or 0)
+
+    def news(self) -> list[Outcome]:
+        """Returns what was recorded since the last call, in the order in which it happened."""
+        found = self._history()[self._num_told :]
+        self._num_told += len(found)
+        return found
+
+    def line(self, outcome: Outcome) -> str:
+        """Returns a line of text for a job that has just ended: how many have, and how this one did."""
+        num_done = sum(other.state != "interrupted" for other in self.read())
+        of_all = "" if self._num_jobs is None else f"/{self._num_jobs}"
+        error = outcome.best_test_error
+        how = outcome.message or (f"best test error {100 * error:.2f} %" if error is not None else "")
+        what = f"job {outcome.number} {outcome.state}" + (f": {how}" if how else "")
+        return f"[{num_done}{of_all} done] {what} ({' '.join(outcome.overrides)})"
+
+    def _history(self) -> list[Outcome]:
         if self._path is None:
             return list(self._outcomes)
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             file.seek(self._start)
-            found = [Outcome(**json.loads(line)) for line in file]
-        return sorted(found, key=lambda outcome: outcome.number or 0)
+            # A line without its end is one that is just being written, or that a full disk cut off.
+            return [Outcome(**json.loads(line)) for line in file if line.endswith(b"\n")]
 
 
 def exit_code(outcomes: list[Outcome], num_jobs: int | None, hydra_code: int) -> int:

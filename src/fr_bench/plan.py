@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from fr_bench.balance import Balance
 from fr_bench.components import bind, check_callable, check_optimizer
 from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
+from fr_bench.environment import usable_cores
 from fr_bench.errors import ConfigError
 from fr_bench.memory_model import ModuleShapes, predict, shape_pass
 from fr_bench.methods.base import Method
@@ -166,7 +166,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     devices = module_devices(config["device"], config["devices"], k * replicas, launch)
     check_precision(config["precision"], devices)
     num_here = len(devices) if launch is None else launch.local_world_size
-    threads = config["threads"] or max(1, (os.cpu_count() or 1) // num_here)
+    threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
     transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
     method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
     policy = method.policy(**hyper_parameters)

@@ -13,4 +13,5 @@ from fr_bench.child import IGNORED, die_with_parent
 
 for number in IGNORED:
     signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # see fr_bench.nursery; what came until now is forgotten
 die_with_parent()

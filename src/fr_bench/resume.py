@@ -30,6 +30,7 @@ Record = dict[str, Any]
 # Say what is written down, or how long: the same run with another of these is the same run.
 LOGGING: tuple[str, ...] = (
     "checkpoint",
+    "cluster",
     "console",
     "dry_run",
     "eval_every",

@@ -88,12 +88,25 @@ class SignalWatch:
         """Keeps the handlers that were there before, for :meth:`hand_on`."""
         self._previous = {int(number): handler for number, handler in previous.items()}
 
-    def hand_on(self) -> None:
-        """Calls the handler that was there before for the signal that came: a launcher's (submitit's) requeues the
-        job. Python's own for Ctrl-C, which raises, is left out: the run's end says the same."""
-        handler = self._previous.get(self.received or 0)
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(self.received, None)
+    def hand_on(self, interruption: Interrupted) -> Interrupted:
+        """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the
+        job; where the time was up, that of SIGUSR2, with which such a launcher announces the same. Python's own for
+        Ctrl-C, which raises, is left out.
+
+        Returns:
+            ``interruption``, with what came of it.
+        """
+        number = self.received or signal.SIGUSR2
+        handler = self._previous.get(number)
+        if not callable(handler) or handler is signal.default_int_handler:
+            return interruption
+        try:
+            handler(number, None)
+        except SystemExit:  # submitit's has requeued the job, and means to end this process
+            return Interrupted(f"{interruption}; its job is back in the queue", interruption.exit_code)
+        except Exception as error:  # submitit's says why it has not
+            return Interrupted(f"{interruption}; {error}", interruption.exit_code)
+        return interruption
 
 
 @contextmanager

@@ -4,7 +4,7 @@
                 -> dry_run: a report on every job, and that is all
                 -> hydra.main -> TrainTask, job by job -> outcomes -> table (sweep) and exit code
 
-A job never calls sys.exit, which would end a sweep: it records its outcome and returns its objective.
+A job that fails does not exit, which would end a sweep: it records its outcome and returns its objective.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fr_bench.cluster import SLURM_LAUNCHER, check_launcher, without_devices
 from fr_bench.compose import (
     CONFIG_NAME,
     CONFIG_PATH,
@@ -62,29 +63,30 @@ def main(argv: list[str]) -> int:
     composition = compose(arguments)
     if arguments.help or arguments.hydra_help or arguments.info:
         return _show(argv)
-    _check_all(composition.jobs, check)
     if arguments.cfg:
+        _check_all(composition.jobs, lambda job: check(job.config))
         return _show(argv)
-    _check_folder(composition.sweep_dir or composition.jobs[0].config["run_dir"])
-    from fr_bench.launch import check_plan  # imports torch, which the paths above must not
-
-    _check_all(composition.jobs, check_plan)
+    check_jobs(composition, run_elsewhere=composition.launcher == SLURM_LAUNCHER)
     if _is_dry_run(composition.jobs):
         return _report_all(composition)
     if composition.sweep_dir is None:
         outcomes = OutcomeLog(None)
         code = _run_hydra(argv, TrainTask(outcomes))
         return exit_code(outcomes.read(), 1, code)
+    if composition.launcher == SLURM_LAUNCHER:
+        from fr_bench import slurm_launcher  # needs the extra, without which that launcher cannot be chosen
+
+        slurm_launcher.check_submission([job.launcher for job in composition.jobs], Path(composition.sweep_dir))
+        slurm_launcher.install()
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
-    outcomes = OutcomeLog(Path(composition.sweep_dir))
-    code = _run_hydra([*argv, f"hydra.sweep.dir={_quote(composition.sweep_dir)}"], TrainTask(outcomes))
+    outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
+    code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes))
     print(table(outcomes.read(), composition.num_jobs))
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
 
 def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: Torchrun) -> NoReturn:
     """One of the processes that torchrun started. Rank 0 looks for mistakes first, so that only one tells of them."""
-    from fr_bench.launch import check_plan
     from fr_bench.meeting import Meeting
 
     meeting = None
@@ -93,18 +95,17 @@ def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: T
         with meeting.refusing():
             run_dir = None if launch.leads else meeting.hear("run_dir")
             composition = compose(arguments)
-            _check_all(composition.jobs, check)
+            _check_all(composition.jobs, lambda job: check(job.config))
             if composition.sweep_dir is not None:
                 raise ConfigError("-m: torchrun starts the processes of one run; start it once for each combination.")
             config = composition.jobs[0].config
             if config["dry_run"]:
                 raise ConfigError("dry_run=true: trains nothing, so it needs no torchrun; start it without.")
             if launch.leads:
-                _check_folder(config["run_dir"])
-                check_plan(config)
+                check_jobs(composition, run_elsewhere=False)
                 run_dir = meeting.choose_run_dir(os.path.abspath(config["run_dir"]))
         outcomes = OutcomeLog(None)
-        code = _run_hydra([*argv, f"run_dir={_quote(str(run_dir))}"], TrainTask(outcomes, meeting))
+        code = _run_hydra([*argv, f"run_dir={quoted(str(run_dir))}"], TrainTask(outcomes, meeting))
         code = exit_code(outcomes.read(), 1, code)
     except FrBenchError as error:
         if not isinstance(error, ToldElsewhere):
@@ -145,6 +146,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
+    """Finds what is wrong with any job, and what of it this machine cannot serve.
+
+    Args:
+        run_elsewhere: whether the jobs run on machines that may have other devices.
+
+    Raises:
+        ConfigError: naming the combination.
+    """
+    jobs = composition.jobs
+    _check_all(jobs, lambda job: check(job.config))
+    _check_folder(composition.sweep_dir or jobs[0].config["run_dir"])
+    _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
+    from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
+
+    _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
+
+
 class TrainTask:
     """What Hydra calls for every job. Importable and picklable, so that a launcher may run it elsewhere."""
 
@@ -172,15 +191,21 @@ class TrainTask:
             if isinstance(error, ConfigError):
                 _remove_if_empty(run_dir)
             if isinstance(error, Interrupted):
-                raise KeyboardInterrupt from error  # the only thing that stops a sweep
+                # Ends a sweep, as nothing else does; on a cluster the job alone, which may yet be run again.
+                raise SystemExit(error.exit_code) from error
         except KeyboardInterrupt:
             outcome.fail("interrupted", 130)
+            raise
+        except SystemExit:  # a cluster's signal before the run watched for it: submitit has requeued the job
+            outcome.fail("stopped before it began; its job is back in the queue", 75)
             raise
         except Exception as error:  # a bug of ours: show all of it, and let the other jobs run
             traceback.print_exc()
             outcome.fail(repr(error), 1)
         finally:
             self.outcomes.add(outcome)
+            if number is not None:
+                print(self.outcomes.line(outcome), flush=True)
         return outcome.best_test_error
 
 
@@ -190,11 +215,10 @@ def _show(argv: list[str]) -> int:
     return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None))) else 0
 
 
-def _check_all(jobs: list[Job], check_one: object) -> None:
-    assert callable(check_one)
+def _check_all(jobs: list[Job], check_one: Callable[[Job], None]) -> None:
     for job in jobs:
         try:
-            check_one(job.config)
+            check_one(job)
         except ConfigError as error:
             if len(jobs) == 1:
                 raise
@@ -263,6 +287,7 @@ def _remove_if_empty(run_dir: Path) -> None:
             folder.rmdir()
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
+    """Returns ``text`` as a value of an override."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

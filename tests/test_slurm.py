@@ -1,0 +1,221 @@
+"""Sweeps on a real Slurm (scripts/local_slurm.sh start), and what is refused before anything reaches one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import assert_same_run
+from test_faults import wait_until
+
+from fr_bench.cli import main
+from fr_bench.compose import compose
+from fr_bench.slurm_queue import ENDED, job_states
+from fr_bench.train_command import parse
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+RUN = ["model=mlp", "dataset=digits", "k=2", "batch_size=64", "device=cpu", "threads=1", "partition=equal"]
+RUN += ["epochs=1000", "eval_every=100", "log_every=1", "wandb.mode=disabled", "console=plain"]
+SLURM = ["cluster=slurm", "cluster.cpus=1", "cluster.memory_gb=1", "cluster.time=20"]
+LONG, SHORT = "max_steps: 800\n", "max_steps: 20\n"
+JOBS = {
+    "requeued": LONG,
+    "cancelled": LONG,
+    "diverging": f"{SHORT}optimizer:\n  lr: 1e30\n",
+    "left_alone": LONG,
+    "plain_1": SHORT,
+    "plain_2": SHORT,
+}
+
+
+@pytest.fixture
+def slurm() -> None:
+    """Skips where it does not run. Another than that script's may not see our folders, and has better things to do."""
+    try:
+        done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        pytest.skip("Slurm is not installed, or does not answer; as root: make test-slurm")
+    if done.stdout.split() != ["local"]:
+        pytest.skip("the Slurm of scripts/local_slurm.sh is not running; as root: make test-slurm")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With an experiment a job in it, in ``mine``."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    for name, settings in JOBS.items():
+        (tmp_path / "mine" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{settings}")
+    return tmp_path
+
+
+def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def train(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    return start(folder, "-m", "fr_bench", "train", "--config-dir", "mine", *RUN, *words, **environment)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=500)
+    return process.returncode, output, errors
+
+
+def run_dir(folder: Path, name: str) -> Path:
+    """The folder of a job in the sweep."""
+    found = [path for path in (folder / "sweep").glob("*/") if (path / "status.json").exists()]
+    return next(path for path in found if f"experiment={name}" in path.name)
+
+
+def has_begun(folder: Path, name: str) -> bool:
+    """Whether a job has logged some steps."""
+    try:
+        return (run_dir(folder, name) / "metrics.jsonl").read_text().count("\n") > 3
+    except (StopIteration, FileNotFoundError):
+        return False
+
+
+def signal_job(name: str, *flags: str) -> None:
+    """Tries once: `scancel` goes on where the job was quicker to leave, and would hit it again when it is back."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(["scancel", *flags, name], timeout=2, check=True)
+
+
+def states(output: str) -> list[str]:
+    """Of the jobs in the table at the end."""
+    table = output.partition("\njob  state")[2].splitlines()[1 : len(JOBS) + 1]
+    return [line.split()[1] for line in table]
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_survives_what_happens_to_its_jobs_and_goes_on_where_it_ended(folder: Path, slurm: None) -> None:
+    words = ["-m", *SLURM, "sweep_dir=sweep", f"experiment={','.join(JOBS)}"]
+    sweep = train(folder, *words)
+    assert wait_until(lambda: sweep.poll() is not None or list(folder.glob("sweep/.submitit/*_0")), 200)
+    array = next(folder.glob("sweep/.submitit/*_0")).name.partition("_")[0]
+    try:
+        for name, flags in {"requeued": ["--signal=USR2"], "cancelled": []}.items():
+            assert wait_until(lambda name=name: has_begun(folder, name), 200)
+            signal_job(f"{array}_{list(JOBS).index(name)}", *flags)
+        code, output, errors = end(sweep)
+    finally:
+        signal_job(array, "--quiet")
+    assert code == 75, output + errors
+    assert states(output) == ["finished", "interrupted", "failed", "finished", "finished", "finished"], output
+    as_it_went, _, _ = output.partition("\njob  state")
+    lines = as_it_went.splitlines()
+    back = next(n for n, line in enumerate(lines) if "job 0 interrupted: stopped by SIGUSR2 after step " in line)
+    assert "its job is back in the queue" in lines[back]
+    assert any("job 0 finished: best test error" in line for line in lines[back + 1 :])
+    assert any("job 1 interrupted: stopped by SIGTERM after step " in line for line in lines)
+    assert any("job 2 failed: diverged at step" in line for line in lines)
+    assert (folder / "sweep" / ".submitit" / f"{array}_0" / f"{array}_0_0_log.out").read_text().count("Goes on") == 1
+    assert_same_run(run_dir(folder, "left_alone"), run_dir(folder, "requeued"))
+
+    before = {name: (run_dir(folder, name) / "status.json").read_bytes() for name in JOBS}
+    code, output, errors = end(train(folder, *words))
+    assert code == 1, output + errors
+    assert states(output) == ["finished", "finished", "failed", "finished", "finished", "finished"], output
+    assert "In Slurm's queue: 2 of 6 jobs" in output
+    unchanged = {name for name in JOBS if (run_dir(folder, name) / "status.json").read_bytes() == before[name]}
+    assert unchanged == {"requeued", "left_alone", "plain_1", "plain_2"}
+    logs = [path.read_text() for path in folder.glob("sweep/.submitit/*/*_log.out")]
+    assert sum("Goes on after step" in text for text in logs) == 2 and not any("Traceback" in text for text in logs)
+    assert_same_run(run_dir(folder, "left_alone"), run_dir(folder, "cancelled"))
+
+
+@pytest.mark.timeout(900)
+def test_the_array_is_submitted_at_once_and_its_tasks_go_on_too(folder: Path, slurm: None) -> None:
+    script = str(SCRIPTS / "sbatch_sweep.py")
+    words = ["--time=20", "--cpus-per-task=1", "--", "--config-dir", "mine", *RUN, "sweep_dir=sweep"]
+    words += ["experiment=requeued,diverging"]
+    code, output, errors = end(start(folder, script, *words))
+    assert code == 0 and "2 of 2 runs" in output, output + errors
+    array = output.split("Submitted batch job ")[1].split()[0]
+    try:
+        assert wait_until(lambda: has_begun(folder, "requeued"), 200)
+        signal_job(f"{array}_0", "--batch", "--signal=USR2")
+        log = folder / "sweep" / f"slurm-{array}_0.out"
+        assert wait_until(lambda: "Goes on after step" in log.read_text(), 200), log.read_text()
+        assert wait_until(lambda: all((job_states() or {}).get(f"{array}_{n}", "") in ENDED for n in (0, 1)), 200)
+    finally:
+        signal_job(array, "--quiet")
+    assert '"state": "finished"' in (run_dir(folder, "requeued") / "status.json").read_text()
+    code, output, errors = end(start(folder, script, *words[:-1], "experiment=requeued"))
+    assert (code, output) == (0, "All runs are finished.\n"), errors
+
+
+def test_what_slurm_would_refuse_is_found_before_anything_is_submitted(
+    folder: Path, slurm: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    for word, named in {
+        "cluster.partition=nowhere": "partition=nowhere",
+        "cluster.cpus=9999": "cpus_per_task=9999",
+    }.items():
+        assert main(["train", "-m", *RUN, *SLURM, "sweep_dir=sweep", word]) == 2
+        message = capfd.readouterr().err
+        assert "Slurm does not take these jobs" in message and named in message and message.count("\n") == 1
+    assert not (folder / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cluster=slurm"], ["cluster=slurm", "without -m"]),
+        (["hydra/launcher=submitit_slurm"], ["hydra/launcher=submitit_slurm", "without -m"]),
+        (["-m", "cluster=slurm,local"], ["cannot be swept"]),
+        (["-m", "cluster=slrm"], ["cluster=slrm", "'slurm'", "torchrun"]),
+        (["-m", "cluster=slurm", "cluster.time=soon"], ["cluster.time=soon", "minutes"]),
+        (["-m", "cluster=slurm", "cluster.gpus=-1"], ["cluster.gpus=-1", "at least 0"]),
+        (["-m", "cluster=slurm", "cluster.tim=5"], ["cluster.tim", "'cluster.time'"]),
+        (["-m", "cluster=slurm", "resume=never"], ["resume=never", "cluster.requeue=0"]),
+        (["-m", "cluster=slurm", "batch_size=100000"], ["batch_size=100000"]),
+        (["-m", "cluster=slurm", "seed=1,2"], ["sbatch", "PATH"]),
+    ],
+)
+def test_a_mistake_is_found_where_there_is_no_slurm(
+    words: list[str],
+    named: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["train", *RUN, *words]) == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in named) and message.count("\n") == 1, message
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_the_message_says_how_to_install_it(folder: Path) -> None:
+    (folder / "hydra_plugins").mkdir()  # hides what is installed
+    (folder / "hydra_plugins" / "__init__.py").touch()
+    hiding = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    code, _, errors = end(train(folder, "-m", "cluster=slurm", PYTHONPATH=hiding))
+    assert code == 2 and "pip install 'fr-bench[slurm]'" in errors and errors.count("\n") == 1, errors
+
+
+def test_a_job_asks_for_what_its_own_k_needs() -> None:
+    jobs = compose(parse(["-m", "cluster=slurm", "k=1,4", "device=auto,cpu"])).jobs
+    asked = [[job.launcher[key] for key in ("gpus_per_node", "cpus_per_task", "mem_gb")] for job in jobs]
+    assert asked == [[1, 2, 8], [None, 2, 8], [4, 8, 32], [None, 8, 32]]
+    (job,) = compose(parse(["-m", "cluster=slurm", "k=4", "devices=[0,1]", "cluster.time=90"])).jobs
+    assert (job.launcher["gpus_per_node"], job.launcher["tasks_per_node"]) == (2, 1)
+    assert (job.launcher["timeout_min"], job.config["max_time"]) == (90, 89)
+
+
+def test_where_a_job_runs_is_not_in_the_name_of_its_folder() -> None:
+    words = ["-m", "method=fr", "sweep_dir=sweep"]
+    here = compose(parse(words)).jobs[0].config["run_dir"]
+    assert compose(parse([*words, "cluster=slurm", "cluster.time=5"])).jobs[0].config["run_dir"] == here
+    assert here.endswith("sweep/method=fr")
