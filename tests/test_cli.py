@@ -33,7 +33,7 @@ class FakeLaunch(types.ModuleType):
         self.planned.append(config)
         self.refuse(config)
 
-    def run_training(self, config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    def run_training(self, config: dict[str, Any], run_dir: Path, _: Any = None) -> dict[str, Any]:
         self.started.append(config)
         assert run_dir.is_dir() and config["run_dir"] == str(run_dir)
         return {"best_test_error": self.train(config)}
