@@ -18,22 +18,22 @@ from fr_bench.reporter import Reporter
 from fr_bench.supervisor import watch_signals
 
 
-def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None) -> Checkpointer:
+def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None, leads: bool) -> Checkpointer:
     reporter = Reporter(ListConnection(), [-1])  # type: ignore[arg-type]
-    return Checkpointer(board, Interval(every=3, minutes=None, num_steps=25), folder, reporter, 0, queue)
+    return Checkpointer(board, Interval(every=3, minutes=None, num_steps=25), folder, reporter, 0, leads, queue=queue)
 
 
 def test_where_the_host_runs_ahead_modules_pause_only_where_they_wait_for_the_device(tmp_path: Path) -> None:
     """Under nccl. What is due in between comes at the next such step, the end of the run among them."""
     board = Board()
     queue = DeviceQueue(torch.device("cpu"), lambda step: step % 10 == 0 or step == 25)
-    module_1, another = (checkpointer(board, tmp_path, queue) for _ in range(2))
+    module_1, another = (checkpointer(board, tmp_path, queue, leads) for leads in (True, False))
     board.request_stop()
     for t in range(9):
-        module_1.announce(t)
+        module_1.begin(t)
         assert board.stop_step is None
         assert not another.pauses_at(t + 1)
-    module_1.announce(9)
+    module_1.begin(9)
     assert board.stop_step == 10
 
 
