@@ -35,6 +35,7 @@ class Balance:
         devices: of modules 1..K, replica by replica.
         threads: of a module.
         transport: by name; the memory of its buffers counts.
+        num_per_machine: of modules in all replicas; the next ones are on another machine. None if there is one.
     """
 
     config: dict[str, Any]
@@ -46,6 +47,7 @@ class Balance:
     devices: Sequence[str]
     threads: int
     transport: str
+    num_per_machine: int | None = None
 
     @property
     def num_modules(self) -> int:
@@ -137,5 +139,7 @@ class Balance:
 
     def _modules_by_device(self) -> list[int]:
         """For each module, how many share its device."""
-        counts = Counter(self.devices)
-        return [counts[device] for device in self.devices]
+        num_per_machine = self.num_per_machine or len(self.devices)
+        found = [(number // num_per_machine, device) for number, device in enumerate(self.devices)]
+        counts = Counter(found)
+        return [counts[device] for device in found]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fr_bench.diagnostics import direction
+from fr_bench.stopwatch import Span
 
 Record = dict[str, Any]
 
@@ -63,7 +64,7 @@ class Collector:
         """
         size = num_replicas * num_modules
         self.clock = TrainingClock(size)
-        self.spans: dict[int, list[Any]] = {}
+        self.spans: dict[int, list[Span]] = {}
         # How many modules tell: of the direction only those of one replica, since all have the same.
         self._num_expected = {"time": size, "memory": size, "direction": num_modules}
         self._steps_per_epoch = steps_per_epoch
@@ -87,7 +88,7 @@ class Collector:
         elif kind == "stretch_end":
             self.clock.end(event["modules"], event["time_ns"])
         elif kind == "trace":
-            self.spans[event["module"]] = event["spans"]
+            self.spans[event["module"]] = [Span(*span) for span in event["spans"]]
         elif kind == "train":
             return [self._train(event)]
         elif kind == "eval":

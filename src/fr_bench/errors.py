@@ -52,6 +52,14 @@ class Interrupted(FrBenchError):
         self.exit_code = exit_code
 
 
+class ToldElsewhere(FrBenchError):
+    """The end of a process of a job whose cause another one tells the user."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is close."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

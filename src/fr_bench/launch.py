@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from fr_bench.collector import Collector
 from fr_bench.console import RunTitle, choose_console, print_summary
 from fr_bench.environment import describe_environment
 from fr_bench.errors import FrBenchError, Interrupted
+from fr_bench.meeting import Meeting
+from fr_bench.members import Members, follow
 from fr_bench.plan import Plan, make_plan
-from fr_bench.resume import Start, bring_records, check_resume, decide
-from fr_bench.run_directory import RunDirectory
+from fr_bench.resume import Start, bring_records, check_resume, decide, plan_with_cuts
+from fr_bench.resumption import Resumption
+from fr_bench.run_directory import RunDirectory, await_directory
 from fr_bench.sinks import JsonLinesSink, Sink, SinkGroup
 from fr_bench.summary import SummaryBuilder
 from fr_bench.supervisor import SignalWatch, Supervisor, watch_signals
+from fr_bench.torch_settings import keep_freed_memory
 from fr_bench.trace import write_trace
 from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
 
@@ -33,38 +38,72 @@ def check_plan(config: dict[str, Any]) -> None:
     check_wandb(resolve_mode(config["wandb"]["mode"]))
 
 
-def run_training(config: dict[str, Any], run_directory: Path) -> dict[str, Any]:
+def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:
     """Runs the training that ``config`` (resolved, plain) describes, in ``run_directory``, or goes on with it there
     or from elsewhere, as ``config["resume"]`` says.
 
+    Args:
+        meeting: with the other processes, where torchrun started this one.
+
     Returns:
-        The summary, as in summary.json. A directory that holds a finished run is left alone and its summary
-        returned.
+        The summary, as in summary.json; empty in a process that does not lead. A directory that holds a finished run is
+        left alone and its summary returned.
 
     Raises:
         ConfigError: a mistake in the config.
         RunFailed: with the first cause; what was logged until then stands.
         Interrupted: a signal ended the run, or its time was up.
+        ToldElsewhere: one of these, where another process tells the user.
     """
+    if meeting is not None:
+        with meeting.refusing():
+            meeting.compare(config)
+        if not meeting.leads:
+            return follow_run(config, run_directory, meeting)
     directory = RunDirectory(run_directory)
-    start = decide(config, directory, say)
-    finished = start.finished
-    if start.found is not None:
-        directory.take_over(start.found)
-    elif finished is None:
-        claimed = directory.create()
-        finished = None if claimed is None else claimed.summary
+    with nullcontext() if meeting is None else meeting.refusing():
+        start = decide(config, directory, say)
+        finished = start.finished
+        if start.found is not None:
+            directory.take_over(start.found)
+        elif finished is None:
+            claimed = directory.create()
+            finished = None if claimed is None else claimed.summary
+    if meeting is not None:
+        meeting.say("start", {"is_finished": finished is not None, **start.description()})
     if finished is not None:
         say(f"{run_directory} holds this run, finished; nothing to do")
         return finished
     assert start.plan is not None
-    max_time = config["max_time"]
-    with watch_signals(float("inf") if max_time is None else 60 * max_time) as signals:
+    with watch_signals(max_time_s(config)) as signals:
         try:
-            summary = Run(start.plan, directory, start).train(signals)
+            summary = Run(start.plan, directory, start, meeting).train(signals)
         finally:
             signals.hand_on()
     return summary
+
+
+def follow_run(config: dict[str, Any], run_directory: Path, meeting: Meeting) -> dict[str, Any]:
+    """The part of a process that torchrun started and that does not lead.
+
+    Raises:
+        ConfigError: this machine does not see ``run_directory``.
+        ToldElsewhere: see :func:`fr_bench.members.follow`.
+    """
+    start = meeting.hear("start")
+    if start["is_finished"]:
+        return {}
+    with meeting.refusing():
+        await_directory(run_directory)
+        plan = plan_with_cuts(config, start["cuts"])
+    keep_freed_memory()
+    with watch_signals() as signals:
+        return follow(plan, run_directory, Resumption.from_description(start["resumption"]), meeting, signals)
+
+
+def max_time_s(config: dict[str, Any]) -> float:
+    """Seconds after which the run saves and stops."""
+    return float("inf") if config["max_time"] is None else 60 * config["max_time"]
 
 
 def say(line: str) -> None:
@@ -75,7 +114,9 @@ def say(line: str) -> None:
 class Run:
     """A run whose directory is ours."""
 
-    def __init__(self, plan: Plan, directory: RunDirectory, start: Start) -> None:
+    def __init__(self, plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting | None = None) -> None:
+        """``meeting``: with the other processes, where they are not ours."""
+        self.meeting = meeting
         self.plan = plan
         self.start = start
         self.directory = directory
@@ -114,6 +155,8 @@ class Run:
             summary = self.summary.build(state)
             self.directory.write_summary(summary)
             self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
+            if self.meeting is not None:
+                self.meeting.say("end", exit_code)
             sinks.finish(summary, exit_code)
         if not self.quiet:
             print_summary(summary, self.directory.path, self.plan.expected_share)
@@ -126,8 +169,8 @@ class Run:
             self.plan, self.directory.checkpoints, self.directory.metrics, board, self.collector.clock, say, own_step
         )
         try:
-            with Supervisor.of_plan(self.plan, path, board, resumption) as supervisor:
-                for event in supervisor.events(signals):
+            with self._processes(board) as processes:
+                for event in processes.events(signals):
                     self.directory.heartbeat()
                     for record in self.collector.add(event) if event else ():
                         self.summary.add(record)
@@ -140,6 +183,13 @@ class Run:
             raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
         if self.collector.spans:
             write_trace(self.directory.trace, self.collector.spans)
+
+    def _processes(self, board: Board) -> Supervisor | Members:
+        path, resumption = self.directory.path, self.start.resumption
+        if self.meeting is None:
+            return Supervisor.of_plan(self.plan, path, board, resumption)
+        keep_freed_memory()
+        return Members(self.plan, path, board, resumption, self.meeting)
 
     def _sinks(self) -> list[Sink]:
         """metrics.jsonl first: it must not miss anything."""

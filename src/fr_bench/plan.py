@@ -19,6 +19,7 @@ from fr_bench.methods.base import Method
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
 from fr_bench.partition import module_slices, module_table
+from fr_bench.torchrun import Torchrun
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices
 from fr_bench.transport.ipc import DEPTH
 
@@ -159,21 +160,29 @@ def make_plan(config: dict[str, Any]) -> Plan:
     num_train = len(dataset.train.labels)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    devices = module_devices(config["device"], config["devices"], k * replicas)
+    launch = Torchrun.from_environment()
+    if launch is not None:
+        launch.check_size(k, replicas)
+    devices = module_devices(config["device"], config["devices"], k * replicas, launch)
     check_precision(config["precision"], devices)
-    threads = config["threads"] or max(1, (os.cpu_count() or 1) // len(devices))
-    transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas)
+    num_here = len(devices) if launch is None else launch.local_world_size
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // num_here)
+    transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
     method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
     policy = method.policy(**hyper_parameters)
     num_replicas = k if policy.replicates else replicas
     check_replicas(config, replicas, method)
     x = place_on_meta(config, blocks, dataset.input_shape)
     x = x.new_empty(len(x) // (num_replicas * policy.num_microbatches), *x.shape[1:])  # no view: its storage is counted
-    balance = Balance(config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport)
+    balance = Balance(
+        config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport, num_here
+    )
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
     all_rings_bytes = num_replicas * ring_bytes(shapes)
-    transport, reason = choose_transport(config["transport"], devices, all_rings_bytes, method.transports, replicas)
+    transport, reason = choose_transport(
+        config["transport"], devices, all_rings_bytes, method.transports, replicas, launch
+    )
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import MutableSequence
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import MutableSequence, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from fr_bench.stopwatch import Span
+
+
+class EventSink(Protocol):
+    """A pipe to the parent, or what stands in its place."""
+
+    def send(self, event: dict[str, Any], /) -> None:
+        """Sends one event.
+
+        Raises:
+            OSError: nobody is there to receive it.
+        """
 
 
 class Reporter:
     """The worker's end: flat events over a pipe, and the iteration each module is in, in shared memory.
 
     Every event carries ``event`` (its kind) and ``time_ns`` (``time.monotonic_ns``, one clock for all
-    processes of a machine).
+    processes of a machine; elsewhere ``offset_ns`` is added, see fr_bench.clocks).
     """
 
-    def __init__(self, connection: Connection, progress: MutableSequence[int]) -> None:
+    def __init__(self, connection: EventSink, progress: MutableSequence[int]) -> None:
+        self.offset_ns = 0
         self._connection = connection
         self._progress = progress
         self._lock = threading.Lock()  # a checkpoint is written, and reported, by a thread of its own
@@ -24,7 +38,16 @@ class Reporter:
     def send(self, event: str, **fields: Any) -> None:
         """Sends one event to the parent."""
         with self._lock:
-            self._connection.send({"event": event, "time_ns": time.monotonic_ns(), **fields})
+            self._connection.send({"event": event, "time_ns": self.now_ns(), **fields})
+
+    def now_ns(self) -> int:
+        """The time of an event that happens now."""
+        return time.monotonic_ns() + self.offset_ns
+
+    def send_trace(self, module: int, spans: Sequence[Span]) -> None:
+        """Sends what a stopwatch kept, on the clock of the events."""
+        shifted = [(name, start + self.offset_ns, end + self.offset_ns, batch) for name, start, end, batch in spans]
+        self.send("trace", module=module, spans=shifted)
 
     def enter_iteration(self, k: int, t: int) -> None:
         """Notes that module ``k`` is in iteration ``t``: what the parent says of a module that dies."""

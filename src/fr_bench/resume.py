@@ -66,6 +66,13 @@ class Start:
     source: Path | None = None
     notes: list[str] = field(default_factory=list)
 
+    def description(self) -> dict[str, Any]:
+        """What other processes need to begin likewise, as JSON."""
+        return {
+            "cuts": None if self.plan is None else self.plan.cuts,
+            "resumption": None if self.resumption is None else self.resumption.description(),
+        }
+
 
 @dataclass(frozen=True)
 class Records:
@@ -217,7 +224,13 @@ def differences(
         ignored |= set(BOUND_TO_K)
     if cuts is not None and now["partition"] == cuts:
         ignored.add("partition")
-    flat_before, flat_now = (_flat({k: v for k, v in each.items() if k not in ignored}) for each in (before, now))
+    before, now = ({key: value for key, value in each.items() if key not in ignored} for each in (before, now))
+    return plain_differences(before, now)
+
+
+def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """All of them, one a setting, in words."""
+    flat_before, flat_now = _flat(before), _flat(now)
     found = []
     for key in dict.fromkeys([*flat_now, *flat_before]):
         there, here = flat_before.get(key), flat_now.get(key)

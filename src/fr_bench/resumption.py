@@ -30,6 +30,18 @@ class Resumption:
     checkpoint: Checkpoint
     is_exact: bool
 
+    def description(self) -> dict[str, Any]:
+        """As JSON."""
+        folder, manifest = str(self.checkpoint.folder.absolute()), self.checkpoint.manifest
+        return {"folder": folder, "manifest": manifest, "is_exact": self.is_exact}
+
+    @classmethod
+    def from_description(cls, found: dict[str, Any] | None) -> Resumption | None:
+        """What :meth:`description` told of."""
+        if found is None:
+            return None
+        return cls(Checkpoint(Path(found["folder"]), found["manifest"]), found["is_exact"])
+
     @property
     def step(self) -> int:
         """Iterations that are already done."""

@@ -250,6 +250,22 @@ class RunDirectory:
         return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
 
 
+def await_directory(path: Path, patience_s: float = 15.0) -> None:
+    """Waits until the run directory that another process made is seen here: a network's file system may lag.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    deadline = time.monotonic() + patience_s
+    while not (path / "status.json").exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"run_dir={path}: {socket.gethostname()} does not see what rank 0 has written there; it must be on a "
+                "file system that all machines share"
+            )
+        time.sleep(0.1)
+
+
 def _new_status() -> dict[str, Any]:
     now = time.time()
     return {

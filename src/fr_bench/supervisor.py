@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -16,7 +15,8 @@ import torch.distributed as dist
 
 from fr_bench import child, nursery
 from fr_bench.board import Board
-from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
+from fr_bench.errors import FrBenchError, Interrupted, RunFailed
+from fr_bench.events import Event, InOrder, as_exception, first_of_own, in_step
 from fr_bench.plan import Plan
 from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption
@@ -152,7 +152,7 @@ class Supervisor:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if needs_store else None
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
-        self._held_back: list[dict[str, Any]] = []  # events, see _receive
+        self._in_order = InOrder()
         self._modules: list[int] = []  # the first module of each process
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
@@ -198,7 +198,7 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def events(self, signals: SignalWatch) -> Iterator[dict[str, Any]]:
+    def events(self, signals: SignalWatch) -> Iterator[Event]:
         """Yields the events of all modules until every process has ended well; {} now and then when none come.
 
         Raises:
@@ -207,14 +207,14 @@ class Supervisor:
             RunFailed: a process raised or died; the message names the first cause, its module and its step.
             ConfigError: a module found a mistake in the config.
         """
-        errors: list[dict[str, Any]] = []
+        errors: list[Event] = []
         deadline = float("inf")
         while True:
             finished = all(process.exitcode == 0 for process in self._processes)
             received = self._receive(0 if finished else POLL_S)
             errors += [event for event in received if event["event"] == "error"]
             yield from (event for event in received if event["event"] != "error")
-            if finished and not received and not self._held_back:
+            if finished and not received and not self._in_order:
                 if self._board is not None and self._board.stop_step is not None:
                     raise Interrupted(
                         f"stopped by {signals.reason} after step {self._board.stop_step}", signals.exit_code
@@ -236,36 +236,26 @@ class Supervisor:
             raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
         self._board.request_stop()
 
-    def _receive(self, timeout_s: float) -> list[dict[str, Any]]:
-        """Drains the pipes; returns the events in the order in which they happened, a cause before its effects.
-
-        While one pipe is drained, another may get a cause, and a third its effect. So what happened since the drain
-        began waits for the next: of all else the causes are there.
-        """
+    def _receive(self, timeout_s: float) -> list[Event]:
+        """Drains the pipes; returns the events in the order in which they happened."""
         open_connections = [connection for connection in self._connections if not connection.closed]
         if not open_connections:
-            time.sleep(0 if self._held_back else min(timeout_s, 0.01))
-        wait(open_connections, 0 if self._held_back else timeout_s)
+            time.sleep(0 if self._in_order else min(timeout_s, 0.01))
+        wait(open_connections, 0 if self._in_order else timeout_s)
         began_ns = time.monotonic_ns()
         for connection in open_connections:
             try:
                 while connection.poll():
-                    self._held_back.append(connection.recv())
+                    self._in_order.add(connection.recv())
             except (EOFError, OSError):
                 connection.close()
-        self._held_back.sort(key=lambda event: event["time_ns"])
-        num_ready = bisect_right(self._held_back, began_ns, key=lambda event: event["time_ns"])
-        received, self._held_back = self._held_back[:num_ready], self._held_back[num_ready:]
-        return received
+        return self._in_order.take(began_ns)
 
-    def _first_cause(self, errors: list[dict[str, Any]]) -> FrBenchError:
+    def _first_cause(self, errors: list[Event]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
-        own = sorted((e for e in errors if not e["peer_lost"]), key=lambda event: event["time_ns"])
-        diverged = [event for event in own if event["diverged_at"] is not None]
-        if diverged and own[0] in diverged:  # what is not finite spreads: the earliest step counts, not who told first
-            return self._as_exception(min(diverged, key=lambda event: (event["diverged_at"], -event["module"])))
-        if own:
-            return self._as_exception(own[0])
+        own = first_of_own(errors)
+        if own is not None:
+            return self._as_exception(own)
         for module, process in zip(self._modules, self._processes, strict=True):
             code = process.exitcode
             if code is not None and code < 0:
@@ -283,18 +273,12 @@ class Supervisor:
         log = self._run_directory / f"rank_{module}.log"
         return RunFailed(f"module {module} ended with exit code {code} {self._when(module)}; see {log}", module)
 
-    def _as_exception(self, event: dict[str, Any]) -> FrBenchError:
-        if event["is_config"]:
-            return ConfigError(event["message"])
-        module = event["module"]
-        if event["is_expected"]:
-            return RunFailed(event["message"], module)
-        log = self._run_directory / f"rank_{module}.log"
-        return RunFailed(f"module {module} failed {self._when(module)}: {event['message']}; see {log}", module)
+    def _as_exception(self, event: Event) -> FrBenchError:
+        log = self._run_directory / f"rank_{event['module']}.log"
+        return as_exception(event, log, self._when(event["module"]))
 
     def _when(self, module: int) -> str:
-        step = self._progress[module - 1]
-        return "before the first step" if step == BEFORE_TRAINING else f"in step {step + 1}"
+        return in_step(self._progress[module - 1])
 
     def stop(self) -> None:
         """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""

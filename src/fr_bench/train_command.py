@@ -10,12 +10,14 @@ A job never calls sys.exit, which would end a sweep: it records its outcome and 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -35,8 +37,12 @@ from fr_bench.compose import (
     register,
 )
 from fr_bench.config import check
-from fr_bench.errors import ConfigError, FrBenchError, Interrupted
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
 from fr_bench.outcomes import Outcome, OutcomeLog, exit_code, table
+from fr_bench.torchrun import Torchrun
+
+if TYPE_CHECKING:
+    from fr_bench.meeting import Meeting
 
 
 def main(argv: list[str]) -> int:
@@ -46,10 +52,13 @@ def main(argv: list[str]) -> int:
         ConfigError: for a mistake in the command or the config, before anything is made or started.
     """
     arguments = parse(argv)
+    launch = Torchrun.from_environment()
     # Hydra's parser wants all overrides side by side; ours takes them in any order.
     argv = [word for word in argv if word not in arguments.overrides] + arguments.overrides
     if arguments.shell_completion:
         return _show(argv)
+    if launch is not None and not (arguments.help or arguments.hydra_help or arguments.info or arguments.cfg):
+        return _train_with_others(argv, arguments, launch)
     composition = compose(arguments)
     if arguments.help or arguments.hydra_help or arguments.info:
         return _show(argv)
@@ -71,6 +80,43 @@ def main(argv: list[str]) -> int:
     code = _run_hydra([*argv, f"hydra.sweep.dir={_quote(composition.sweep_dir)}"], TrainTask(outcomes))
     print(table(outcomes.read(), composition.num_jobs))
     return exit_code(outcomes.read(), composition.num_jobs, code)
+
+
+def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: Torchrun) -> NoReturn:
+    """One of the processes that torchrun started. Rank 0 looks for mistakes first, so that only one tells of them."""
+    from fr_bench.launch import check_plan
+    from fr_bench.meeting import Meeting
+
+    meeting = None
+    try:
+        meeting = Meeting(launch)
+        with meeting.refusing():
+            run_dir = None if launch.leads else meeting.hear("run_dir")
+            composition = compose(arguments)
+            _check_all(composition.jobs, check)
+            if composition.sweep_dir is not None:
+                raise ConfigError("-m: torchrun starts the processes of one run; start it once for each combination.")
+            config = composition.jobs[0].config
+            if config["dry_run"]:
+                raise ConfigError("dry_run=true: trains nothing, so it needs no torchrun; start it without.")
+            if launch.leads:
+                _check_folder(config["run_dir"])
+                check_plan(config)
+                run_dir = meeting.choose_run_dir(os.path.abspath(config["run_dir"]))
+        outcomes = OutcomeLog(None)
+        code = _run_hydra([*argv, f"run_dir={_quote(str(run_dir))}"], TrainTask(outcomes, meeting))
+        code = exit_code(outcomes.read(), 1, code)
+    except FrBenchError as error:
+        if not isinstance(error, ToldElsewhere):
+            print(f"fr-bench: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    if meeting is not None:
+        meeting.leave()
+    atexit._run_exitfuncs()  # W&B's service finishes its file
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a module's thread may wait for a neighbour that is gone, and torch with it.
+    os._exit(code)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -102,8 +148,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 class TrainTask:
     """What Hydra calls for every job. Importable and picklable, so that a launcher may run it elsewhere."""
 
-    def __init__(self, outcomes: OutcomeLog) -> None:
+    def __init__(self, outcomes: OutcomeLog, meeting: Meeting | None = None) -> None:
+        """``meeting``: of a process that torchrun started."""
         self.outcomes = outcomes
+        self.meeting = meeting
 
     def __call__(self, config: DictConfig) -> float | None:
         """Runs one job; returns its best test error, None if it failed."""
@@ -115,10 +163,11 @@ class TrainTask:
         try:
             from fr_bench.launch import run_training
 
-            summary = run_training(plain_config(config, str(run_dir)), run_dir)
-            outcome.finish(summary["best_test_error"])
+            summary = run_training(plain_config(config, str(run_dir)), run_dir, self.meeting)
+            outcome.finish(summary.get("best_test_error"))
         except FrBenchError as error:
-            print(f"fr-bench: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, ToldElsewhere):
+                print(f"fr-bench: {error}", file=sys.stderr, flush=True)
             outcome.fail(str(error), error.exit_code)
             if isinstance(error, ConfigError):
                 _remove_if_empty(run_dir)

@@ -128,7 +128,7 @@ class Trainer:
             self._finish_step(t)
         for player in self.players:
             if player.module.watch.spans:
-                self.reporter.send("trace", module=player.module.number, spans=player.module.watch.spans)
+                self.reporter.send_trace(player.module.number, player.module.watch.spans)
         return True
 
     def _finish_step(self, step: int) -> None:

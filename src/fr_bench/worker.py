@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor
 
+from fr_bench import clocks
 from fr_bench.atomic import replace_file
 from fr_bench.board import Board
 from fr_bench.checkpoint_files import weights_file
@@ -30,6 +31,7 @@ from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
+from fr_bench.torchrun import Torchrun
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.replicas import Replicas
@@ -52,6 +54,7 @@ class WorkerTask:
         run_directory: final weights and checkpoints go under it.
         board: shared with the parent and all other processes; None if there is nobody to share it with.
         resumption: where the run goes on from.
+        launch: of a process that torchrun started; then nobody shares a board.
     """
 
     plan: Plan
@@ -61,15 +64,23 @@ class WorkerTask:
     run_directory: Path
     board: Board | None = None
     resumption: Resumption | None = None
+    launch: Torchrun | None = None
 
     def run(self, reporter: Reporter) -> None:
         """See :func:`run_worker`."""
         keep_freed_memory()
-        run_worker(self, reporter)
+        store = None
+        if self.store_port is not None:
+            store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
+        run_worker(self, reporter, store)
 
 
-def run_worker(task: WorkerTask, reporter: Reporter) -> None:
+def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = None) -> None:
     """Runs the modules of ``task`` to the end of training, or until all modules are asked to stop.
+
+    Args:
+        reporter: to the parent.
+        store: where the processes meet; None if this is the only one.
 
     Raises:
         PeerLost: a neighbour went away (never the first cause).
@@ -77,13 +88,15 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
     """
     plan = task.plan
     configure_process(plan)
-    if task.store_port is not None:
-        join_group(plan, task.modules[0], task.store_port)
+    if store is not None:
+        join_group(plan, task.modules[0], store, task.launch is None or task.launch.num_machines == 1)
+        if task.launch is not None:
+            reporter.offset_ns = clocks.offset_ns(task.launch.rank, plan.size)
     sources = Sources(plan, task.modules)
     modules = build_modules(plan, task.modules)
     devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
     sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
-    if task.store_port is not None:
+    if store is not None:
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts)
     all_ends = connect(task, boundaries, devices)
@@ -94,9 +107,10 @@ def run_worker(task: WorkerTask, reporter: Reporter) -> None:
         join_replicas(plan, modules[0])
         assert modules[0].replicas is not None
         total = modules[0].replicas.total
-        relay = Relay(modules[0].number, plan.num_modules, plan.num_replicas, new_group("gloo"))
     elif plan.num_replicas > 1:
         total = sum_over_processes
+    if task.launch is not None or (plan.num_replicas > 1 and plan.uses_link):
+        relay = Relay(modules[0].number, plan.num_modules, plan.num_replicas, new_group("gloo"))
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
@@ -148,12 +162,12 @@ def configure_process(plan: Plan) -> None:
     configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
 
 
-def join_group(plan: Plan, k: int, store_port: int) -> None:
+def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> None:
     """Joins the gloo group of all modules: rehearsal, evaluation and barriers use it under every transport."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all processes are on this machine
+    if is_one_machine:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if plan.devices[k - 1] != "cpu":
         torch.cuda.set_device(plan.devices[k - 1])
-    store = dist.TCPStore("127.0.0.1", store_port, is_master=False, timeout=CONNECT_TIMEOUT)
     dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
 
 

@@ -46,6 +46,11 @@ class Contender:
         return self.method in PEERS
 
     @property
+    def size(self) -> int:
+        """Processes."""
+        return self.k if self.is_peer else self.plan.size
+
+    @property
     def label(self) -> str:
         """For lines of progress and names of folders."""
         micro = "" if self.num_microbatches is None else f" M={self.num_microbatches}"
@@ -136,6 +141,6 @@ def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
 
 
 def crowded(contenders: Sequence[Contender]) -> int | None:
-    """The smallest K whose processes have more threads together than there are cores; None if all fit."""
+    """The smallest number of processes that have more threads together than there are cores; None if all fit."""
     cores = len(os.sched_getaffinity(0))
-    return min((each.k for each in contenders if each.k * each.plan.threads > cores), default=None)
+    return min((each.size for each in contenders if each.size * each.plan.threads > cores), default=None)

@@ -71,6 +71,7 @@ class Row:
     Attributes:
         method: its name; ``words`` with the settings that stood behind it in ``bench.methods``.
         k: modules or processes.
+        replicas: of those modules.
         threads: of each.
         cuts: block indices (of a pipeline: of its stages); empty for one that is not cut.
         num_microbatches: of a pipeline, the fastest; ``tried_microbatches`` has the step times of all.
@@ -83,7 +84,7 @@ class Row:
             the busiest module computes, measured in this very run, while all modules are busy.
         limit_uncontended: the same from costs of the blocks that were measured while nothing else ran, for both.
         efficiency: computing time of the busiest module over the step time: what was reached of the limit.
-        simulated_step_time_s: what the event simulation makes of the modules' computing times.
+        simulated_step_time_s: what the event simulation, which knows no replicas, makes of the computing times.
         busy_s, wait_s, send_s: by module.
         waiting_share: by module, of the step time.
         phases_s: by module, by name of span.
@@ -104,6 +105,7 @@ class Row:
     peak_memory: list[int]
     accounted_memory: list[int]
     phases_s: list[dict[str, float]]
+    replicas: int = 1
     num_microbatches: int | None = None
     tried_microbatches: dict[int, float] | None = None
     speedup_vs_single: float | None = None
@@ -140,13 +142,14 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         peak_memory=_medians([each.peak_bytes for each in measurements]),
         accounted_memory=_medians([each.accounted_bytes for each in measurements]),
         phases_s=_median_phases([each.phases_s for each in measurements]),
+        replicas=contender.plan.config["replicas"],
         num_microbatches=contender.num_microbatches,
     )
     if row.phases_s:
         row.busy_s = [_total(phases, COMPUTING) for phases in row.phases_s]
         row.wait_s = [_total(phases, ("wait_s",)) for phases in row.phases_s]
         row.send_s = [_total(phases, ("send_s",)) for phases in row.phases_s]
-    if row.phases_s and row.k > 1:
+    if row.phases_s and len(row.phases_s) > 1:
         assert row.busy_s is not None and row.wait_s is not None
         row.efficiency = max(row.busy_s) / step.median
         row.waiting_share = [seconds / step.median for seconds in row.wait_s]

@@ -17,7 +17,7 @@ def simulated_step_s(row: Row) -> float | None:
     Sending, and what the loop does between spans, are part of a module's own time. How long a module waits is for the
     simulation to find out: beside the measured step time it shows whether schedule and transport do what they should.
     """
-    if row.method not in METHODS or len(row.phases_s) != row.k:
+    if row.method not in METHODS or not row.phases_s or row.replicas > 1:
         return None
     step_s = row.step_time_s.median
     modules = tuple(_module_times(phases, step_s) for phases in row.phases_s)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from fr_bench.errors import ConfigError
+from fr_bench.torchrun import Torchrun
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -22,6 +23,7 @@ def choose_transport(
     ring_bytes: int,
     usable: Sequence[str] = ALL_TRANSPORTS,
     replicas: int = 1,
+    launch: Torchrun | None = None,
 ) -> tuple[str, str]:
     """Returns (transport, reason).
 
@@ -31,12 +33,22 @@ def choose_transport(
         ring_bytes: shared memory that ``ipc`` would need on the CPU.
         usable: by the method.
         replicas: of the network, to which the devices belong one after the other.
+        launch: of a process that torchrun started, which shares no memory with the others.
 
     Raises:
         ConfigError: ``requested`` cannot be served here, or the method cannot use it.
     """
+    if launch is not None:
+        devices = devices[: launch.local_world_size]  # of one machine: the others have as many
+        usable = [name for name in usable if name in ("gloo", "nccl")]
     if requested == "auto":
-        return _automatic(devices, ring_bytes) if set(ALL_TRANSPORTS) <= set(usable) else _of_library(devices, usable)
+        if launch is not None:
+            return _of_torch(devices, usable, "torchrun started the processes")
+        if not set(ALL_TRANSPORTS) <= set(usable):
+            return _of_torch(devices, usable, "the method's messages are carried by torch.distributed")
+        return _automatic(devices, ring_bytes)
+    if requested not in usable and launch is not None:
+        raise ConfigError(f"transport={requested}: cannot join processes that torchrun started; use gloo, nccl or auto")
     if requested not in usable:
         raise ConfigError(
             f"transport={requested}: the method's messages are carried by a library of its own, which can use "
@@ -62,14 +74,14 @@ def _automatic(devices: Sequence[str], ring_bytes: int) -> tuple[str, str]:
     return "ipc", f"modules exchange tensors through {shared}"
 
 
-def _of_library(devices: Sequence[str], usable: Sequence[str]) -> tuple[str, str]:
-    """For a method whose messages are carried by torch.distributed itself."""
+def _of_torch(devices: Sequence[str], usable: Sequence[str], why: str) -> tuple[str, str]:
+    """Of the two that torch.distributed has; ``why`` it must be one of them."""
     if "nccl" in usable and not why_not("nccl", devices, ring_bytes=0):
         return "nccl", "every process has a GPU of its own"
     problem = why_not("gloo", devices, ring_bytes=0)
     if problem:
         raise ConfigError(f"transport=auto: {problem}")
-    return "gloo", "the method's messages are carried by torch.distributed"
+    return "gloo", why
 
 
 def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | None:
@@ -112,12 +124,13 @@ def _shared_memory_problem(ring_bytes: int) -> str | None:
     )
 
 
-def module_devices(device: str, devices: Sequence[int] | None, k: int) -> list[str]:
-    """The device of modules 1..K, round-robin over the GPUs.
+def module_devices(device: str, devices: Sequence[int] | None, k: int, launch: Torchrun | None = None) -> list[str]:
+    """The device of modules 1..K, round-robin over the GPUs of a machine.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
         devices: which GPUs, by number; None for all.
+        launch: of a process that torchrun started; then it is round-robin on every machine.
 
     Raises:
         ConfigError: a GPU was asked for that is not there.
@@ -133,7 +146,8 @@ def module_devices(device: str, devices: Sequence[int] | None, k: int) -> list[s
     missing = [number for number in numbers if not 0 <= number < num_gpus]
     if missing or not numbers:
         raise ConfigError(f"devices={numbers}: this machine has GPUs 0 to {num_gpus - 1}")
-    return [f"cuda:{numbers[index % len(numbers)]}" for index in range(k)]
+    local_size = k if launch is None else launch.local_world_size
+    return [f"cuda:{numbers[index % local_size % len(numbers)]}" for index in range(k)]
 
 
 def check_precision(precision: str, devices: Sequence[str]) -> None:

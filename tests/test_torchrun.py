@@ -1,0 +1,381 @@
+"""Under torchrun every process is a module: on several machines, through restarts, and when processes do not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import assert_same_run, read_records
+from test_faults import wait_until
+
+from fr_bench import clocks
+from fr_bench.errors import ConfigError
+from fr_bench.relay import PAUSE, STOP, Relay
+from fr_bench.torchrun import Torchrun
+
+SETTINGS = ["train", "model=mlp", "dataset=digits", "epochs=8", "log_every=1", "threads=1", "console=off"]
+SETTINGS += ["wandb.mode=disabled", "checkpoint.every=10"]
+# Of a job whose processes share two cores with the rest of the tests.
+PATIENCE_S = 120
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
+
+
+def fr_bench(*words: str) -> list[str]:
+    return [sys.executable, "-m", "fr_bench", *SETTINGS, *words]
+
+
+def torchrun(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fr_bench", *SETTINGS]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def num_records(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+# Two machines
+
+
+@dataclass
+class Node:
+    """A machine, or what stands for one: what to put before its commands, and what its network is called."""
+
+    prefix: list[str] = field(default_factory=list)
+    interface: str = "lo"
+    address: str = "127.0.0.1"
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    """Two network namespaces with a cable between them; where they cannot be had, this machine twice."""
+    names = [f"frbench{os.getpid()}n{index}" for index in range(2)]
+    found = [
+        Node(["ip", "netns", "exec", name], f"veth{index}", f"10.77.0.{index + 1}") for index, name in enumerate(names)
+    ]
+    commands = [["ip", "netns", "add", name] for name in names]
+    commands.append(
+        ["ip", "link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth1", "netns", names[1]]
+    )
+    for name, node in zip(names, found, strict=True):
+        inside = ["ip", "-n", name]
+        commands.append([*inside, "addr", "add", f"{node.address}/24", "dev", node.interface])
+        commands += [[*inside, "link", "set", device, "up"] for device in (node.interface, "lo")]
+    try:
+        done = [subprocess.run(command, capture_output=True).returncode for command in commands]
+        yield found if not any(done) else [Node(), Node()]
+    except FileNotFoundError:  # there is no `ip` here
+        yield [Node(), Node()]
+    finally:
+        for name in names:
+            subprocess.run(f"ip netns delete {name}", shell=True, capture_output=True)
+
+
+def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path: Path) -> None:
+    """FR, two modules in each of two replicas: features, gradients and sums all cross the cable."""
+    words = ["k=2", "replicas=2", "method=fr", "epochs=2", "trace=3"]
+    one = subprocess.run(
+        fr_bench(*words, "transport=gloo", f"run_dir={tmp_path / 'one'}"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert one.returncode == 0, one.stderr
+    flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-addr={nodes[0].address}", f"--master-port={free_port()}"]
+    agents = []
+    for rank, node in enumerate(nodes):
+        command = [*node.prefix, *torchrun(*flags, f"--node-rank={rank}"), *words, f"run_dir={tmp_path / 'two'}"]
+        agents.append(
+            subprocess.Popen(
+                command, env=environment(GLOO_SOCKET_IFNAME=node.interface), stderr=subprocess.PIPE, text=True
+            )
+        )
+    told = [agent.communicate(timeout=PATIENCE_S)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    kinds = {(record["kind"], record.get("module")) for record in read_records(tmp_path / "two")}
+    assert {("time", 4), ("memory", 4), ("train", None), ("eval", None)} <= kinds
+    rows = json.loads((tmp_path / "two" / "trace.json").read_text())["traceEvents"]
+    assert {row["tid"] for row in rows} == {1, 2, 3, 4}
+    status = json.loads((tmp_path / "two" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("finished", 0)
+
+
+def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(tmp_path: Path) -> None:
+    """Without run_dir: the second life must find the first one's."""
+    words = ["k=2", "method=ddg", "epochs=40"]
+    alone = subprocess.run(
+        fr_bench(*words, "transport=gloo", f"run_dir={tmp_path / 'alone'}"), env=environment(), capture_output=True
+    )
+    assert alone.returncode == 0
+    flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--max-restarts=1"]
+    agent = subprocess.Popen(
+        [*torchrun(*flags, f"--master-port={free_port()}"), *words],
+        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert wait_until(lambda: (tmp_path / "outputs").exists() and run_dir_in(tmp_path), PATIENCE_S)
+    run_dir = run_dir_in(tmp_path)
+    assert run_dir is not None
+    assert wait_until(lambda: num_records(run_dir) > 60 or agent.poll() is not None, PATIENCE_S)
+    os.kill(children(agent.pid)[-1], signal.SIGKILL)
+    before = num_records(run_dir)
+    assert wait_until(lambda: num_records(run_dir) < before or agent.poll() is not None, PATIENCE_S)  # cut to its start
+    assert wait_until(lambda: num_records(run_dir) > before or agent.poll() is not None, PATIENCE_S)
+    agent.send_signal(signal.SIGTERM)
+    _, told = agent.communicate(timeout=PATIENCE_S)
+    assert "lost its neighbour in step" in told and "Goes on after step" in told, told
+    assert "stopped by SIGTERM after step" in told, told
+    assert run_dir_in(tmp_path) == run_dir
+    status = json.loads((run_dir / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", 75)
+    last = subprocess.run(
+        [*torchrun(*flags, f"--master-port={free_port()}"), *words, f"run_dir={run_dir}"],
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert last.returncode == 0, last.stderr
+    assert_same_run(tmp_path / "alone", run_dir)
+
+
+def run_dir_in(folder: Path) -> Path | None:
+    found = [path.parent for path in folder.glob("outputs/*/*/status.json")]
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+# Processes that do not fit
+
+
+class Job:
+    """Processes started by hand, as by a torchrun without a store of its own."""
+
+    def __init__(self, folder: Path, size: int, port: int | None = None) -> None:
+        self._folder = folder
+        self._size = size
+        self._port = port or free_port()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, rank: int, *words: str, program: list[str] | None = None) -> None:
+        place = {"RANK": rank, "WORLD_SIZE": self._size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": self._size}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._port}
+        command = [*(program or [sys.executable, "-m", "fr_bench"]), *SETTINGS, f"run_dir={self._folder / 'run'}"]
+        self.processes.append(
+            subprocess.Popen(
+                [*command, *words], cwd=self._folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                env=environment(**{key: str(value) for key, value in place.items()}),
+            )
+        )  # fmt: skip
+
+    def end(self) -> list[tuple[int, str]]:
+        """Exit code and stderr of each, in the order in which they were started."""
+        told = [process.communicate(timeout=PATIENCE_S)[1] for process in self.processes]
+        return [(process.returncode, text) for process, text in zip(self.processes, told, strict=True)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    started = Job(tmp_path, 2)
+    yield started
+    for process in started.processes:
+        process.kill()
+        process.wait()
+
+
+OF_ANOTHER_VERSION = """
+import sys, fr_bench
+fr_bench.__version__ = "0.0.9"
+from fr_bench.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_peer_with_another_config_is_refused(job: Job, tmp_path: Path) -> None:
+    job.start(1, "k=2", "optimizer.lr=0.2")
+    job.start(0, "k=2", "optimizer.lr=0.1")
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (2, 2, ""), (told, other_told)
+    assert told.startswith("fr-bench: rank 1 on ") and told.endswith(": optimizer.lr is 0.2 there and 0.1 here\n")
+    assert not (tmp_path / "run" / "status.json").exists()
+
+
+def test_a_peer_of_another_version_is_refused(job: Job) -> None:
+    job.start(1, "k=2", program=[sys.executable, "-c", OF_ANOTHER_VERSION])
+    job.start(0, "k=2")
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (2, 2, ""), (told, other_told)
+    assert "fr-bench is 0.0.9 there and " in told and told.count("\n") == 1
+
+
+def test_a_mistake_is_told_once_and_ends_all(job: Job, tmp_path: Path) -> None:
+    job.start(1, "k=3")
+    job.start(0, "k=3")
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (2, 2, "")
+    what = "torchrun started 2 processes, and there are 3 modules; use k=2, or start 3 processes"
+    assert told == f"fr-bench: k=3, replicas=1: {what}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_listens_where_the_others_come_from(job: Job) -> None:
+    job.start(0, "k=2")
+    process = job.processes[0]
+    assert wait_until(lambda: listening(process.pid) or process.poll() is not None, PATIENCE_S)
+    assert listening(process.pid) == {f"127.0.0.1:{job._port}"}
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses at which a process listens."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # just closed
+            target = os.readlink(entry)
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                numbers = bytes.fromhex(address)[::-1] if name == "tcp" else bytes.fromhex(address)
+                found.add(f"{'.'.join(map(str, numbers))}:{int(port, 16)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["k=2", "transport=ipc"],
+            "transport=ipc: cannot join processes that torchrun started; use gloo, nccl or auto",
+        ),
+        (["k=2", "dry_run=true"], "dry_run=true: trains nothing, so it needs no torchrun; start it without."),
+    ],
+)
+def test_what_torchrun_cannot_start_is_refused(words: list[str], message: str, job: Job) -> None:
+    """Rank 0 does not wait for the others to say so."""
+    job.start(0, *words)
+    assert job.end() == [(2, f"fr-bench: {message}\n")]
+
+
+def test_a_sweep_under_torchrun_is_refused(job: Job) -> None:
+    job.start(0, "-m", "k=2", "run_dir=null")
+    ((code, told),) = job.end()
+    assert code == 2 and "Traceback" not in told
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        job = Job(tmp_path, 2, port)
+        job.start(0, "k=2")
+        ((code, told),) = job.end()
+    assert code == 2
+    assert told == (
+        f"fr-bench: MASTER_ADDR=127.0.0.1, MASTER_PORT={port}: cannot listen there: Address already in use; "
+        "choose another port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but not MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must be numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK must be below WORLD_SIZE"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Torchrun.from_environment(variables)
+
+
+def test_what_torchrun_says_is_understood() -> None:
+    assert Torchrun.from_environment({"RANK": "0"}) is None
+    found = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
+    found |= {"MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
+    launch = Torchrun.from_environment(found)
+    assert launch == Torchrun(5, 8, 1, 4, "a", 29500, agent_serves=True, attempt=2)
+    assert not launch.leads and launch.num_machines == 2
+
+
+# Their clocks, and the word that travels
+
+
+def in_threads(size: int, work: Any) -> list[Any]:
+    """Calls ``work(rank)`` in processes that are connected by gloo; returns what each gives."""
+    context = torch.multiprocessing.get_context("fork")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    results: Any = context.SimpleQueue()
+
+    def enter(rank: int) -> None:
+        own = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=size)
+        results.put((rank, work(rank)))
+        dist.barrier()
+
+    processes = [context.Process(target=enter, args=(rank,), daemon=True) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    found = dict(results.get() for _ in range(size))
+    return [found[rank] for rank in range(size)]
+
+
+def test_clocks_that_began_at_other_moments_are_made_one() -> None:
+    began_ns = [0, 7_000_000_000, -123_456_789_000]
+    offsets = in_threads(3, lambda rank: clocks.offset_ns(rank, 3, lambda: time.monotonic_ns() + began_ns[rank]))
+    for offset, began in zip(offsets, began_ns, strict=True):
+        assert abs(offset + began) < 5_000_000  # ns; a round trip on a busy machine
+
+
+def test_the_word_reaches_every_module_in_every_iteration() -> None:
+    """Two replicas of three modules; numbers 1 to 6."""
+    words = [0, PAUSE, 0, STOP]
+
+    kept = []  # a message on its way is lost with its sender
+
+    def listen(rank: int) -> list[int]:
+        relay = Relay(rank + 1, 3, 2, None)
+        kept.append(relay)
+        heard = []
+        for word in words:
+            heard.append(word if rank == 0 else relay.receive())
+            relay.pass_on(heard[-1])
+        return heard
+
+    assert in_threads(6, listen) == [words] * 6
