@@ -187,8 +187,9 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     # (The half second that neither computed nor waited in is part of their work.)
     assert simulated_step_s(fr) == pytest.approx(5.5) and simulated_step_s(rows[0]) is None
     assert simulated_step_s(rows[1]) == pytest.approx(10.0)
-    replicas = make_row(names["bp K=1"], [measurement(6.0, {"play": 2.0, "backward": 3.0}, {"play": 2.0})])
-    assert simulated_step_s(replicas) is None  # two processes with one module each
+    replicas = by_label(methods=["bp replicas=2"], k=[1])["bp replicas=2 K=1"]
+    row = make_row(replicas, [measurement(6.0, {"play": 2.0, "backward": 3.0}, {"play": 2.0, "backward": 3.0})])
+    assert row.replicas == 2 and simulated_step_s(row) is None
     table = as_table(rows)
     assert "| 2.00" in table and table.count("\n") == 5
 
