@@ -11,8 +11,9 @@ import pytest
 COMPUTING = [
     *[f"methods.{name}" for name in ("base", "policy", "delayed", "bp", "fr", "ddg", "dni", "synthesizer")],
     *["methods.pipeline", "methods.data_parallel", "pipelining"],
-    *[f"transport.{name}" for name in ("channel", "spec", "side", "link", "open", "ipc", "distributed")],
+    *[f"transport.{name}" for name in ("channel", "spec", "side", "link", "open", "ipc", "distributed", "replicas")],
     *["trainer", "module", "network", "evaluation", "diagnostics", "memory", "meter", "stopwatch", "schedules"],
+    *["relay", "clocks", "board", "checkpointer"],
 ]
 FORBIDDEN = ("hydra", "omegaconf", "wandb", "rich", "matplotlib")
 

@@ -23,6 +23,7 @@ from harness import assert_same_run, read_records
 from test_faults import wait_until
 
 from fr_bench import clocks
+from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.relay import PAUSE, STOP, Relay
 from fr_bench.torchrun import Torchrun
@@ -322,6 +323,18 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     assert told == (
         f"fr-bench: MASTER_ADDR=127.0.0.1, MASTER_PORT={port}: cannot listen there: Address already in use; "
         "choose another port\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["bench", "eval", "report"])
+def test_the_work_of_one_process_is_not_done_by_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command]) == 2
+    assert capsys.readouterr().err == (
+        f"fr-bench: fr-bench {command}: is the work of one process; start it without torchrun.\n"
     )
 
 

@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 
 from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
+from fr_bench.torchrun import Torchrun
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise ConfigError(_unknown(name, words))
+    if name != "train" and Torchrun.from_environment() is not None:
+        raise ConfigError(f"fr-bench {name}: is the work of one process; start it without torchrun.")
     return int(import_module(COMMANDS[name].module).main(rest))
 
 
