@@ -155,7 +155,7 @@ class Run:
             self.directory.write_summary(summary)
             self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
             if self.meeting is not None:
-                self.meeting.say("end", exit_code)
+                self.meeting.end(exit_code)
             sinks.finish(summary, exit_code)
         if not self.quiet:
             print_summary(summary, self.directory.path, self.plan.expected_share)

@@ -187,6 +187,18 @@ class Meeting:
         """Rank 0: the signal that asked another process to end the run, if there was one."""
         return int(self._read("stop")) if self._store.check(["stop"]) else None
 
+    def end(self, exit_code: int) -> None:
+        """Rank 0: how the run ended. Nobody is left to hear it where the store is gone."""
+        with suppress(RuntimeError):
+            self.say("end", exit_code)
+
+    def has_ended(self) -> bool:
+        """Others: whether rank 0 has said so, or is gone with the store."""
+        try:
+            return self._store.check(["end"])
+        except RuntimeError:
+            return True
+
     def send(self, event: dict[str, Any]) -> None:
         """Others: an event for rank 0. What stands where in a process of our own the pipe to the parent is."""
         try:

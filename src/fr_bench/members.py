@@ -215,7 +215,7 @@ def follow(
     thread = ModuleThread(plan, run_directory, None, resumption, meeting, meeting)
     thread.start()
     has_wished = False
-    while thread.is_alive() and not signals.is_impatient:
+    while thread.is_alive() and not signals.is_impatient and not meeting.has_ended():
         thread.join(POLL_S)
         if signals.received is not None and not has_wished:
             meeting.wish_stop(signals.received)
