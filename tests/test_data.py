@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from fr_bench import doctor
+from fr_bench.cli import main
 from fr_bench.components import check_callable
 from fr_bench.data import (
     COMMON_KEYS,
@@ -316,6 +317,23 @@ def test_a_damaged_idx_file_is_named(damage: str, clothes, tmp_path) -> None:
     )
     with pytest.raises(ConfigError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
         build_dataset(clothes_config(str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize("fault", ["truncated", "a folder"])
+def test_the_program_names_a_data_file_that_cannot_be_read_and_starts_nothing(fault, clothes, tmp_path, capsys) -> None:
+    write_clothes(tmp_path / "debian", clothes, compress=False)
+    path = tmp_path / "debian" / "train-labels-idx1-ubyte"
+    content = path.read_bytes()
+    path.unlink()
+    if fault == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        path.mkdir()
+    words = ["model=mlp", "dataset=fashion_mnist", f"dataset.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *words, "wandb.mode=disabled"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fr-bench: dataset") and str(path) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 # Files that are fetched

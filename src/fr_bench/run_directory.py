@@ -21,7 +21,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, RunFailed
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
@@ -174,7 +174,7 @@ class RunDirectory:
             return self._finished_run()
         except OSError as error:
             raise ConfigError(f"run_dir={self.path}: cannot be made: {error.strerror}.") from error
-        with os.fdopen(file, "w") as stream:
+        with _naming(self._status_path), os.fdopen(file, "w") as stream:
             stream.write(strict_json(status, indent=2) + "\n")
         found = [name for name in FILES_OF_A_RUN if (self.path / name).exists()]
         if found:
@@ -221,7 +221,16 @@ class RunDirectory:
 
     def _write_status(self) -> None:
         self._status["heartbeat"] = time.time()
-        write_text(self._status_path, strict_json(self._status, indent=2) + "\n")
+        text = strict_json(self._status, indent=2) + "\n"
+        try:
+            write_text(self._status_path, text)
+        except RunFailed:
+            # No room for a second file. Of the first, which is shorter than a block, there is: how a run ended is worth
+            # more than what a reader sees at this very moment.
+            with _naming(self._status_path), self._status_path.open("r+") as stream:
+                stream.write(text)
+                stream.flush()
+                stream.truncate()
 
     def _finished_run(self) -> FinishedRun | None:
         where = f"run_dir={self.path}"
@@ -300,13 +309,34 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file: atomic, and on disk before the old content is gone."""
+    """Replaces the file: atomic, and on disk before the old content is gone.
+
+    Raises:
+        RunFailed: the disk is full, or the like; the old file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _naming(path):
+        try:
+            with temporary.open("w") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> RunFailed:
+    """What to tell instead of ``error``."""
+    return RunFailed(
+        f"{path}: cannot be written ({error.strerror}). What was logged until then is there; once there is room, the "
+        "same command goes on from the last checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error

@@ -18,7 +18,7 @@ from fr_bench.board import Board
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.heartbeat import PULSE, Silence, state_in_words
 from fr_bench.plan import Plan
-from fr_bench.reporter import Reporter
+from fr_bench.reporter import BEFORE_TRAINING, Reporter, when
 from fr_bench.resumption import Resumption
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
@@ -30,7 +30,6 @@ GRACE_S = 0.5
 STOP_WITHIN_S = 25.0
 # One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
 SAME_WISH_S = 1.0
-BEFORE_TRAINING = -1
 
 SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
 
@@ -313,8 +312,7 @@ class Supervisor:
         return RunFailed(f"module {module} failed {self._when(module)}: {event['message']}; see {log}", module)
 
     def _when(self, module: int) -> str:
-        step = self._progress[module - 1]
-        return "before the first step" if step == BEFORE_TRAINING else f"in step {step + 1}"
+        return when(self._progress[module - 1])
 
     def stop(self) -> None:
         """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""

@@ -19,6 +19,7 @@ from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
+from fr_bench.out_of_memory import explain, is_out_of_memory
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.reporter import Reporter
@@ -58,9 +59,18 @@ class WorkerTask:
     resumption: Resumption | None = None
 
     def run(self, reporter: Reporter) -> None:
-        """See :func:`run_worker`."""
+        """See :func:`run_worker`.
+
+        Raises:
+            RunFailed: also where memory ran out, with what lowers it.
+        """
         keep_freed_memory()
-        run_worker(self, reporter)
+        try:
+            run_worker(self, reporter)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explain(self.plan, self.modules, reporter.when(self.modules[0]), error) from error
 
 
 def run_worker(task: WorkerTask, reporter: Reporter) -> None:
