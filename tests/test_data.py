@@ -415,13 +415,13 @@ def test_cifar_is_downloaded_once_and_read(source, num_classes, key, server, tmp
 def test_processes_that_start_together_download_and_unpack_once(server, tmp_path, monkeypatch) -> None:
     cifar_archive(tmp_path / "remote", CIFAR10, "labels", monkeypatch)
     monkeypatch.setattr(CIFAR10, "url", server.url + CIFAR10.filename)
-    unpack, log = cifar.extract_archive, tmp_path / "unpacked"
+    unpack, log = cifar.unpack, tmp_path / "unpacked"
 
-    def unpack_and_tell(*paths: str) -> None:
+    def unpack_and_tell(*arguments: Any) -> None:
         log.open("a").write("once\n")
-        unpack(*paths)
+        unpack(*arguments)
 
-    monkeypatch.setattr(cifar, "extract_archive", unpack_and_tell)
+    monkeypatch.setattr(cifar, "unpack", unpack_and_tell)
     context = multiprocessing.get_context("fork")  # the children keep what the test replaced
     children = [context.Process(target=prepare_dataset, args=(cifar_config(tmp_path / "data"),)) for _ in range(3)]
     for child in children:

@@ -337,6 +337,8 @@ def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(tm
         f"fr-bench: W&B: 127.0.0.1:{port} cannot be reached ([Errno 111] Connection refused); the run"
     )
     assert "wandb sync" in line and "Traceback" not in done.stderr
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 8 and not [path for path in files if KEY.encode() in path.read_bytes()], "the key is in a file"
     losses = [row["train/loss"] for row in history(tmp_path / "run") if "train/loss" in row]
     records = [json.loads(record) for record in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses == [record["loss"] for record in records if record["kind"] == "train"] and len(losses) == 3
