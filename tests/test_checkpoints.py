@@ -192,3 +192,28 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
     train_here(tiny_config("fr", 2, checkpoint={"every": 1, "keep": keep}), tmp_path, cut_off_at=9)
     found = [folder.name for folder in whole_folders(tmp_path / "checkpoints")]
     assert found == [f"step_{step:08d}" for step in range(8, 8 - keep, -1)]
+
+
+def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(start: Callable[..., Run]) -> None:  # noqa: F811
+    words = ["checkpoint.every=100", "checkpoint.keep=1"]
+    run = start(*words)
+    checkpoints = run.run_dir / "checkpoints"
+    assert wait_until(lambda: len(whole_folders(checkpoints)) > 0, 60)
+    # Whoever opens a pipe for writing waits for a reader: so module 2 hangs in the middle of the next but one.
+    first = (run.num_records() // 100 + 2) * 100
+    blocked = [folder_of(checkpoints, step) for step in range(first, first + 100)]
+    for folder in blocked:
+        folder.mkdir()
+        os.mkfifo(folder / ".module_2.safetensors.tmp")
+    assert wait_until(lambda: any((folder / "module_3.state.pt").exists() for folder in blocked), 60)
+    os.kill(run.module(2), signal.SIGKILL)
+    code, stderr = run.end()
+    assert code == 1 and stderr.startswith("fr-bench: module 2 was killed by SIGKILL")
+    (before,) = whole_folders(checkpoints)
+    assert before not in blocked
+    step = read_manifest(before)["step"]
+    again = start(*words, "max_time=0.001")
+    again.process.wait(60)
+    code, stderr = again.end()
+    assert code == 75 and f"Goes on after step {step} of " in stderr and f"after step {step + 1}; run_dir=" in stderr
+    assert [folder.name for folder in checkpoints.iterdir() if folder.is_dir()] == [f"step_{step + 1:08d}"]

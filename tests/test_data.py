@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from fr_bench import doctor
+from fr_bench.cli import main
 from fr_bench.components import check_callable
 from fr_bench.data import (
     COMMON_KEYS,
@@ -318,6 +319,23 @@ def test_a_damaged_idx_file_is_named(damage: str, clothes, tmp_path) -> None:
         build_dataset(clothes_config(str(tmp_path / "data")))
 
 
+@pytest.mark.parametrize("fault", ["truncated", "a folder"])
+def test_the_program_names_a_data_file_that_cannot_be_read_and_starts_nothing(fault, clothes, tmp_path, capsys) -> None:
+    write_clothes(tmp_path / "debian", clothes, compress=False)
+    path = tmp_path / "debian" / "train-labels-idx1-ubyte"
+    content = path.read_bytes()
+    path.unlink()
+    if fault == "truncated":
+        path.write_bytes(content[:-1])
+    else:
+        path.mkdir()
+    words = ["model=mlp", "dataset=fashion_mnist", f"dataset.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *words, "wandb.mode=disabled"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fr-bench: dataset") and str(path) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 # Files that are fetched
 
 
@@ -397,13 +415,13 @@ def test_cifar_is_downloaded_once_and_read(source, num_classes, key, server, tmp
 def test_processes_that_start_together_download_and_unpack_once(server, tmp_path, monkeypatch) -> None:
     cifar_archive(tmp_path / "remote", CIFAR10, "labels", monkeypatch)
     monkeypatch.setattr(CIFAR10, "url", server.url + CIFAR10.filename)
-    unpack, log = cifar.extract_archive, tmp_path / "unpacked"
+    unpack, log = cifar.unpack, tmp_path / "unpacked"
 
-    def unpack_and_tell(*paths: str) -> None:
+    def unpack_and_tell(*arguments: Any) -> None:
         log.open("a").write("once\n")
-        unpack(*paths)
+        unpack(*arguments)
 
-    monkeypatch.setattr(cifar, "extract_archive", unpack_and_tell)
+    monkeypatch.setattr(cifar, "unpack", unpack_and_tell)
     context = multiprocessing.get_context("fork")  # the children keep what the test replaced
     children = [context.Process(target=prepare_dataset, args=(cifar_config(tmp_path / "data"),)) for _ in range(3)]
     for child in children:

@@ -11,10 +11,11 @@ from harness import tiny_config
 from test_cli_runs import fr_bench
 
 from fr_bench.costs import NetworkCosts
-from fr_bench.dry_run import memory_table, report
+from fr_bench.dry_run import report
 from fr_bench.environment import usable_cores
 from fr_bench.errors import ConfigError
 from fr_bench.measured_costs import MeasuringTask, measured_costs
+from fr_bench.memory_table import memory_table
 from fr_bench.plan import Plan, make_plan
 from fr_bench.time_prediction import TimePrediction, predict_time
 

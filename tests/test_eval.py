@@ -24,7 +24,7 @@ def test_any_k_gives_the_error_at_the_end_of_training(
 ) -> None:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     last = [json.loads(line) for line in lines if '"eval"' in line][-1]
-    assert main(["eval", str(run_dir), "--json", *words]) == 0
+    assert main(["eval", str(run_dir), "--json", "--trust", *words]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["test_error"] == last["test_error"] and result["validation_error"] == last["validation_error"]
     assert result["test_loss"] == pytest.approx(last["test_loss"], rel=1e-6)
@@ -32,7 +32,7 @@ def test_any_k_gives_the_error_at_the_end_of_training(
 
 
 def test_the_text_names_errors_and_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(run_dir)]) == 0
+    assert main(["eval", str(run_dir), "--trust"]) == 0
     text = capsys.readouterr().out
     assert "test error" in text and str(run_dir) in text and "K = 3" in text
 
@@ -52,11 +52,11 @@ def test_what_is_wrong_with_a_run_is_said(run_dir, spoil, message, tmp_path, cap
 
     shutil.copytree(run_dir, tmp_path / "run")
     spoil(tmp_path / "run")
-    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert main(["eval", str(tmp_path / "run"), "--trust"]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 def test_too_many_modules_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["eval", str(run_dir), "--k", "7"]) == 2
+    assert main(["eval", str(run_dir), "--k", "7", "--trust"]) == 2
     assert "k=7: the model has only 6 blocks" in capsys.readouterr().err

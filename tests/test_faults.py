@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import run_serial, tiny_config
+
+from fr_bench.errors import Diverged
 
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
@@ -92,10 +95,26 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.process.wait()
 
 
-@pytest.mark.parametrize(("k", "transport"), [(1, "ipc"), (2, "gloo"), (3, "ipc")])
-def test_a_module_that_is_killed_ends_the_run_and_is_named(start: Callable[..., Run], k: int, transport: str) -> None:
-    run = start(f"transport={transport}")
-    os.kill(run.module(k), signal.SIGKILL)
+def bad_day(folder: Path, what: str) -> list[str]:
+    """The words for a run whose module 2 has a bad day in its 20th forward or soon after; see tiny_models.BadDay."""
+    (folder / "mine" / "model").mkdir(parents=True)
+    model = f"_target_: tiny_models.bad_day\nname: bad_day\nwhat: {what}\nat: 20\n"
+    (folder / "mine" / "model" / "bad_day.yaml").write_text(model)
+    return ["--config-dir", "mine", "model=bad_day", "partition=[1,2]"]
+
+
+@pytest.mark.parametrize(
+    ("k", "transport", "when"),
+    [(1, "ipc", None), (3, "gloo", None), (2, "ipc", "play"), (2, "gloo", "learn"), (2, "ipc", "evaluation")],
+)
+def test_a_module_that_is_killed_ends_the_run_and_is_named(
+    start: Callable[..., Run], tmp_path: Path, k: int, transport: str, when: str | None
+) -> None:
+    run = start(f"transport={transport}", *(bad_day(tmp_path, f"killed in {when}") if when else ()))
+    if when is None:
+        os.kill(run.module(k), signal.SIGKILL)
+    else:
+        run.process.wait(60)  # it does it itself, a few steps on
     code, stderr = run.end()
     assert code == 1
     assert stderr.startswith(f"fr-bench: module {k} was killed by SIGKILL") and "in step" in stderr
@@ -173,3 +192,43 @@ def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(start: Callabl
     status = run.status()
     assert status["state"] == "failed" and status["error"].startswith("diverged at step")
     assert f"in module {status['module']}" in status["error"]
+
+
+def test_a_gradient_that_is_not_a_number_is_found_where_and_when_it_came_up(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    """Not in the modules below, to which it spreads, and not when it was looked for."""
+    run = start("log_every=7", *bad_day(tmp_path, "gradient"))
+    run.process.wait(60)
+    code, stderr = run.end()
+    assert code == 1 and stderr.count("\n") == 1
+    # Two forwards of the rehearsal, one of step 1, two of each that follows.
+    assert stderr.startswith("fr-bench: diverged at step 10 in module 2: its loss or gradient is not finite")
+    assert run.status()["module"] == 2
+    assert [record["step"] for record in run.records()] == [7]
+
+
+def test_a_module_without_memory_is_told_with_the_table_and_what_lowers_it(
+    start: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = start("method=ddg", *bad_day(tmp_path, "torch"))
+    run.process.wait(60)
+    code, stderr = run.end()
+    first, title, header, *rows, last = stderr.splitlines()
+    assert code == 1 and "Traceback" not in stderr
+    assert first.startswith("fr-bench: module 2 ran out of memory in step 18, on cpu: ")
+    assert "DefaultCPUAllocator: can't allocate memory" in first
+    assert title == "predicted with a full pipe, MiB:" and header.split()[:3] == ["module", "device", "parameters"]
+    assert [row.split()[0] for row in rows] == ["1", "2", "3", "all"]
+    for remedy in ("a batch_size below 64", "more modules than k=3", "method=fr", "memory_limit_gb"):
+        assert remedy in last
+    status = run.status()
+    assert (status["state"], status["module"]) == ("failed", 2) and status["error"] in stderr
+    assert "Traceback" in (run.run_dir / "rank_2.log").read_text()
+
+
+def test_in_one_process_too_the_first_module_that_diverged_is_named_not_those_below_it(tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.bad_day", "name": "bad_day", "what": "gradient", "at": 8}
+    with pytest.raises(Diverged) as caught:
+        run_serial(tiny_config("fr", 3, model=model, log_every=7), tmp_path)
+    assert (caught.value.step, caught.value.module) == (4, 2)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
+import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import yaml
+from harness import tiny_config
+from test_data import cifar_archive, cifar_config
 from test_faults import Run, start  # noqa: F401  # start is a fixture
+from torchvision.datasets import CIFAR10
+
+from fr_bench.cli import main
+from fr_bench.data.build import build_dataset, prepare_dataset
+from fr_bench.errors import ConfigError
+from fr_bench.trust import foreign_targets
 
 LISTENS = "0A"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
@@ -34,3 +48,68 @@ def test_nobody_outside_the_machine_can_connect_to_a_run(start: Callable[..., Ru
         assert listening_addresses(pid), "nothing listens: this test looks in the wrong place"
     for pid in run.group():
         assert all(address in LOOPBACK for address in listening_addresses(pid)), pid
+
+
+@pytest.mark.parametrize("place", ["model", "nested", "through a module of ours"])
+def test_a_run_of_somebody_else_is_not_evaluated_by_calling_what_it_names(place: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    marker = tmp_path / "was here"
+    target = "os.mkdir" if place != "through a module of ours" else "fr_bench.run_directory.os.mkdir"
+    call = {"_target_": target, "path": str(marker)}
+    config = tiny_config("bp", 2, model={"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"})
+    config["model"] |= {"width": call} if place == "nested" else call
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "plan": {"cuts": [1]}}))
+    assert main(["eval", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"would call {target}" in error and "--trust" in error and error.count("\n") == 1
+    assert not marker.exists()
+
+
+def test_every_target_of_our_own_configs_is_trusted_and_a_users_is_not() -> None:
+    config = {"model": {"_target_": "fr_bench.models.mlp.mlp"}, "optimizer": {"_target_": "torch.optim.SGD"}}
+    assert foreign_targets(config) == []
+    assert foreign_targets({**config, "method": {"optimizer": [{"_target_": "mine.Sgd"}]}}) == ["mine.Sgd"]
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+def test_an_archive_writes_nowhere_but_into_its_folder(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one with the right checksum."""
+    cifar_archive(tmp_path / "data", CIFAR10, "labels", monkeypatch)
+    archive, outside = tmp_path / "data" / CIFAR10.filename, tmp_path / "outside"
+    outside.mkdir()
+    with tarfile.open(archive) as good:
+        members = [(member.name, good.extractfile(member).read()) for member in good.getmembers()]  # type: ignore[union-attr]
+    with tarfile.open(archive, "w:gz") as bad:
+        if kind == "link":
+            link = tarfile.TarInfo(f"{CIFAR10.base_folder}/out")
+            link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+            bad.addfile(link)
+        evil = {
+            "parent": "../outside/evil",
+            "absolute": str(outside / "evil"),
+            "link": f"{CIFAR10.base_folder}/out/evil",
+        }
+        for name, content in [(evil[kind], b"evil"), *members]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            bad.addfile(info, io.BytesIO(content))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    prepare_dataset(cifar_config(tmp_path / "data", download=False))
+    assert len(build_dataset(cifar_config(tmp_path / "data")).train.labels) == 30
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "lacks a file"])
+def test_an_archive_that_is_not_whole_is_named(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar_archive(tmp_path / "data", CIFAR10, "labels", monkeypatch)
+    archive = tmp_path / "data" / CIFAR10.filename
+    if damage == "truncated":
+        archive.write_bytes(archive.read_bytes()[:-500])
+    else:
+        monkeypatch.setattr(CIFAR10, "train_list", [*CIFAR10.train_list, ["data_batch_9", "0" * 32]])
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    with pytest.raises(ConfigError, match=re.escape(f"dataset.root={tmp_path / 'data'}: no complete CIFAR-10 there")):
+        prepare_dataset(cifar_config(tmp_path / "data", download=False))

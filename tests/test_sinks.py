@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import wandb
 from fr_bench import wandb_sink
 from fr_bench.errors import ConfigError
 from fr_bench.sinks import JsonLinesSink, Record, SinkGroup
+from fr_bench.wandb_server import why_unreachable
 from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
 
 CONFIG: dict[str, Any] = {
@@ -282,3 +286,59 @@ def test_without_wandb_only_disabled_works(monkeypatch: pytest.MonkeyPatch) -> N
     check_wandb("disabled")
     with pytest.raises(ConfigError, match=r"not installed; pip install wandb, or use wandb\.mode=disabled"):
         check_wandb("offline")
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_answers_anything_is_reachable_and_others_are_not_for_long(
+    silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for refusal in (404, 503):
+        with HTTPServer(("127.0.0.1", 0), refusing(refusal)) as server:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+            assert (why_unreachable(60) is None) == (refusal == 404)
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
+    host = silent_server.removeprefix("http://")
+    assert why_unreachable(0.2) in (f"{host} does not answer within 0.2 s", f"{host} cannot be reached (timed out)")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://name.invalid")
+    assert (why_unreachable(60) or "").startswith("name.invalid cannot be reached (")
+
+
+def refusing(code: int) -> type[BaseHTTPRequestHandler]:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(code)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Refusing
+
+
+def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]  # closed again, so that nobody is there
+    variables = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_MODE": "online"}
+    words = ["model=mlp", "dataset=synthetic", "k=1", "max_steps=3", "log_every=1", "console=off", "wandb.mode=online"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", "train", *words, f"run_dir={tmp_path / 'run'}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "W&B" in line]
+    assert line.startswith(
+        f"fr-bench: W&B: 127.0.0.1:{port} cannot be reached ([Errno 111] Connection refused); the run"
+    )
+    assert "wandb sync" in line and "Traceback" not in done.stderr
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 8 and not [path for path in files if KEY.encode() in path.read_bytes()], "the key is in a file"
+    losses = [row["train/loss"] for row in history(tmp_path / "run") if "train/loss" in row]
+    records = [json.loads(record) for record in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses == [record["loss"] for record in records if record["kind"] == "train"] and len(losses) == 3

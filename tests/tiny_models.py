@@ -110,6 +110,47 @@ class Killed(nn.Module):
         return self.linear(x)
 
 
+class BadDay(nn.Module):
+    """A block to which something happens at its ``at``-th training forward, or at what comes after that.
+
+    Args:
+        what: ``killed in play``, ``killed in learn``, ``killed in evaluation``; ``gradient`` (becomes NaN); ``torch``
+            (asks for more memory than there is), ``python`` (the same, without torch).
+    """
+
+    def __init__(self, what: str, at: int) -> None:
+        super().__init__()
+        self.what = what
+        self.at = at
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls < self.at:
+            return x
+        is_playing, is_learning = self.training and not x.requires_grad, x.requires_grad and torch.is_grad_enabled()
+        killed = {"killed in play": is_playing, "killed in evaluation": not self.training}
+        if killed.get(self.what, False):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "torch":
+            torch.empty(2**50, dtype=torch.uint8)
+        if self.what == "python":
+            bytearray(2**60)
+        if is_learning and self.what == "killed in learn":
+            x.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        if is_learning and self.what == "gradient":
+            x.register_hook(lambda gradient: gradient * float("nan"))
+        return x
+
+
+def bad_day(
+    input_shape: tuple[int, int, int], num_classes: int, what: str, at: int = 20
+) -> list[tuple[str, nn.Module]]:
+    """Four blocks; the third, which equal cuts give to the middle one of three modules, has a bad day."""
+    stem, body, pool, head = without_norm(input_shape, num_classes)
+    return [stem, ("body", nn.Sequential(body[1], BadDay(what, at))), pool, head]
+
+
 def killed(input_shape: tuple[int, int, int], num_classes: int, at: int) -> list[tuple[str, nn.Module]]:
     """``without_norm`` with a head that ends the second process in its ``at``-th training forward."""
     return [*without_norm(input_shape, num_classes)[:-1], ("head", Killed(8, num_classes, at))]

@@ -67,10 +67,12 @@ def main(
         reporter.send("done", modules=task.modules)
     except Exception as error:
         exit_code = 1
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            traceback.print_exc()
         report_error(reporter, task, error, progress)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not sys.exit: a process group with a receive still posted would wait for a message that never comes.
     os._exit(exit_code)
 

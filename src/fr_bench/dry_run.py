@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fr_bench.categories import CATEGORIES
 from fr_bench.console import duration
+from fr_bench.memory_table import memory_table
 from fr_bench.plan import Plan, make_plan
 from fr_bench.time_prediction import TimePrediction, predict_time
 
@@ -30,24 +30,6 @@ def report(config: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(lines) for lines in paragraphs)
 
 
-def memory_table(plan: Plan) -> list[str]:
-    """Lines of text: predicted MiB of every module by category, and their sum; empty categories are left out."""
-    predicted = plan.predicted_memory
-    if not all(predicted):
-        if plan.config["precision"] == "bf16":
-            return ["is not predicted under bf16, which saves casts that a pass of shapes alone does not see"]
-        return ["is not predicted: what the method keeps depends on more than its policy tells"]
-    columns = [category for category in CATEGORIES if any(found[category] for found in predicted)]
-    rows = [["module", "device", *columns, "sum"]]
-    for k, found in enumerate(predicted, start=1):
-        rows.append([str(k), plan.devices[k - 1], *(_mib(found[name]) for name in columns), _mib(sum(found.values()))])
-    if plan.k > 1:
-        sums = [sum(found[name] for found in predicted) for name in columns]
-        rows.append(["all", "", *map(_mib, sums), _mib(sum(sums))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
 def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str]:
     """Lines of text: how long a step, an epoch and the run take, and what these figures are worth."""
     if time is None:
@@ -69,7 +51,3 @@ def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str
 
 def _sentences(*notes: str) -> Sequence[str]:
     return [f"- {note}" for note in notes]
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:.1f}"

@@ -15,6 +15,7 @@ from typing import Any
 from fr_bench.checkpoint_files import newest_good
 from fr_bench.errors import ConfigError
 from fr_bench.run_directory import strict_json
+from fr_bench.trust import foreign_targets
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +28,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run_dir", type=Path, help="a run directory, as the last line of a run names it")
     parser.add_argument("--k", type=int, help="modules to cut the network into (default: as it was trained)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--trust", action="store_true", help="call what config.yaml names, also where that is not fr-bench's own"
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     try:
         arguments = parser.parse_args(argv)
@@ -38,6 +42,8 @@ def main(argv: list[str]) -> int:
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
     config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
+    if not arguments.trust:
+        refuse_foreign_code(config, arguments.run_dir)
     folder, which = find_weights(arguments.run_dir / "checkpoints")
     results = evaluate_weights(config, folder)
     if arguments.json:
@@ -47,6 +53,20 @@ def main(argv: list[str]) -> int:
 
     print(f"{metrics_text(results)} ({which} of {arguments.run_dir}, K = {config['k']})")
     return 0
+
+
+def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
+    """Makes sure that the config of a run, which may be somebody else's, calls nothing but what fr-bench's own do.
+
+    Raises:
+        ConfigError: naming what it would call.
+    """
+    found = foreign_targets(config)
+    if found:
+        raise ConfigError(
+            f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which is not part of fr-bench; if that is code "
+            "of yours, or of somebody you trust, add --trust."
+        )
 
 
 def find_weights(checkpoints: Path) -> tuple[Path, str]:

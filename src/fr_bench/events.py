@@ -64,8 +64,3 @@ def as_exception(event: Event, log: Path, when: str) -> FrBenchError:
     if event["is_expected"]:
         return RunFailed(event["message"], module)
     return RunFailed(f"module {module} failed {when}: {event['message']}; see {log}", module)
-
-
-def in_step(iteration: int) -> str:
-    """In words, of a module that is in ``iteration`` (from 0), or before the first one."""
-    return "before the first step" if iteration < 0 else f"in step {iteration + 1}"

@@ -13,8 +13,8 @@ NEVER = 2**62
 class FiniteWatch:
     """Remembers, on the device, the first step whose loss or gradient was infinite or not a number.
 
-    What goes wrong anywhere in a module reaches the gradient of its first parameters in the same backward pass, so
-    one small gradient tells for all.
+    What goes wrong anywhere in a module reaches the gradient of its first layer in the same backward pass, so one
+    small gradient tells for all.
     """
 
     def __init__(self, k: int, device: torch.device) -> None:

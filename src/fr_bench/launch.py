@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.collector import Collector
 from fr_bench.console import RunTitle, choose_console, print_summary
 from fr_bench.environment import describe_environment
-from fr_bench.errors import FrBenchError, Interrupted
+from fr_bench.errors import FrBenchError, Interrupted, RunFailed
 from fr_bench.meeting import Meeting
 from fr_bench.members import Members, follow
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resume import Start, bring_records, check_resume, decide, plan_with_cuts
 from fr_bench.resumption import Resumption
-from fr_bench.run_directory import RunDirectory, await_directory
+from fr_bench.run_directory import RunDirectory, await_directory, cannot_write
 from fr_bench.sinks import JsonLinesSink, Sink, SinkGroup
 from fr_bench.summary import SummaryBuilder
 from fr_bench.supervisor import SignalWatch, Supervisor, watch_signals
 from fr_bench.torch_settings import keep_freed_memory
 from fr_bench.trace import write_trace
+from fr_bench.wandb_server import why_unreachable
 from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
 
 
@@ -61,7 +62,7 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         if not meeting.leads:
             return follow_run(config, run_directory, meeting)
     directory = RunDirectory(run_directory)
-    with nullcontext() if meeting is None else meeting.refusing():
+    with contextlib.nullcontext() if meeting is None else meeting.refusing():
         start = decide(config, directory, say)
         finished = start.finished
         if start.found is not None:
@@ -77,7 +78,7 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
     assert start.plan is not None
     with watch_signals(max_time_s(config)) as signals:
         try:
-            return Run(start.plan, directory, start, meeting).train(signals)
+            return _prepare(start.plan, directory, start, meeting).train(signals)
         except Interrupted as interruption:
             raise signals.hand_on(interruption) from None
 
@@ -105,9 +106,39 @@ def max_time_s(config: dict[str, Any]) -> float:
     return float("inf") if config["max_time"] is None else 60 * config["max_time"]
 
 
+def _prepare(plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting | None) -> Run:
+    try:
+        return Run(plan, directory, start, meeting)
+    except BaseException as cause:  # a full disk, say
+        with contextlib.suppress(RunFailed):
+            _set_status(directory, cause)
+        if meeting is not None:
+            meeting.end(_exit_code(cause))
+        raise
+
+
 def say(line: str) -> None:
     """Something that the user should know, whatever the console shows."""
     print(f"fr-bench: {line}", file=sys.stderr, flush=True)
+
+
+def _state(cause: BaseException | None) -> str:
+    if cause is None:
+        return "finished"
+    return "interrupted" if isinstance(cause, Interrupted) else "failed"
+
+
+def _exit_code(cause: BaseException | None) -> int:
+    if cause is None:
+        return 0
+    return cause.exit_code if isinstance(cause, FrBenchError) else 1
+
+
+def _set_status(directory: RunDirectory, cause: BaseException | None) -> None:
+    """How it ended; ``cause`` is None if it went well."""
+    error = None if cause is None else str(cause) or type(cause).__name__
+    module = getattr(cause, "module", None)
+    directory.set_status(_state(cause), error=error, module=module, exit_code=_exit_code(cause))
 
 
 class Run:
@@ -137,26 +168,30 @@ class Run:
         """Trains, and leaves the directory with its final status whatever happens."""
         for note in self.start.notes:
             say(note)
-        sinks = SinkGroup(self._sinks())
-        state, error, module, exit_code = "failed", "", None, 1
+        sinks = SinkGroup([])
+        cause: BaseException | None = None
         try:
+            sinks = SinkGroup(self._sinks())
             self._supervise(sinks, signals)
-            state, exit_code = "finished", 0
-        except Interrupted as interruption:
-            state, error, exit_code = "interrupted", str(interruption), interruption.exit_code
-            raise
+        except OSError as failure:
+            cause = cannot_write(Path(failure.filename or self.directory.path), failure)
+            cause.__cause__ = failure
         except BaseException as failure:
-            error = str(failure) or type(failure).__name__
-            module = getattr(failure, "module", None)
-            exit_code = failure.exit_code if isinstance(failure, FrBenchError) else 1
-            raise
-        finally:
-            summary = self.summary.build(state)
+            cause = failure
+        summary = self.summary.build(_state(cause))
+        try:
             self.directory.write_summary(summary)
-            self.directory.set_status(state, error=error or None, module=module, exit_code=exit_code)
-            if self.meeting is not None:
-                self.meeting.end(exit_code)
-            sinks.finish(summary, exit_code)
+        except RunFailed as failure:
+            cause = cause or failure
+        try:
+            _set_status(self.directory, cause)
+        except RunFailed as failure:
+            cause = cause or failure
+        if self.meeting is not None:
+            self.meeting.end(_exit_code(cause))
+        sinks.finish(summary, _exit_code(cause))
+        if cause is not None:
+            raise cause
         if not self.quiet:
             print_summary(summary, self.directory.path, self.plan.expected_share)
         return summary
@@ -201,6 +236,13 @@ class Run:
         title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
         sinks.append(choose_console(config["console"], title))
         mode = resolve_mode(config["wandb"]["mode"])
+        if mode == "online" and (reason := why_unreachable()):
+            # Decided before the first contact: a client that once began to reach its server does not let go of it.
+            mode = "offline"
+            say(
+                f"W&B: {reason}; the run goes on, its data for W&B are kept in {self.directory.wandb} and "
+                "`wandb sync` uploads them later."
+            )
         if mode != "disabled":
             wandb_config = {**config, "plan": plan.description()}
             settings = {key: value for key, value in config["wandb"].items() if key != "mode"}

@@ -20,15 +20,15 @@ from typing import Any
 from fr_bench.board import Board
 from fr_bench.child import report_error
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed, ToldElsewhere
-from fr_bench.events import Event, InOrder, as_exception, first_of_own, in_step
+from fr_bench.events import Event, InOrder, as_exception, first_of_own
 from fr_bench.heartbeat import PULSE, Silence, start_pulse
 from fr_bench.meeting import Meeting
 from fr_bench.plan import Plan
-from fr_bench.reporter import EventSink, Reporter
+from fr_bench.reporter import BEFORE_TRAINING, EventSink, Reporter, when
 from fr_bench.resumption import Resumption
-from fr_bench.supervisor import BEFORE_TRAINING, POLL_S, SignalWatch
+from fr_bench.supervisor import POLL_S, SignalWatch
 from fr_bench.transport.open import ModulePorts
-from fr_bench.worker import WorkerTask, run_worker
+from fr_bench.worker import WorkerTask
 
 # How long after the first sign of failure others may still tell what they saw: over a network, not a pipe.
 GRACE_S = 2.0
@@ -71,7 +71,7 @@ class ModuleThread(threading.Thread):
         if not self._meeting.leads:
             start_pulse(self._reporter)
         try:
-            run_worker(self._task, self._reporter, self._meeting.group_store())
+            self._task.run(self._reporter, self._meeting.group_store())
             self._reporter.send("done", modules=self._task.modules)
         except Exception as error:
             self.has_failed = True
@@ -195,11 +195,11 @@ class Members:
         event = first_of_own(errors)
         if event is not None:
             log = self._run_directory / f"rank_{event['module']}.log"
-            return as_exception(event, log, in_step(event["step"]))
+            return as_exception(event, log, when(event["step"]))
         noticed = min(errors, key=lambda each: each["time_ns"])
         what = noticed["message"].removeprefix("PeerLost: ").partition(" is gone")[0]  # behind it is torch's prose
         return RunFailed(
-            f"module {noticed['module']} lost its neighbour {in_step(noticed['step'])} ({what} is gone); "
+            f"module {noticed['module']} lost its neighbour {when(noticed['step'])} ({what} is gone); "
             "torchrun tells how that process ended"
         )
 

@@ -122,8 +122,7 @@ class Module:
         self.frozen = frozen
         self.clip_norm = clip_norm
         self.precision = precision
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._first_parameter = min(parameters[:4], key=torch.numel)  # small, and near the input
+        self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
 
     @property
@@ -240,3 +239,12 @@ class Module:
             return nullcontext()
         device = next(self.network.parameters()).device
         return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:
+    """Of the layer nearest to the input: what goes wrong in a backward pass reaches these last, and all of them."""
+    for layer in network.modules():
+        own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+        if own:
+            return own
+    return []

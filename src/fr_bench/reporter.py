@@ -22,6 +22,9 @@ class EventSink(Protocol):
         """
 
 
+BEFORE_TRAINING = -1
+
+
 class Reporter:
     """The worker's end: flat events over a pipe, and the iteration each module is in, in shared memory.
 
@@ -52,3 +55,12 @@ class Reporter:
     def enter_iteration(self, k: int, t: int) -> None:
         """Notes that module ``k`` is in iteration ``t``: what the parent says of a module that dies."""
         self._progress[k - 1] = t
+
+    def when(self, k: int) -> str:
+        """Where module ``k`` is, in words."""
+        return when(self._progress[k - 1])
+
+
+def when(t: int) -> str:
+    """Iteration ``t`` in words; users count steps from 1."""
+    return "before the first step" if t == BEFORE_TRAINING else f"in step {t + 1}"

@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fr_bench.atomic import replace_file
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, RunFailed
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
@@ -175,7 +175,7 @@ class RunDirectory:
             return self._finished_run()
         except OSError as error:
             raise ConfigError(f"run_dir={self.path}: cannot be made: {error.strerror}.") from error
-        with os.fdopen(file, "w") as stream:
+        with _naming(self._status_path), os.fdopen(file, "w") as stream:
             stream.write(strict_json(status, indent=2) + "\n")
         found = [name for name in FILES_OF_A_RUN if (self.path / name).exists()]
         if found:
@@ -189,15 +189,15 @@ class RunDirectory:
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml, from which OmegaConf reads back exactly ``config`` (resolved, plain)."""
-        replace_file(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         """Writes env.json."""
-        replace_file(self.path / "env.json", strict_json(environment, indent=2) + "\n")
+        write_text(self.path / "env.json", strict_json(environment, indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""
-        replace_file(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", strict_json(summary, indent=2) + "\n")
 
     def set_status(
         self, state: str, *, error: str | None = None, module: int | None = None, exit_code: int | None = None
@@ -222,7 +222,16 @@ class RunDirectory:
 
     def _write_status(self) -> None:
         self._status["heartbeat"] = time.time()
-        replace_file(self._status_path, strict_json(self._status, indent=2) + "\n")
+        text = strict_json(self._status, indent=2) + "\n"
+        try:
+            write_text(self._status_path, text)
+        except RunFailed:
+            # No room for a second file. Of the first, which is shorter than a block, there is: how a run ended is worth
+            # more than what a reader sees at this very moment.
+            with _naming(self._status_path), self._status_path.open("r+") as stream:
+                stream.write(text)
+                stream.flush()
+                stream.truncate()
 
     def _finished_run(self) -> FinishedRun | None:
         where = f"run_dir={self.path}"
@@ -314,3 +323,29 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file.
+
+    Raises:
+        RunFailed: the disk is full, or the like; the old file is as it was.
+    """
+    with _naming(path):
+        replace_file(path, text)
+
+
+def cannot_write(path: Path, error: OSError) -> RunFailed:
+    """What to tell instead of ``error``."""
+    return RunFailed(
+        f"{path}: cannot be written ({error.strerror}). What was logged until then is there; once there is room, the "
+        "same command goes on from the last checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error

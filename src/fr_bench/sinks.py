@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fr_bench.run_directory import strict_json
+from fr_bench.run_directory import cannot_write, strict_json
 
 Record = dict[str, Any]
 
@@ -28,12 +30,24 @@ class JsonLinesSink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a")
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # what cannot be written must not be tried again at the end
 
     def write(self, record: Record) -> None:
-        """Appends one line."""
-        self._file.write(strict_json(record) + "\n")
-        self._file.flush()
+        """Appends one line, whole or not at all.
+
+        Raises:
+            RunFailed: the disk is full, or the like.
+        """
+        line = memoryview((strict_json(record) + "\n").encode())
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise cannot_write(self._path, error) from error
 
     def finish(self, summary: Record | None, exit_code: int) -> None:
         """Closes the file."""

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from fr_bench import child, nursery, rendezvous
 from fr_bench.board import Board
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed
-from fr_bench.events import Event, InOrder, as_exception, first_of_own, in_step
+from fr_bench.events import Event, InOrder, as_exception, first_of_own
 from fr_bench.heartbeat import PULSE, Silence, state_in_words
 from fr_bench.plan import Plan
-from fr_bench.reporter import Reporter
+from fr_bench.reporter import BEFORE_TRAINING, Reporter, when
 from fr_bench.resumption import Resumption
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
@@ -31,7 +31,6 @@ GRACE_S = 0.5
 STOP_WITHIN_S = 25.0
 # One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
 SAME_WISH_S = 1.0
-BEFORE_TRAINING = -1
 
 SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
 
@@ -323,7 +322,7 @@ class Supervisor:
         return as_exception(event, log, self._when(event["module"]))
 
     def _when(self, module: int) -> str:
-        return in_step(self._progress[module - 1])
+        return when(self._progress[module - 1])
 
     def stop(self) -> None:
         """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fr_bench.run_directory import write_text
 from fr_bench.stopwatch import Span
 
 
@@ -29,4 +30,4 @@ def write_trace(path: Path, spans_by_module: Mapping[int, Sequence[Span]]) -> No
                     "args": {"batch": span.batch},
                 }
             )
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fr_bench.checkpointer import Checkpointer
 from fr_bench.diagnostics import SufficientDirection
+from fr_bench.errors import Diverged
 from fr_bench.evaluation import EvaluationSet, evaluate
 from fr_bench.lockstep import play_in_lockstep
 from fr_bench.memory import Account
@@ -140,8 +141,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """A checkpoint. It lies between the `train` and `time` records of its step and all others of that step."""
-        for player in self.players:
-            player.module.finite.check()  # what is not finite is not worth keeping
+        self._check_finite()  # what is not finite is not worth keeping
         parts = [(player.module, player.method, player.link) for player in self.players]
         self.checkpointer.save(step, parts, self.meter, [self.state_dict(index) for index in range(len(parts))])
 
@@ -179,8 +179,7 @@ class Trainer:
                 stop = t + 1
             is_logged = self.extent.logs(t + 1)
             if is_logged:
-                for player in self.players:
-                    player.module.finite.check()
+                self._check_finite()
             if result is not None:
                 self._log(t, result, is_logged)
             if t + 1 == stop:
@@ -209,6 +208,17 @@ class Trainer:
         for player in reversed(self.players):
             result = player.method.learn(t) or result
         return result
+
+    def _check_finite(self) -> None:
+        """Raises Diverged for the module and step where it began: what is not finite spreads to the modules below."""
+        found = []
+        for player in self.players:
+            try:
+                player.module.finite.check()
+            except Diverged as diverged:
+                found.append(diverged)
+        if found:
+            raise min(found, key=lambda diverged: (diverged.step, -(diverged.module or 0)))
 
     def _log(self, t: int, result: BatchResult, is_logged: bool) -> None:
         assert self.meter is not None and self.top is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import netrc
 import os
 import sys
@@ -13,11 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fr_bench.errors import ConfigError, RunFailed, nearest
+from fr_bench.wandb_server import server_url, setting
 
 MODES = ("offline", "online", "disabled")
 OLD_NAMES = {"dryrun": "offline", "run": "online"}  # which wandb still takes in WANDB_MODE
 X_AXES = ("step", "epoch", "train_time")
-CLOUD = "https://api.wandb.ai"
+# How long the end of a run waits for uploads, seconds: what is not uploaded by then stays on disk.
+FINISH_WITHIN_S = 60.0
 
 
 def resolve_mode(config_mode: str) -> str:
@@ -66,7 +67,7 @@ def find_credentials() -> str | None:
     for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         if os.environ.get(variable):
             return variable
-    if _setting("api_key"):
+    if setting("api_key"):
         return "settings file of wandb"
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         try:
@@ -78,18 +79,17 @@ def find_credentials() -> str | None:
 
 
 def _host() -> str:
-    return urlsplit(os.environ.get("WANDB_BASE_URL") or _setting("base_url") or CLOUD).netloc
+    return urlsplit(server_url()).netloc
 
 
-def _setting(name: str) -> str | None:
-    """From wandb's own settings files, which ``wandb login`` writes; a later file wins."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read([folder / "settings", Path("wandb") / "settings"])
-    except configparser.Error:
-        return None
-    return parser.get("default", name, fallback=None)
+def _settings() -> Any:
+    import wandb
+
+    bounded: dict[str, Any] = {"finish_timeout": FINISH_WITHIN_S, "finish_timeout_raises": True}
+    known = {
+        name: value for name, value in bounded.items() if name in wandb.Settings.model_fields
+    }  # older ones lack them
+    return wandb.Settings(console="off", silent=True, **known)
 
 
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -151,7 +151,7 @@ class WandbSink:
                 tags=tags,
                 job_type="train",
                 config=config,
-                settings=wandb.Settings(console="off", silent=True),
+                settings=_settings(),
             )
         except wandb.Error as error:
             raise RunFailed(

@@ -23,6 +23,7 @@ from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
+from fr_bench.out_of_memory import explain, is_out_of_memory
 from fr_bench.plan import DTYPES, Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.relay import Relay
@@ -66,13 +67,25 @@ class WorkerTask:
     resumption: Resumption | None = None
     launch: Torchrun | None = None
 
-    def run(self, reporter: Reporter) -> None:
-        """See :func:`run_worker`."""
+    def run(self, reporter: Reporter, store: dist.Store | None = None) -> None:
+        """See :func:`run_worker`.
+
+        Args:
+            reporter: to the parent.
+            store: where the processes meet, unless it is the parent's.
+
+        Raises:
+            RunFailed: also where memory ran out, with what lowers it.
+        """
         keep_freed_memory()
-        store = None
-        if self.store_port is not None:
+        if store is None and self.store_port is not None:
             store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
-        run_worker(self, reporter, store)
+        try:
+            run_worker(self, reporter, store)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explain(self.plan, self.modules, reporter.when(self.modules[0]), error) from error
 
 
 def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = None) -> None:

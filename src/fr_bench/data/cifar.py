@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.datasets.utils import check_integrity
 
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.download import fetch, obtain, refuse
@@ -78,9 +80,30 @@ def _prepare(source: type[CIFAR10], title: str, root: str, download: bool) -> No
             return
         if not check_integrity(archive, source.tgz_md5):
             fetch(source.url, archive, source.tgz_md5)
-        extract_archive(str(archive), str(folder))
+        unpack(source, archive, folder)
 
     obtain(title, folder, fill, remedy)
+
+
+def unpack(source: type[CIFAR10], archive: Path, folder: Path) -> None:
+    """Takes the files of the data set out of ``archive``, and nothing else: whatever names are in it, they go nowhere.
+
+    Raises:
+        OSError, TarError, RuntimeError: the archive is damaged, or lacks one of them.
+    """
+    into = folder / source.base_folder
+    into.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as opened:
+        for name, _ in source.train_list + source.test_list:
+            try:
+                member = opened.extractfile(f"{source.base_folder}/{name}")
+            except KeyError as error:
+                raise RuntimeError(f"{archive} has no {source.base_folder}/{name}") from error
+            if member is None:
+                raise RuntimeError(f"{archive}: {source.base_folder}/{name} is not a file")
+            part = into / f"{name}.part"
+            part.write_bytes(member.read())
+            os.replace(part, into / name)
 
 
 def _load(source: Any, root: str, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:

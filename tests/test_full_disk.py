@@ -1,0 +1,78 @@
+"""A run directory without room left; checkpoints are in test_checkpoints.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import read_records, tiny_config
+from test_faults import Run, start  # noqa: F401  # start is a fixture
+
+from fr_bench.errors import RunFailed
+from fr_bench.launch import run_training
+from fr_bench.sinks import JsonLinesSink
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a tmpfs with these options and returns its folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mounted = []
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a tmpfs cannot be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for each in mounted:
+        subprocess.run(["umount", "--lazy", str(each)], check=True)
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_what_was_logged_readable(
+    start: Callable[..., Run],  # noqa: F811
+    small_disk: Callable[[str], Path],
+) -> None:
+    folder = small_disk("size=64k")
+    run = start()
+    run.process.wait(120)
+    code, stderr = run.end()
+    assert code == 1 and stderr.count("\n") == 1
+    assert stderr.startswith(f"fr-bench: {folder / 'metrics.jsonl'}: cannot be written (No space left on device). ")
+    assert len(run.records()) > 50  # all of them whole
+    status = run.status()
+    assert (status["state"], status["exit_code"]) == ("failed", 1) and "No space left" in status["error"]
+
+
+def test_a_summary_that_cannot_be_written_fails_a_run_that_was_trained(small_disk: Callable[[str], Path]) -> None:
+    # The folder, status, config, environment, metrics, log, two folders and the final weights: not one file more.
+    folder = small_disk("nr_inodes=9")
+    with pytest.raises(RunFailed, match=rf"{folder / 'summary.json'}: cannot be written \(No space left on device\)"):
+        run_training(tiny_config("bp", 1), folder)
+    assert [record["step"] for record in read_records(folder) if record["kind"] == "train"] == list(range(1, 11))
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 1) and "summary.json" in status["error"]
+
+
+def test_before_the_first_step_too(small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk("nr_inodes=2")
+    with pytest.raises(RunFailed, match=rf"{folder / 'config.yaml'}: cannot be written"):
+        run_training(tiny_config("bp", 1), folder)
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_record_is_written_whole_or_not_at_all(small_disk: Callable[[str], Path]) -> None:
+    path = small_disk("size=8k") / "metrics.jsonl"
+    sink = JsonLinesSink(path)
+    record = {"kind": "train", "step": 1, "text": "x" * 3000}
+    with pytest.raises(RunFailed, match="cannot be written"):
+        for _ in range(9):
+            sink.write(record)
+    sink.finish(None, 1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [record, record]

@@ -1,0 +1,70 @@
+"""Memory that runs out in a module, as the module's process sees it; the whole program is in test_faults.py."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import ListConnection, tiny_config
+
+from fr_bench.errors import RunFailed
+from fr_bench.out_of_memory import is_out_of_memory
+from fr_bench.plan import make_plan
+from fr_bench.reporter import BEFORE_TRAINING, Reporter
+from fr_bench.transport.open import ModulePorts
+from fr_bench.worker import WorkerTask
+
+
+def failure(folder: Path, config: dict[str, Any]) -> str:
+    """What all modules of a run, in this process, are told to have failed with."""
+    plan = make_plan(config)
+    reporter = Reporter(ListConnection(), [BEFORE_TRAINING] * plan.k)  # type: ignore[arg-type]
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(RunFailed) as caught:
+            WorkerTask(plan, list(range(1, plan.k + 1)), [ModulePorts()] * plan.k, None, folder).run(reporter)
+    finally:
+        torch.set_num_threads(threads)
+    assert caught.value.module == 1
+    return str(caught.value)
+
+
+def test_a_model_that_does_not_fit_is_told_before_the_first_step(tmp_path: Path) -> None:
+    model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 3_000_000}  # 36 TB a layer
+    config = tiny_config("bp", 1, model=model)
+    config["method"]["checkpoint_activations"] = False
+    message = failure(tmp_path, config)
+    assert message.startswith("module 1 ran out of memory before the first step, on cpu: ")
+    assert "a batch_size below 8; more modules than k=1" in message and "checkpoint_activations=true" in message
+
+
+def test_memory_that_python_lacks_is_memory_too_and_a_process_names_all_its_modules(tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.bad_day", "name": "bad_day", "what": "python", "at": 8}
+    message = failure(tmp_path, tiny_config("fr", 3, model=model))
+    assert message.startswith("modules 1 to 3, in one process, ran out of memory in step 4, on cpu: MemoryError\n")
+
+
+def test_where_memory_cannot_be_predicted_the_message_says_why(tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.bad_day", "name": "bad_day", "what": "python", "at": 8}
+    assert "the memory of this run is not predicted under bf16" in failure(
+        tmp_path, tiny_config("fr", 3, model=model, precision="bf16")
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
