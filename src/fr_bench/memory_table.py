@@ -17,7 +17,7 @@ def memory_table(plan: Plan) -> list[str]:
     rows = [["module", "device", *columns, "sum"]]
     for k, found in enumerate(predicted, start=1):
         rows.append([str(k), plan.devices[k - 1], *(_mib(found[name]) for name in columns), _mib(sum(found.values()))])
-    if plan.k > 1:
+    if len(predicted) > 1:
         sums = [sum(found[name] for found in predicted) for name in columns]
         rows.append(["all", "", *map(_mib, sums), _mib(sum(sums))])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
