@@ -71,6 +71,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "model": "resnet20",
         "dataset": "digits",
         "k": 2,
+        "replicas": 1,
         "cuts": [3],
         "num_blocks": 8,
         "best_test_error": 0.0111,
