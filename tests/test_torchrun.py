@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from fr_bench import clocks
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.relay import PAUSE, STOP, Relay
+from fr_bench.run_directory import await_directory
 from fr_bench.torchrun import Torchrun
 
 SETTINGS = ["train", "model=mlp", "dataset=digits", "epochs=8", "log_every=1", "threads=1", "console=off"]
@@ -324,6 +326,14 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
         f"fr-bench: MASTER_ADDR=127.0.0.1, MASTER_PORT={port}: cannot listen there: Address already in use; "
         "choose another port\n"
     )
+
+
+def test_a_directory_that_another_machine_does_not_see_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be on a file system that all machines share"):
+        await_directory(tmp_path / "run", patience_s=0.2)
+    (tmp_path / "run").mkdir()
+    threading.Timer(0.3, (tmp_path / "run" / "status.json").touch).start()
+    await_directory(tmp_path / "run", patience_s=30)
 
 
 @pytest.mark.parametrize("command", ["bench", "eval", "report"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
@@ -20,8 +23,33 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def bind(config: dict[str, Any]) -> Callable[..., Any]:
-    """Returns the node's target with its settings bound; what exists at run time alone is given to the call."""
-    return instantiate({"_target_": config["_target_"], **settings(config), "_partial_": True}, _convert_="all")
+    """Returns the node's target with its settings bound; what exists at run time alone is given to the call.
+
+    Raises:
+        ConfigError: a setting that is a node with a target of its own, which cannot be called.
+    """
+    try:
+        return instantiate({"_target_": config["_target_"], **settings(config), "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        raise ConfigError(f"{config['_target_']}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def refusing(key: str, config: dict[str, Any]) -> Iterator[None]:
+    """For calls of a node's target: a value that it cannot do anything with is a mistake in the config.
+
+    Raises:
+        ConfigError: naming the target and where it failed.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{frames[-1].filename}:{frames[-1].lineno}"
+        shown = ", ".join(f"{name}={value!r}" for name, value in settings(config).items())
+        raise ConfigError(
+            f"{key}: {config['_target_']} cannot be called with {shown}: {type(error).__name__}: {error} ({where})"
+        ) from error
 
 
 def check_optimizer(config: dict[str, Any]) -> None:
@@ -32,7 +60,10 @@ def check_optimizer(config: dict[str, Any]) -> None:
     """
     check_callable("optimizer", config, ("params",))
     try:
-        bind(config)([nn.Parameter(torch.zeros(1))])
+        parameter = nn.Parameter(torch.zeros(1))
+        optimizer = bind(config)([parameter])
+        parameter.grad = torch.zeros(1)
+        optimizer.step()
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"optimizer: {config['_target_']}: {error}") from error
 
@@ -59,7 +90,10 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
     if not callable(function):
         raise ConfigError(f"{key}._target_={target}: there is no such function or class (is it on PYTHONPATH?)")
     arguments = settings(config)
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:  # some of what is written in C
+        raise ConfigError(f"{key}._target_={target}: does not tell its arguments; wrap it in a function") from error
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in arguments:
         if name not in signature.parameters and not accepts_any:
@@ -73,5 +107,6 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
     except TypeError as error:
         raise ConfigError(f"{key}: {target}: {error}") from error
     if hasattr(function, "check"):
-        function.check(**arguments)
+        with refusing(key, config):
+            function.check(**arguments)
     return function

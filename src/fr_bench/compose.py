@@ -133,6 +133,7 @@ def plain_config(config: DictConfig, run_dir: str) -> dict[str, Any]:
     merged = OmegaConf.merge(typed, own)
     OmegaConf.copy_cache(from_config=config, to_config=merged)  # time stamp and run_id as in Hydra's folders
     plain = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    OmegaConf.merge(typed, plain)  # what a reference stood for has types to keep, too
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -234,5 +234,5 @@ def _check_modules(module_lr: list[float] | None, freeze: Iterable[int], k: int)
         if min(module_lr) <= 0:
             raise ConfigError(f"module_lr={module_lr}: must be above 0; freeze=[...] stops a module.")
     for module in freeze:
-        if not 1 <= module <= k:
+        if type(module) is not int or not 1 <= module <= k:
             raise ConfigError(f"freeze={list(freeze)}: no module {module}; modules are 1 to k={k}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fr_bench.balance import Balance
-from fr_bench.components import bind, check_callable, check_optimizer
+from fr_bench.components import bind, check_callable, check_optimizer, refusing
 from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
 from fr_bench.environment import usable_cores
 from fr_bench.errors import ConfigError
@@ -285,7 +285,8 @@ def check_components(config: dict[str, Any]) -> type[Method]:
     method = check_callable("method", config["method"], ("module", "link"))
     check_optimizer(config["optimizer"])
     check_callable("schedule", config["schedule"], ())
-    bind(config["schedule"])()  # it checks its own values
+    with refusing("schedule", config["schedule"]):
+        bind(config["schedule"])()  # it checks its own values
     check_callable("model", config["model"], ("input_shape", "num_classes"))
     loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
     check_callable("dataset", loader, ())

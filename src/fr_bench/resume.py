@@ -46,6 +46,16 @@ LOGGING += ("trace", "wandb")
 MOVABLE = ("epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads")
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 BEFORE_THE_CUT = ("train", "time")
+# What records of a kind have, beside their position.
+POSITION = ("step", "epoch", "train_time")
+NUMBERS_OF = {
+    "eval": ("test_error",),
+    "memory": ("module", "peak"),
+    "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
+    "sigma": ("module",),
+}
+OPTIONAL = ("wait_s", "validation_error")
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -300,8 +310,20 @@ def read_records(path: Path) -> list[Record]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+        if isinstance(record, dict) and _is_record(record):
             records.append(record)
     return records
+
+
+def _is_record(record: Record) -> bool:
+    """Whether it has what a run that goes on with it adds up."""
+    numbers = [record.get(key) for key in (*POSITION, *NUMBERS_OF.get(str(record.get("kind")), ()))]
+    numbers += [record[key] for key in OPTIONAL if key in record]
+    return (
+        isinstance(record.get("kind"), str)
+        and type(record.get("step")) is int
+        and type(record.get("module", 0)) is int
+        and all(isinstance(value, int | float) and abs(value) < LARGEST for value in numbers)
+    )

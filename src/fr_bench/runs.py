@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import glob
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,7 @@ class Run:
 def number(record: Record, key: str) -> float | None:
     """``record[key]`` if it is a finite number, else None."""
     value = record.get(key)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return value if good else None
 
 

@@ -50,7 +50,7 @@ class SummaryBuilder:
                 self._best = record
         elif record["kind"] == "memory":
             module = record["module"]
-            self._devices[module] = record["device"]
+            self._devices[module] = str(record.get("device"))
             self._peaks[module] = max(self._peaks.get(module, 0), record["peak"])
             self._accounts[module] = {key: record[key] for key in ACCOUNT if key in record}
         elif record["kind"] == "time":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fr_bench.components import bind
+from fr_bench.components import bind, refusing
 from fr_bench.data.checks import check_common, check_dataset
 from fr_bench.data.dataset import Dataset
 from fr_bench.errors import ConfigError
@@ -33,7 +33,8 @@ def prepare_dataset(config: dict[str, Any]) -> None:
     if prepare is None:
         return
     try:
-        prepare(*load.args, **load.keywords)
+        with refusing("dataset", config):
+            prepare(*load.args, **load.keywords)
     except OSError as error:  # its text names the file
         raise ConfigError(f"dataset: {config['_target_']}: {error}.") from error
 
@@ -53,7 +54,8 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     """
     check_common(config)
     try:
-        dataset = _bound_loader(config)()
+        with refusing("dataset", config):
+            dataset = _bound_loader(config)()
     except OSError as error:
         raise ConfigError(f"dataset: {config['_target_']}: {error}.") from error
     check_dataset(dataset, config["_target_"])

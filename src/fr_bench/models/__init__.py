@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fr_bench.components import bind
+from fr_bench.components import bind, refusing
 from fr_bench.errors import ConfigError
 from fr_bench.seeds import derive_seed
 
@@ -33,7 +33,8 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "initial weights"))
-        blocks = bind(config)(tuple(input_shape), num_classes)
+        with refusing("model", config):
+            blocks = bind(config)(tuple(input_shape), num_classes)
     _check_blocks(blocks, str(config["_target_"]))
     return list(blocks)
 
