@@ -25,7 +25,7 @@ def failure(folder: Path, config: dict[str, Any]) -> str:
     threads = torch.get_num_threads()
     try:
         with pytest.raises(RunFailed) as caught:
-            WorkerTask(plan, list(range(1, plan.k + 1)), [ModulePorts()] * plan.k, None, folder).run(reporter)
+            WorkerTask(plan, list(range(1, plan.k + 1)), [ModulePorts()] * plan.k, None, folder).run_here(reporter)
     finally:
         torch.set_num_threads(threads)
     assert caught.value.module == 1

@@ -71,7 +71,7 @@ class ModuleThread(threading.Thread):
         if not self._meeting.leads:
             start_pulse(self._reporter)
         try:
-            self._task.run(self._reporter, self._meeting.group_store())
+            self._task.run_here(self._reporter, self._meeting.group_store())
             self._reporter.send("done", modules=self._task.modules)
         except Exception as error:
             self.has_failed = True

@@ -67,7 +67,12 @@ class WorkerTask:
     resumption: Resumption | None = None
     launch: Torchrun | None = None
 
-    def run(self, reporter: Reporter, store: dist.Store | None = None) -> None:
+    def run(self, reporter: Reporter) -> None:
+        """What a process of its own does; see :meth:`run_here`."""
+        keep_freed_memory()
+        self.run_here(reporter)
+
+    def run_here(self, reporter: Reporter, store: dist.Store | None = None) -> None:
         """See :func:`run_worker`.
 
         Args:
@@ -77,7 +82,6 @@ class WorkerTask:
         Raises:
             RunFailed: also where memory ran out, with what lowers it.
         """
-        keep_freed_memory()
         if store is None and self.store_port is not None:
             store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
         try:
