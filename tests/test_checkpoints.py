@@ -202,9 +202,10 @@ def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(st
     # Whoever opens a pipe for writing waits for a reader: so module 2 hangs in the middle of the next but one.
     first = (run.num_records() // 100 + 2) * 100
     blocked = [folder_of(checkpoints, step) for step in range(first, first + 100)]
+    temporary = f".module_2.safetensors.{run.module(2)}"  # see fr_bench.atomic
     for folder in blocked:
         folder.mkdir()
-        os.mkfifo(folder / ".module_2.safetensors.tmp")
+        os.mkfifo(folder / temporary)
     assert wait_until(lambda: any((folder / "module_3.state.pt").exists() for folder in blocked), 60)
     os.kill(run.module(2), signal.SIGKILL)
     code, stderr = run.end()
