@@ -19,6 +19,12 @@ def equal_cuts(num_blocks: int, k: int) -> list[int]:
     return [(2 * i * num_blocks + k) // (2 * k) for i in range(1, k)]
 
 
+def check_num_modules(k: int, num_blocks: int) -> None:
+    """Raises ConfigError where there are more modules than blocks."""
+    if k > num_blocks:
+        raise ConfigError(f"k={k}: the model has only {num_blocks} blocks; k must be 1 to {num_blocks}")
+
+
 def make_cuts(
     partition: Any,
     num_blocks: int,
@@ -38,8 +44,7 @@ def make_cuts(
     Raises:
         ConfigError: more modules than blocks, explicit cuts that leave a module empty, or a limit that cannot be kept.
     """
-    if k > num_blocks:
-        raise ConfigError(f"k={k}: the model has only {num_blocks} blocks; k must be 1 to {num_blocks}")
+    check_num_modules(k, num_blocks)
     if k == 1 and partition in BALANCED:
         return []
     if partition in BALANCED:

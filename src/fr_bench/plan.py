@@ -18,7 +18,7 @@ from fr_bench.memory_model import ModuleShapes, predict, shape_pass
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
-from fr_bench.partition import module_slices, module_table
+from fr_bench.partition import check_num_modules, module_slices, module_table
 from fr_bench.torchrun import Torchrun
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices
 from fr_bench.transport.ipc import DEPTH
@@ -160,6 +160,12 @@ def make_plan(config: dict[str, Any]) -> Plan:
     num_train = len(dataset.train.labels)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    policy = method.policy(**hyper_parameters)
+    check_replicas(config, replicas, method)
+    if not policy.replicates:
+        check_num_modules(k, len(blocks))
+    elif k > config["batch_size"]:
+        raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
     launch = Torchrun.from_environment()
     if launch is not None:
         launch.check_size(k, replicas)
@@ -169,9 +175,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
     transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
     method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
-    policy = method.policy(**hyper_parameters)
     num_replicas = k if policy.replicates else replicas
-    check_replicas(config, replicas, method)
     x = place_on_meta(config, blocks, dataset.input_shape)
     x = x.new_empty(len(x) // (num_replicas * policy.num_microbatches), *x.shape[1:])  # no view: its storage is counted
     balance = Balance(
