@@ -27,8 +27,9 @@ demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits)
 poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see scripts/reproduce_poster.sh)
 	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh
 
+# They start the program a hundred times, so its bytecode is kept, whatever the environment says.
 test: setup ## run the tests
-	$(BIN)/pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2
 
 test-slurm: setup ## the tests of sweeps, on a real Slurm started for them (as root; apt-get installs it)
 	scripts/local_slurm.sh start --install

@@ -10,6 +10,7 @@ import pytest
 from harness import tiny_config
 from test_cli_runs import fr_bench
 
+from fr_bench.cli import main
 from fr_bench.costs import NetworkCosts
 from fr_bench.dry_run import report
 from fr_bench.environment import usable_cores
@@ -82,9 +83,13 @@ def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> Non
         (["dry_run=true", "run_dir=/dev/null/run"], "cannot make the folder"),
     ],
 )
-def test_a_mistake_is_found_as_if_it_were_to_train(words: list[str], named: str, tmp_path: Path) -> None:
-    done = fr_bench(tmp_path, "train", "debug=fast", *words)
-    assert done.returncode == 2 and named in done.stderr and not done.stdout, done.stderr
+def test_a_mistake_is_found_as_if_it_were_to_train(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "debug=fast", *words]) == 2
+    told = capsys.readouterr()
+    assert named in told.err and not told.out, told.err
     assert not list(tmp_path.iterdir())
 
 

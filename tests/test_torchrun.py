@@ -240,21 +240,14 @@ sys.exit(main())
 """
 
 
-def test_a_peer_with_another_config_is_refused(job: Job, tmp_path: Path) -> None:
-    job.start(1, "k=2", "optimizer.lr=0.2")
+def test_a_peer_of_another_version_and_with_another_config_is_refused(job: Job, tmp_path: Path) -> None:
+    job.start(1, "k=2", "optimizer.lr=0.2", program=[sys.executable, "-c", OF_ANOTHER_VERSION])
     job.start(0, "k=2", "optimizer.lr=0.1")
     (other_code, other_told), (code, told) = job.end()
     assert (code, other_code, other_told) == (2, 2, ""), (told, other_told)
-    assert told.startswith("fr-bench: rank 1 on ") and told.endswith(": optimizer.lr is 0.2 there and 0.1 here\n")
+    assert told.startswith("fr-bench: rank 1 on ") and told.endswith("; optimizer.lr is 0.2 there and 0.1 here\n")
+    assert ": fr-bench is 0.0.9 there and " in told and told.count("\n") == 1
     assert not (tmp_path / "run" / "status.json").exists()
-
-
-def test_a_peer_of_another_version_is_refused(job: Job) -> None:
-    job.start(1, "k=2", program=[sys.executable, "-c", OF_ANOTHER_VERSION])
-    job.start(0, "k=2")
-    (other_code, other_told), (code, told) = job.end()
-    assert (code, other_code, other_told) == (2, 2, ""), (told, other_told)
-    assert "fr-bench is 0.0.9 there and " in told and told.count("\n") == 1
 
 
 def test_a_mistake_is_told_once_and_ends_all(job: Job, tmp_path: Path) -> None:
