@@ -57,7 +57,7 @@ def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *word
 
 
 def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(tmp_path: Path) -> None:
-    """The other methods: test_resume.py in one process, test_torchrun.py, scripts/kill_and_resume.py with many kills."""
+    """Other methods: test_resume.py in one process, test_torchrun.py, scripts/kill_and_resume.py with many kills."""
     words = ["method=fr", "k=3", "transport=ipc", "checkpoint.every=20"]
     done = subprocess.run(command(tmp_path / "alone", *words), cwd=tmp_path, env=environment(), capture_output=True)
     assert done.returncode == 0, done.stderr
