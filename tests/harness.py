@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 
 from fr_bench.board import Board
 from fr_bench.checkpoint_book import CheckpointBook
+from fr_bench.cli import main
 from fr_bench.launch import Run, run_training
 from fr_bench.plan import make_plan
 from fr_bench.reporter import Reporter
@@ -139,6 +143,15 @@ def read_weights(run_directory: Path) -> dict[str, torch.Tensor]:
 
 def read_records(run_directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, in ``folder`` and in this process, which has paid for its imports and its process server. For runs
+    that are not sent signals."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def run_processes(config: dict[str, Any], run_directory: Path) -> Result:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
+from harness import assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from test_faults import Run, start, wait_until  # noqa: F401  # start is a fixture
 
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
@@ -23,7 +23,7 @@ SHORT += ["eval_every=6", "log_every=1", "console=off", "wandb.mode=disabled", "
 
 
 def command(run_dir: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "fr_bench", "train", *SHORT, f"run_dir={run_dir}", *words]
+    return ["train", *SHORT, f"run_dir={run_dir}", *words]
 
 
 def environment() -> dict[str, str]:
@@ -37,9 +37,8 @@ def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *word
         return len(read_records(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
 
     before = num_records()
-    process = subprocess.Popen(
-        command(run_dir, *words), cwd=folder, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    program = [sys.executable, "-m", "fr_bench", *command(run_dir, *words)]
+    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment())
     # The resumed run first cuts the file: a file that became shorter counts from there.
     smallest = [before]
 
@@ -59,7 +58,7 @@ def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *word
 def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(tmp_path: Path) -> None:
     """Other methods: test_resume.py in one process, test_torchrun.py, scripts/kill_and_resume.py with many kills."""
     words = ["method=fr", "k=3", "transport=ipc", "checkpoint.every=20"]
-    done = subprocess.run(command(tmp_path / "alone", *words), cwd=tmp_path, env=environment(), capture_output=True)
+    done = call(tmp_path, *command(tmp_path / "alone", *words))
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     code, stderr = run_until_killed(tmp_path, run, signal.SIGTERM, 60, *words)
@@ -71,7 +70,7 @@ def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(tmp_path:
     code, stderr = run_until_killed(tmp_path, run, signal.SIGKILL, 60, *words)
     assert code == -signal.SIGKILL and f"Goes on after step {step} of" in stderr, stderr
     assert json.loads((run / "status.json").read_text())["state"] == "running"
-    done = subprocess.run(command(run, *words), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    done = call(tmp_path, *command(run, *words))
     assert done.returncode == 0 and "Goes on after step" in done.stderr, done.stderr
     assert_same_run(tmp_path / "alone", run)
 
@@ -100,13 +99,10 @@ def test_a_signal_to_all_processes_of_a_job_stops_them_together(start: Callable[
 def test_when_the_time_is_up_it_saves_and_ends_and_goes_on_later(tmp_path: Path) -> None:
     """The time is up before the first step: it makes one."""
     words = ["method=fr", "k=2", "transport=serial", "epochs=1"]
-    done = subprocess.run(
-        command(tmp_path / "run", *words, "max_time=0.001"),
-        cwd=tmp_path, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+    done = call(tmp_path, *command(tmp_path / "run", *words, "max_time=0.001"))
     assert done.returncode == 75
     assert "stopped by max_time=0.001 (minutes) after step 1; run_dir=" in done.stderr
-    done = subprocess.run(command(tmp_path / "run", *words), cwd=tmp_path, env=environment(), capture_output=True)
+    done = call(tmp_path, *command(tmp_path / "run", *words))
     assert done.returncode == 0
     steps = [record["step"] for record in read_records(tmp_path / "run") if record["kind"] == "train"]
     assert steps == list(range(1, 23))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import call
 
 from fr_bench.console import duration, num_bytes, percent, print_summary, rate, record_line
 
@@ -17,12 +18,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path
 
 
 def run(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "fr_bench", "train", "debug=fast", "k=2", f"run_dir={folder / 'run'}", *words]
+    return ["train", "debug=fast", "k=2", f"run_dir={folder / 'run'}", *words]
 
 
 def test_where_there_is_no_terminal_every_record_is_a_line_for_grep(tmp_path: Path) -> None:
-    command = run(tmp_path, "console=auto", "log_every=5")
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    done = call(tmp_path, *run(tmp_path, "console=auto", "log_every=5"))
     lines = done.stdout.splitlines()
     steps = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in steps] == ["5", "10", "15", "20"]
@@ -34,8 +34,9 @@ def test_where_there_is_no_terminal_every_record_is_a_line_for_grep(tmp_path: Pa
 
 def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
+    program = [sys.executable, "-m", "fr_bench", *run(tmp_path, "console=auto")]
     environment = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
-    process = subprocess.Popen(run(tmp_path, "console=auto"), stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, env=environment)
     os.close(theirs)
     output = b""
     while True:
@@ -54,7 +55,7 @@ def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path
 
 
 def test_console_off_says_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(run(tmp_path, "console=off"), capture_output=True, text=True, env=ENVIRONMENT)
+    done = call(tmp_path, *run(tmp_path, "console=off"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

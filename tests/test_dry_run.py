@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import tiny_config
+from harness import call, tiny_config
 from test_cli_runs import fr_bench
 
-from fr_bench.cli import main
 from fr_bench.costs import NetworkCosts
 from fr_bench.dry_run import report
 from fr_bench.environment import usable_cores
@@ -47,7 +46,7 @@ def predicted(method: str, k: int, transport: str = "serial", **changes: Any) ->
 
 
 def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Path) -> None:
-    done = fr_bench(tmp_path, "train", "debug=fast", "k=2", "partition=[2]", "dry_run=true", "run_dir=run")
+    done = call(tmp_path, "train", "debug=fast", "k=2", "partition=[2]", "dry_run=true", "run_dir=run")
     assert done.returncode == 0, done.stderr
     for part in (
         "dry run of fr, K = 2, mlp on digits: nothing is trained",
@@ -64,7 +63,7 @@ def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Pa
 
 
 def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:
-    done = fr_bench(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
+    done = call(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("nothing is trained") == 4
     assert [line for line in done.stdout.splitlines() if line.startswith("job ")] == [
@@ -83,13 +82,9 @@ def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> Non
         (["dry_run=true", "run_dir=/dev/null/run"], "cannot make the folder"),
     ],
 )
-def test_a_mistake_is_found_as_if_it_were_to_train(
-    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "debug=fast", *words]) == 2
-    told = capsys.readouterr()
-    assert named in told.err and not told.out, told.err
+def test_a_mistake_is_found_as_if_it_were_to_train(words: list[str], named: str, tmp_path: Path) -> None:
+    done = call(tmp_path, "train", "debug=fast", *words)
+    assert done.returncode == 2 and named in done.stderr and not done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import assert_same_run, read_records
+from harness import assert_same_run, call, read_records
 from test_faults import wait_until
 
 from fr_bench import clocks
@@ -38,10 +38,6 @@ PATIENCE_S = 120
 
 def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **variables}
-
-
-def fr_bench(*words: str) -> list[str]:
-    return [sys.executable, "-m", "fr_bench", *SETTINGS, *words]
 
 
 def torchrun(*flags: str) -> list[str]:
@@ -111,12 +107,7 @@ def nodes() -> Iterator[list[Node]]:
 def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path: Path) -> None:
     """FR, two modules in each of two replicas: features, gradients and sums all cross the cable."""
     words = ["k=2", "replicas=2", "method=fr", "epochs=2", "trace=3"]
-    one = subprocess.run(
-        fr_bench(*words, "transport=gloo", f"run_dir={tmp_path / 'one'}"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    one = call(tmp_path, *SETTINGS, *words, "transport=gloo", f"run_dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
     flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-addr={nodes[0].address}", f"--master-port={free_port()}"]
     agents = []
@@ -141,10 +132,8 @@ def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path:
 def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(tmp_path: Path) -> None:
     """Without run_dir: the second life must find the first one's."""
     words = ["k=2", "method=ddg", "epochs=40"]
-    alone = subprocess.run(
-        fr_bench(*words, "transport=gloo", f"run_dir={tmp_path / 'alone'}"), env=environment(), capture_output=True
-    )
-    assert alone.returncode == 0
+    alone = call(tmp_path, *SETTINGS, *words, "transport=gloo", f"run_dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
     flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--max-restarts=1"]
     agent = subprocess.Popen(
         [*torchrun(*flags, f"--master-port={free_port()}"), *words],
