@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness import call
 from hydra.utils import get_object
 
 from fr_bench.cli import main
@@ -68,7 +69,7 @@ def test_a_run_exits_with_0_and_fills_the_folder_it_was_given(tmp_path):
 
 
 def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
-    done = fr_bench(tmp_path, "train", "-m", "debug=fast", "max_steps=5", "method=bp,fr", "k=1,2")
+    done = call(tmp_path, "train", "-m", "debug=fast", "max_steps=5", "method=bp,fr", "k=1,2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished") >= 4
     assert len(list(tmp_path.glob("multirun/*/*/summary.json"))) == 4

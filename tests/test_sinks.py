@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import wandb
+from harness import call
 
 from fr_bench import wandb_sink
 from fr_bench.errors import ConfigError
@@ -187,10 +188,10 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
 
 
 def test_the_history_of_a_real_offline_run_is_its_metrics_file(tmp_path: Path) -> None:
-    path = os.pathsep.join(filter(None, sys.path))
     words = ["train", "debug=fast", "k=2", "wandb.mode=offline", "max_steps=6", "diagnostics.sigma.every=3"]
-    command = [sys.executable, "-m", "fr_bench", *words, "diagnostics.sigma.window=1", f"run_dir={tmp_path / 'run'}"]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    done = call(tmp_path, *words, "diagnostics.sigma.window=1", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    wandb.teardown()
     expected = []
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
