@@ -29,7 +29,7 @@ poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see
 
 # They start the program a hundred times, so its bytecode is kept, whatever the environment says.
 test: setup ## run the tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
 
 test-slurm: setup ## the tests of sweeps, on a real Slurm started for them (as root; apt-get installs it)
 	scripts/local_slurm.sh start --install

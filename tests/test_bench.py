@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness import tiny_config
+from harness import call, tiny_config
 
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
@@ -245,14 +243,14 @@ def test_the_share_is_that_of_a_minute_and_stands_in_a_table_of_its_own() -> Non
 
 
 def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[2]", "bench.rounds=2"]
+    command = ["bench", "model=mlp", "batch_size=16", "bench.k=[2]", "bench.rounds=2"]
     command += [
         "bench.steps=3",
         "bench.methods=[plain,fr,1f1b]",
         "bench.microbatches=[1,2]",
         f"run_dir={tmp_path / 'b'}",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    result = call(tmp_path, *command)
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "b" / "bench.json").read_text())
     rows = {(row["method"], row["k"]): row for row in content["rows"]}
@@ -274,9 +272,9 @@ def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_taken_and_told_beside_the_table(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
+    command = ["bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
     command += ["bench.steps=2", "bench.methods=[bp]", "bench.checkpoints=2", f"run_dir={tmp_path / 'b'}"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    result = call(tmp_path, *command)
     assert result.returncode == 0, result.stderr
     (bp,) = json.loads((tmp_path / "b" / "bench.json").read_text())["rows"]
     assert bp["checkpoint"]["num_samples"] in (1, 2) and bp["checkpoint"]["num_bytes"] > 2**10
@@ -305,15 +303,15 @@ def test_checkpoints_that_cannot_be_written_have_no_cost(tmp_path: Path) -> None
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
+    command = ["bench", "model=mlp", "batch_size=16", "bench.k=[1]", "bench.rounds=1"]
     command += ["bench.steps=2", "bench.methods=[bp,'bp optimizer.lr=1e30']", f"run_dir={tmp_path / 'b'}"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    result = call(tmp_path, *command)
     assert result.returncode == 1 and "bp optimizer.lr=1e30 K=1: diverged at step" in result.stderr
     content = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert [row["words"] for row in content["rows"]] == ["bp"]
     assert [(each["method"], each["k"]) for each in content["failures"]] == [("bp optimizer.lr=1e30", 1)]
 
 
-def test_settings_are_told_by_help() -> None:
-    result = subprocess.run([sys.executable, "-m", "fr_bench", "bench", "--help"], capture_output=True, text=True)
+def test_settings_are_told_by_help(tmp_path: Path) -> None:
+    result = call(tmp_path, "bench", "--help")
     assert result.returncode == 0 and all(f"bench.{key}" in result.stdout for key in vars(BenchSettings()))

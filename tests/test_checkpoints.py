@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import assert_same_run, call, read_records, read_weights, tiny_config, train_here
-from test_faults import Run, start, wait_until  # noqa: F401  # start is a fixture
+from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
 from fr_bench.checkpointer import Interval
+from fr_bench.errors import Interrupted
+from fr_bench.launch import run_training
 
 # Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
 SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]
@@ -87,15 +90,6 @@ def test_a_second_signal_ends_a_run_that_cannot_finish_its_step(start: Callable[
     assert run.process.returncode == 75 and stderr == "fr-bench: stopped by SIGTERM; nothing was saved yet\n"
 
 
-def test_a_signal_to_all_processes_of_a_job_stops_them_together(start: Callable[..., Run]) -> None:  # noqa: F811
-    """As a cluster sends it: the modules leave it to their parent."""
-    run = start("transport=gloo")
-    os.killpg(run.process.pid, signal.SIGTERM)
-    _, stderr = run.process.communicate(timeout=60)
-    assert run.process.returncode == 75 and "stopped by SIGTERM after step" in stderr
-    assert whole_folders(run.run_dir / "checkpoints")
-
-
 def test_when_the_time_is_up_it_saves_and_ends_and_goes_on_later(tmp_path: Path) -> None:
     """The time is up before the first step: it makes one."""
     words = ["method=fr", "k=2", "transport=serial", "epochs=1"]
@@ -108,35 +102,27 @@ def test_when_the_time_is_up_it_saves_and_ends_and_goes_on_later(tmp_path: Path)
     assert steps == list(range(1, 23))
 
 
-HANDLED = """
-import os, signal, sys, time
-from pathlib import Path
-from harness import tiny_config
-from fr_bench.errors import Interrupted
-from fr_bench.launch import run_training
-
-run_dir = Path(sys.argv[1])
-signal.signal(signal.SIGUSR2, lambda number, frame: print("requeued, status", (run_dir / "status.json").read_text()))
-if os.fork() == 0:
-    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
-        time.sleep(0.05)
-    os.kill(os.getppid(), signal.SIGUSR2)
-    os._exit(0)
-try:
-    run_training(tiny_config("fr", 1, epochs=100000), run_dir)
-except Interrupted as interruption:
-    print(interruption)
-"""
-
-
 def test_a_launchers_own_handler_is_called_when_all_is_saved(tmp_path: Path) -> None:
     """submitit installs one that puts the job back into the queue."""
-    program = [sys.executable, "-c", HANDLED, str(tmp_path / "run")]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment(), timeout=120)
-    assert done.returncode == 0, done.stderr
-    before, _, after = done.stdout.rpartition("}\n")
-    assert before.startswith("requeued, status") and '"state": "interrupted"' in before
-    assert after.strip().startswith("stopped by SIGUSR2 after step") and whole_folders(tmp_path / "run" / "checkpoints")
+    run_dir, found = tmp_path / "run", []
+
+    def requeue(number: int, _: object) -> None:
+        found.append((number, json.loads((run_dir / "status.json").read_text())["state"]))
+
+    def send() -> None:
+        assert wait_until(lambda: (run_dir / "metrics.jsonl").exists() and read_records(run_dir), 60)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGUSR2 after step"):
+            run_training(tiny_config("fr", 1, epochs=100000), run_dir)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert found == [(signal.SIGUSR2, "interrupted")] and whole_folders(run_dir / "checkpoints")
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_training_and_is_told_once(tmp_path: Path) -> None:
@@ -186,27 +172,28 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
     assert found == [f"step_{step:08d}" for step in range(8, 8 - keep, -1)]
 
 
-def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(start: Callable[..., Run]) -> None:  # noqa: F811
+def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     words = ["checkpoint.every=100", "checkpoint.keep=1"]
-    run = start(*words)
-    checkpoints = run.run_dir / "checkpoints"
-    assert wait_until(lambda: len(whole_folders(checkpoints)) > 0, 60)
-    # Whoever opens a pipe for writing waits for a reader: so module 2 hangs in the middle of the next but one.
-    first = (run.num_records() // 100 + 2) * 100
-    blocked = [folder_of(checkpoints, step) for step in range(first, first + 100)]
-    temporary = f".module_2.safetensors.{run.module(2)}"  # see fr_bench.atomic
-    for folder in blocked:
-        folder.mkdir()
-        os.mkfifo(folder / temporary)
-    assert wait_until(lambda: any((folder / "module_3.state.pt").exists() for folder in blocked), 60)
-    os.kill(run.module(2), signal.SIGKILL)
-    code, stderr = run.end()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    blocked: list[Path] = []
+
+    def kill_in_a_checkpoint(run: RunDirectory) -> None:
+        assert wait_until(lambda: len(whole_folders(checkpoints)) > 0, 60)
+        # Whoever opens a pipe for writing waits for a reader: so module 2 hangs in the middle of the next but one.
+        first = (run.num_records() // 100 + 2) * 100
+        blocked.extend(folder_of(checkpoints, step) for step in range(first, first + 100))
+        temporary = f".module_2.safetensors.{run.module(2)}"  # see fr_bench.atomic
+        for folder in blocked:
+            folder.mkdir()
+            os.mkfifo(folder / temporary)
+        assert wait_until(lambda: any((folder / "module_3.state.pt").exists() for folder in blocked), 60)
+        os.kill(run.module(2), signal.SIGKILL)
+
+    code, stderr = run_here(tmp_path, *words, meanwhile=kill_in_a_checkpoint).end()
     assert code == 1 and stderr.startswith("fr-bench: module 2 was killed by SIGKILL")
     (before,) = whole_folders(checkpoints)
     assert before not in blocked
     step = read_manifest(before)["step"]
-    again = start(*words, "max_time=0.001")
-    again.process.wait(60)
-    code, stderr = again.end()
+    code, stderr = run_here(tmp_path, *words, "max_time=0.001").end()
     assert code == 75 and f"Goes on after step {step} of " in stderr and f"after step {step + 1}; run_dir=" in stderr
     assert [folder.name for folder in checkpoints.iterdir() if folder.is_dir()] == [f"step_{step + 1:08d}"]

@@ -47,20 +47,10 @@ def build(input_shape, num_classes, breaks):
 """
 
 
-def fr_bench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    return subprocess.run(
-        [sys.executable, "-m", "fr_bench", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_a_run_exits_with_0_and_fills_the_folder_it_was_given(tmp_path):
-    done = fr_bench(tmp_path, "train", "debug=fast", "k=2", "run_dir=run")
+    program = [sys.executable, "-m", "fr_bench", "train", "debug=fast", "k=2", "run_dir=run"]
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["method"], summary["k"], summary["steps"]) == ("fr", 2, 20)
@@ -75,12 +65,13 @@ def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
     assert len(list(tmp_path.glob("multirun/*/*/summary.json"))) == 4
 
 
-def test_a_sweep_survives_a_broken_job(tmp_path):
+def test_a_sweep_survives_a_broken_job(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken.py").write_text(BROKEN_MODEL)
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "broken.yaml").write_text("_target_: broken.build\nname: broken\nbreaks: true\n")
     words = ["-cd", "mine", "debug=fast", "max_steps=5", "method=bp", "k=1", "model=broken"]
-    done = fr_bench(tmp_path, "train", "-m", *words, "model.breaks=true,false")
+    done = call(tmp_path, "train", "-m", *words, "model.breaks=true,false")
     assert done.returncode == 1, done.stderr
     assert "this block broke" in done.stderr
     states = [line.split()[1] for line in done.stdout.partition("job  ")[2].splitlines()[1:3]]

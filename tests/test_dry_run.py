@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from harness import call, tiny_config
-from test_cli_runs import fr_bench
 
 from fr_bench.costs import NetworkCosts
 from fr_bench.dry_run import report
@@ -88,15 +87,18 @@ def test_a_mistake_is_found_as_if_it_were_to_train(words: list[str], named: str,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_of_ones_own_has_cuts_and_memory_and_says_that_time_is_not_predicted(tmp_path: Path) -> None:
+def test_a_method_of_ones_own_has_cuts_and_memory_and_says_that_time_is_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even if it is derived from one of ours and named like another: what it does in an iteration is not known."""
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own.py").write_text(
         "from fr_bench.methods.bp import Backpropagation\n\n\nclass Mine(Backpropagation):\n    pass\n"
     )
     (tmp_path / "mine" / "method").mkdir(parents=True)
     (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: own.Mine\nname: fr\n")
     words = ("--config-dir", "mine", "debug=fast", "method=mine", "k=2", "partition=[2]", "dry_run=true")
-    done = fr_bench(tmp_path, "train", *words)
+    done = call(tmp_path, "train", *words)
     assert done.returncode == 0, done.stderr
     assert "cuts after blocks [2]" in done.stdout and "activations" in done.stdout
     assert "time is not predicted: the schedule of method 'fr' is not known" in done.stdout

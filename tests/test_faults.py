@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import run_serial, tiny_config
+from harness import call, run_serial, tiny_config
 
+from fr_bench.checkpoint_files import whole_folders
 from fr_bench.errors import Diverged
 
 # A run that would go on for hours: three modules, each in its own process.
@@ -22,11 +25,41 @@ ENDLESS += ["wandb.mode=disabled", "partition=equal"]
 AT_MOST_S = 5.0
 
 
-class Run:
+class RunDirectory:
+    """What a run leaves, and the processes of its modules."""
+
+    def __init__(self, path: Path) -> None:
+        self.run_dir = path
+
+    def num_records(self) -> int:
+        path = self.run_dir / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def status(self) -> dict:
+        return json.loads((self.run_dir / "status.json").read_text())
+
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def modules(self) -> dict[int, int]:
+        """The processes that are alive by the module they train: each writes its rank_<k>.log."""
+        found = {}
+        for pid, _ in living_processes():
+            with contextlib.suppress(OSError):  # it has just ended
+                log = Path(f"/proc/{pid}/fd/1").resolve()
+                if log.parent == self.run_dir.resolve() and log.name.startswith("rank_"):
+                    found[int(log.stem.removeprefix("rank_"))] = pid
+        return found
+
+    def module(self, k: int) -> int:
+        return self.modules()[k]
+
+
+class Run(RunDirectory):
     """The program in a process group of its own, past its first logged step."""
 
     def __init__(self, folder: Path, *words: str, nohup: bool = False) -> None:
-        self.run_dir = folder / "run"
+        super().__init__(folder / "run")
         command = [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words]
         # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited.
         ignore = (lambda: [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)]) if nohup else None
@@ -36,27 +69,9 @@ class Run:
         )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or self.num_records() > 3, 60)
 
-    def num_records(self) -> int:
-        path = self.run_dir / "metrics.jsonl"
-        return path.read_text().count("\n") if path.exists() else 0
-
     def group(self) -> list[int]:
         """Every process of the program that is alive."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except OSError:
-                    continue
-                if int(fields[3]) == self.process.pid and fields[0] != "Z":  # session, state
-                    found.append(int(entry.name))
-        return found
-
-    def module(self, k: int) -> int:
-        """The process of module ``k``: the one that writes rank_<k>.log."""
-        log = self.run_dir / f"rank_{k}.log"
-        return next(pid for pid in self.group() if Path(f"/proc/{pid}/fd/1").resolve() == log.resolve())
+        return [pid for pid, session in living_processes() if session == self.process.pid]
 
     def end(self) -> tuple[int, str]:
         """Exit code and stderr; fails if the program takes too long, or leaves a process behind."""
@@ -64,11 +79,53 @@ class Run:
         assert wait_until(lambda: not self.group(), AT_MOST_S), "processes are left alive"
         return self.process.returncode, stderr
 
-    def status(self) -> dict:
-        return json.loads((self.run_dir / "status.json").read_text())
 
-    def records(self) -> list[dict]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+def run_here(folder: Path, *words: str, meanwhile: Callable[[RunDirectory], object] | None = None) -> RunHere:
+    """The program in this process, which has paid for the imports and the server of processes: its modules are
+    processes as ever. For what befalls those; what befalls the program itself needs :class:`Run`.
+
+    Args:
+        meanwhile: called in another thread, past the first logged step.
+    """
+    run = RunHere(folder / "run")
+
+    def befall() -> None:
+        wait_until(lambda: run.has_ended or run.num_records() > 3, 60)
+        if meanwhile is not None and not run.has_ended:
+            meanwhile(run)
+
+    thread = threading.Thread(target=befall)
+    thread.start()
+    done = call(folder, *ENDLESS, "console=off", f"run_dir={run.run_dir}", "log_every=1", *words)
+    run.code, run.stderr, run.has_ended = done.returncode, done.stderr, True
+    run.leaves_processes = not wait_until(lambda: not run.modules(), AT_MOST_S)
+    thread.join()
+    return run
+
+
+class RunHere(RunDirectory):
+    """What :func:`run_here` ran."""
+
+    code: int
+    stderr: str
+    leaves_processes: bool
+    has_ended = False
+
+    def end(self) -> tuple[int, str]:
+        assert not self.leaves_processes, "processes are left alive"
+        return self.code, self.stderr
+
+
+def living_processes() -> Iterator[tuple[int, int]]:
+    """Every process and its session."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z":  # its state
+                yield int(entry.name), int(fields[3])
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
@@ -110,11 +167,11 @@ def bad_day(folder: Path, what: str) -> list[str]:
 def test_a_module_that_is_killed_ends_the_run_and_is_named(
     start: Callable[..., Run], tmp_path: Path, k: int, transport: str, when: str | None
 ) -> None:
-    run = start(f"transport={transport}", *(bad_day(tmp_path, f"killed in {when}") if when else ()))
     if when is None:
+        run: Run | RunHere = start(f"transport={transport}")
         os.kill(run.module(k), signal.SIGKILL)
-    else:
-        run.process.wait(60)  # it does it itself, a few steps on
+    else:  # it does it itself, a few steps on
+        run = run_here(tmp_path, f"transport={transport}", *bad_day(tmp_path, f"killed in {when}"))
     code, stderr = run.end()
     assert code == 1
     assert stderr.startswith(f"fr-bench: module {k} was killed by SIGKILL") and "in step" in stderr
@@ -124,17 +181,24 @@ def test_a_module_that_is_killed_ends_the_run_and_is_named(
     assert len(run.records()) > 3 and json.loads((run.run_dir / "summary.json").read_text())["state"] == "failed"
 
 
+def twice(pid: int, number: int) -> None:
+    """As `timeout` does: to its child, and then to the group of both. That is one signal, not haste."""
+    os.kill(pid, number)
+    os.kill(pid, number)
+
+
 @pytest.mark.parametrize(
     ("kill", "number", "code"),
     [
         (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the whole group
         (os.kill, signal.SIGINT, 130),
-        (os.kill, signal.SIGTERM, 75),
+        (os.killpg, signal.SIGTERM, 75),  # and so does what a cluster sends
+        (twice, signal.SIGTERM, 75),
         (os.kill, signal.SIGHUP, 75),
     ],
 )
 def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable, number: int, code: int) -> None:
-    run = start()
+    run = start("transport=gloo" if kill is os.killpg else "transport=ipc")
     kill(run.process.pid, number)
     exit_code, stderr = run.end()
     assert exit_code == code and "Traceback" not in stderr
@@ -142,7 +206,7 @@ def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable
     assert stderr.startswith(stopped) and f"; run_dir={run.run_dir} goes on after step " in stderr
     assert stderr.count("\n") == 1
     assert (run.status()["state"], run.status()["exit_code"]) == ("interrupted", code)
-    assert len(run.records()) > 3
+    assert len(run.records()) > 3 and whole_folders(run.run_dir / "checkpoints")
 
 
 def test_nohup_survives_the_end_of_the_terminal_and_can_be_stopped_too(start: Callable[..., Run]) -> None:
@@ -165,13 +229,11 @@ def test_no_module_outlives_a_parent_that_is_killed(start: Callable[..., Run]) -
     assert len(run.records()) > 3  # every line is whole
 
 
-def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_pipes(
-    start: Callable[..., Run], tmp_path: Path
-) -> None:
+def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_pipes(tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     model = "_target_: tiny_models.faulty\nname: faulty\nat: 20\n"
     (tmp_path / "mine" / "model" / "faulty.yaml").write_text(model)
-    run = start("--config-dir", "mine", "model=faulty", "transport=gloo", "method=bp")
+    run = run_here(tmp_path, "--config-dir", "mine", "model=faulty", "transport=gloo", "method=bp")
     code, stderr = run.end()
     assert code == 1
     assert stderr.startswith("fr-bench: module 2 failed in step 18: ArithmeticError: the bug in block 'faulty'")
@@ -179,8 +241,8 @@ def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_p
     assert "Traceback" in (run.run_dir / "rank_2.log").read_text()  # where whoever wants more finds it
 
 
-def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(start: Callable[..., Run]) -> None:
-    run = start("optimizer.lr=1e30", "method=fr", "log_every=2", "max_steps=1000")
+def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(tmp_path: Path) -> None:
+    run = run_here(tmp_path, "optimizer.lr=1e30", "method=fr", "log_every=2", "max_steps=1000")
     code, stderr = run.end()
     assert code == 1
     assert stderr.startswith("fr-bench: diverged at step ") and " in module " in stderr and stderr.count("\n") == 1
@@ -189,12 +251,9 @@ def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(start: Callabl
     assert f"in module {status['module']}" in status["error"]
 
 
-def test_a_gradient_that_is_not_a_number_is_found_where_and_when_it_came_up(
-    start: Callable[..., Run], tmp_path: Path
-) -> None:
+def test_a_gradient_that_is_not_a_number_is_found_where_and_when_it_came_up(tmp_path: Path) -> None:
     """Not in the modules below, to which it spreads, and not when it was looked for."""
-    run = start("log_every=7", *bad_day(tmp_path, "gradient"))
-    run.process.wait(60)
+    run = run_here(tmp_path, "log_every=7", *bad_day(tmp_path, "gradient"))
     code, stderr = run.end()
     assert code == 1 and stderr.count("\n") == 1
     # Two forwards of the rehearsal, one of step 1, two of each that follows.
@@ -203,11 +262,8 @@ def test_a_gradient_that_is_not_a_number_is_found_where_and_when_it_came_up(
     assert [record["step"] for record in run.records()] == [7]
 
 
-def test_a_module_without_memory_is_told_with_the_table_and_what_lowers_it(
-    start: Callable[..., Run], tmp_path: Path
-) -> None:
-    run = start("method=ddg", *bad_day(tmp_path, "torch"))
-    run.process.wait(60)
+def test_a_module_without_memory_is_told_with_the_table_and_what_lowers_it(tmp_path: Path) -> None:
+    run = run_here(tmp_path, "method=ddg", *bad_day(tmp_path, "torch"))
     code, stderr = run.end()
     first, title, header, *rows, last = stderr.splitlines()
     assert code == 1 and "Traceback" not in stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from harness import read_records, tiny_config
-from test_faults import Run, start  # noqa: F401  # start is a fixture
+from test_faults import run_here
 
 from fr_bench.errors import RunFailed
 from fr_bench.launch import run_training
@@ -36,12 +36,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_logged_readable(
-    start: Callable[..., Run],  # noqa: F811
-    small_disk: Callable[[str], Path],
+    small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = small_disk("size=64k")
-    run = start()
-    run.process.wait(120)
+    run = run_here(tmp_path)
     code, stderr = run.end()
     assert code == 1 and stderr.count("\n") == 1
     assert stderr.startswith(f"fr-bench: {folder / 'metrics.jsonl'}: cannot be written (No space left on device). ")

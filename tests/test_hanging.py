@@ -7,8 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-from test_faults import Run, start, wait_until  # noqa: F401  # start is a fixture
+from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
 from fr_bench.heartbeat import LONGEST_TURN_S, Silence
 
@@ -27,14 +28,17 @@ def goes_on(run: Run) -> bool:
     )
 
 
-def test_a_module_that_hangs_is_named_and_ended(start: Callable[..., Run]) -> None:  # noqa: F811
-    run = start("hang_timeout=3")
-    pid = run.module(2)
-    os.kill(pid, signal.SIGSTOP)
-    run.process.wait(60)
+def test_a_module_that_hangs_is_named_and_ended(tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop_module_2(run: RunDirectory) -> None:
+        stopped.append(run.module(2))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    run = run_here(tmp_path, "hang_timeout=3", meanwhile=stop_module_2)
     code, stderr = run.end()
     assert code == 1 and stderr.count("\n") == 1
-    assert stderr.startswith(f"fr-bench: module 2 (process {pid}) gave no sign of life for 3 s in step ")
+    assert stderr.startswith(f"fr-bench: module 2 (process {stopped[0]}) gave no sign of life for 3 s in step ")
     assert "it is stopped, as by SIGSTOP" in stderr and "hang_timeout" in stderr
     status = run.status()
     assert (status["state"], status["module"], status["exit_code"]) == ("failed", 2, 1)

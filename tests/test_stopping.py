@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from harness import ListConnection
-from test_faults import Run, start  # noqa: F401  # start is a fixture
 
 from fr_bench.board import Board
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
@@ -35,15 +33,6 @@ def test_where_the_host_runs_ahead_modules_pause_only_where_they_wait_for_the_de
         assert not another.pauses_at(t + 1)
     module_1.begin(9)
     assert board.stop_step == 10
-
-
-def test_a_signal_that_is_told_twice_at_once_is_one(start: Callable[..., Run]) -> None:  # noqa: F811
-    """As `timeout` does: to its child, and then to the group of both."""
-    run = start()
-    for _ in range(2):
-        os.kill(run.process.pid, signal.SIGTERM)
-    code, stderr = run.end()
-    assert code == 75 and "stopped by SIGTERM after step " in stderr
 
 
 def test_a_launchers_handler_is_called_for_a_signal_and_when_the_time_is_up() -> None:

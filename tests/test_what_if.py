@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import tiny_config
+from harness import call, tiny_config
 
 from fr_bench.bench.forecast import as_table, make_forecast
 from fr_bench.bench.settings import make_settings
@@ -225,8 +223,8 @@ def test_nothing_needs_to_be_measured_beside_a_simulation() -> None:
     assert make_settings({"methods": []}, simulates=True).methods == []
 
 
-def test_its_settings_are_told_by_help() -> None:
-    result = subprocess.run([sys.executable, "-m", "fr_bench", "bench", "--help"], capture_output=True, text=True)
+def test_its_settings_are_told_by_help(tmp_path: Path) -> None:
+    result = call(tmp_path, "bench", "--help")
     assert result.returncode == 0 and all(f"simulate.{key}" in result.stdout for key in vars(SimulateSettings()))
 
 
@@ -248,9 +246,9 @@ def test_the_predicted_memory_is_that_of_a_run_with_the_same_cuts(
 
 
 def test_the_command_simulates_alone(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "bench.methods=[]"]
+    command = ["bench", "model=mlp", "batch_size=16", "bench.methods=[]"]
     command += ["simulate.k=[2,64]", "simulate.straggler=[1,3]", "simulate.latency_us=20", f"run_dir={tmp_path / 'b'}"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    result = call(tmp_path, *command)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["simulate.json"]
     content = json.loads((tmp_path / "b" / "simulate.json").read_text())
@@ -268,9 +266,9 @@ def test_the_command_simulates_alone(tmp_path: Path) -> None:
 
 
 def test_the_command_simulates_beside_a_bench(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fr_bench", "bench", "model=mlp", "batch_size=16", "simulate.k=[2]"]
+    command = ["bench", "model=mlp", "batch_size=16", "simulate.k=[2]"]
     command += ["simulate.methods=[fr]", "bench.methods=[bp]", "bench.k=[1]", "bench.rounds=1", "bench.steps=2"]
-    result = subprocess.run([*command, f"run_dir={tmp_path / 'b'}"], capture_output=True, text=True, cwd=tmp_path)
+    result = call(tmp_path, *command, f"run_dir={tmp_path / 'b'}")
     assert result.returncode == 0, result.stderr
     assert {"bench.json", "simulate.json"} <= {path.name for path in (tmp_path / "b").iterdir()}
     (row,) = json.loads((tmp_path / "b" / "simulate.json").read_text())["rows"]
