@@ -22,7 +22,8 @@ from fr_bench.errors import Diverged
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
 ENDLESS += ["wandb.mode=disabled", "partition=equal"]
-AT_MOST_S = 5.0
+AT_MOST_S = 5.0  # for the processes of a program that has ended
+ENDS_WITHIN_S = 30.0  # a checkpoint is synced, on a disk that others may keep busy
 
 
 class RunDirectory:
@@ -63,9 +64,10 @@ class Run(RunDirectory):
         command = [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words]
         # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited.
         ignore = (lambda: [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)]) if nohup else None
+        path = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
             command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, preexec_fn=ignore,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}, preexec_fn=ignore,
         )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or self.num_records() > 3, 60)
 
@@ -74,8 +76,12 @@ class Run(RunDirectory):
         return [pid for pid, session in living_processes() if session == self.process.pid]
 
     def end(self) -> tuple[int, str]:
-        """Exit code and stderr; fails if the program takes too long, or leaves a process behind."""
-        _, stderr = self.process.communicate(timeout=AT_MOST_S)
+        """Exit code and stderr; fails if the program does not end, or leaves a process behind."""
+        try:
+            _, stderr = self.process.communicate(timeout=ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            raise AssertionError(f"it does not end:\n{self.process.communicate()[1]}") from None
         assert wait_until(lambda: not self.group(), AT_MOST_S), "processes are left alive"
         return self.process.returncode, stderr
 

@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = ["model=mlp", "dataset=digits", "k=2", "batch_size=64", "device=cpu", "threads=1", "partition=equal"]
 RUN += ["epochs=1000", "eval_every=100", "log_every=1", "wandb.mode=disabled", "console=plain"]
 SLURM = ["cluster=slurm", "cluster.cpus=1", "cluster.memory_gb=1", "cluster.time=20"]
-LONG, SHORT = "max_steps: 800\n", "max_steps: 20\n"
+LONG, SHORT = "max_steps: 3000\n", "max_steps: 20\n"
 JOBS = {
     "requeued": LONG,
     "cancelled": LONG,
@@ -102,7 +102,7 @@ def test_a_sweep_survives_what_happens_to_its_jobs_and_goes_on_where_it_ended(fo
     assert wait_until(lambda: sweep.poll() is not None or list(folder.glob("sweep/.submitit/*_0")), 200)
     array = next(folder.glob("sweep/.submitit/*_0")).name.partition("_")[0]
     try:
-        for name, flags in {"requeued": ["--signal=USR2"], "cancelled": []}.items():
+        for name, flags in {"cancelled": [], "requeued": ["--signal=USR2"]}.items():
             assert wait_until(lambda name=name: has_begun(folder, name), 200)
             signal_job(f"{array}_{list(JOBS).index(name)}", *flags)
         code, output, errors = end(sweep)
