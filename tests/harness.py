@@ -82,6 +82,7 @@ CONFIG: dict[str, Any] = {
     "threads": 1,
     "partition": "equal",
     "channels_last": True,
+    "compile": False,
     "deterministic": False,
     "module_lr": None,
     "clip_norm": None,

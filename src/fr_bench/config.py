@@ -99,6 +99,7 @@ class Config:
     partition: Any = MISSING  # auto, measured, equal, or the k - 1 block numbers at which to cut, such as [8, 18, 32]
     memory_limit_gb: float | None = MISSING  # GiB of a device that the cuts may need, by prediction
     channels_last: bool = MISSING
+    compile: bool = MISSING  # torch.compile, block by block
     deterministic: bool = MISSING
     module_lr: list[float] | None = MISSING  # k multipliers of the learning rate
     clip_norm: float | None = MISSING  # largest gradient norm, module by module
@@ -144,6 +145,8 @@ def check(config: dict[str, Any]) -> None:
         raise ConfigError(
             f"hang_timeout={timeout_s:g}: must be at least {SMALLEST_TIMEOUT_S:g} (seconds), or null to wait for ever."
         )
+    if config["compile"] and config["partition"] == "measured":
+        raise ConfigError("partition=measured: times blocks that are not compiled; with compile=true use auto.")
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
     _check_modules(config["module_lr"], config["freeze"], config["k"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,20 @@ class Pass:
     batch: int
     x: Tensor
     h: Tensor
+
+
+class PassKind(NamedTuple):
+    """What a compiler sees of a forward pass.
+
+    Attributes:
+        graph: whether one is built.
+        update_statistics: whether running statistics move.
+        on_copies: whether it runs on copies of the weights.
+    """
+
+    graph: bool
+    update_statistics: bool
+    on_copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,15 @@ class Module:
             else:
                 h = torch.func.functional_call(self.network, dict(weights), (x, self.stream(batch)))
         return Pass(batch, x, h)
+
+    def compile_passes(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
+        """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
+        weights = {name: weight.detach().clone().requires_grad_() for name, weight in self.network.named_parameters()}
+        with self.watch.paused(), self.network.unchanged_buffers():
+            for kind in kinds:
+                live = self._forward(x, 0, kind.graph, kind.update_statistics, weights if kind.on_copies else None)
+                if kind.graph:
+                    torch.autograd.backward(live.h, torch.zeros_like(live.h))
 
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
         """Cross-entropy of the top module's output: the sum over samples over the global batch size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -28,6 +28,7 @@ class Network(nn.Module):
         super().__init__()
         for name, block in blocks:
             self.add_module(name, block)
+        self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
         self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
         self._seed = seed
         self._draws: dict[str, bool] = {}
@@ -52,18 +53,29 @@ class Network(nn.Module):
                 )
         return x
 
+    def compile_blocks(self) -> None:
+        """From now on training runs what torch.compile makes of each block, by itself: where the network is cut then
+        makes no difference to its numbers. Evaluation, with batches of other sizes, runs the blocks as they are."""
+        self._compiled = {name: torch.compile(block, dynamic=False) for name, block in self.named_children()}
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile_blocks` was called."""
+        return bool(self._compiled)
+
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         draws = self._draws.get(name)
+        run = self._compiled.get(name, block)
         if draws is False:
-            return block(x)
+            return run(x)
         generator = _default_generator(x.device)
         generator.manual_seed(derive_seed(self._seed, "stochastic block", name, batch))
         if draws is None:  # the first pass tells whether this block draws at all
             before = generator.get_state()
-            h = block(x)
+            h = run(x)
             self._draws[name] = not torch.equal(before, generator.get_state())
             return h
-        return block(x)
+        return run(x)
 
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
@@ -89,6 +101,17 @@ class Network(nn.Module):
                     x = self._forward_keyed(name, block, x.detach(), batch)
                 found.append(tensor_bytes(saved.tensors, except_for=[*block.parameters(), *block.buffers()]))
         return found
+
+    @contextmanager
+    def unchanged_buffers(self) -> Iterator[None]:
+        """Afterwards all buffers, running statistics among them, are what they were."""
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, content in before:
+                    buffer.copy_(content)
 
     @contextmanager
     def statistics(self, update: bool) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from fr_bench.environment import usable_cores
 from fr_bench.errors import ConfigError
 from fr_bench.memory_model import ModuleShapes, predict, shape_pass
 from fr_bench.methods.base import Method
+from fr_bench.methods.policy import Policy
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
 from fr_bench.partition import check_num_modules, module_slices, module_table
@@ -48,8 +51,8 @@ class Plan:
         expected_share: by module, expected busy time a mini-batch over that of the slowest (see fr_bench.costs).
         staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
         targets_everywhere: whether modules below the top draw labels too.
-        predicted_memory: by module, bytes by category (see fr_bench.categories); empty under bf16 and for methods
-            whose policy does not tell.
+        predicted_memory: by module, bytes by category (see fr_bench.categories); empty where it is unpredictable, and
+            for methods whose policy does not tell.
         uses_link: whether the modules need channels (see Method.uses_link).
         num_parts: of a replica's share of a batch: how many a module sees one after the other.
         num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
@@ -171,6 +174,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         launch.check_size(k, replicas)
     devices = module_devices(config["device"], config["devices"], k * replicas, launch)
     check_precision(config["precision"], devices)
+    check_compile(config, method, policy, devices)
     num_here = len(devices) if launch is None else launch.local_world_size
     threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
     transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
@@ -211,9 +215,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
         expected_share=balance.shares(cuts),
         staleness=policy.staleness(len(devices) // num_replicas) * num_replicas,
         targets_everywhere=method.needs_targets(**hyper_parameters),
-        # Autocast saves casts of weights and features that a pass of shapes alone does not see.
         predicted_memory=predicted_memory
-        if policy.is_predictable and config["precision"] != "bf16"
+        if policy.is_predictable and unpredictable_memory(config) is None
         else [{} for _ in devices],
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
@@ -235,6 +238,33 @@ def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) 
             f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
             f"use a multiple of {replicas}"
         )
+
+
+def check_compile(config: dict[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
+    """Raises ConfigError where ``compile`` cannot be had."""
+    if not config.get("compile"):  # configs of older runs lack it
+        return
+    name = config["method"]["name"]
+    if not method.uses_link:
+        raise ConfigError(f"compile=true: the library that method={name} brings runs the blocks itself; use false")
+    if policy.weights == "mixed":
+        raise ConfigError("compile=true: what method.weights=current mixes is for the compiler to choose; use stashed")
+    if policy.recomputes:
+        raise ConfigError(
+            "compile=true: method.checkpoint_activations recomputes blocks as they are, which a compiled one need not "
+            "match; use one of the two"
+        )
+    if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
+        raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
+
+
+def unpredictable_memory(config: dict[str, Any]) -> str | None:
+    """Why the activations of a run cannot be told from a pass that has shapes alone; None if they can."""
+    if config["precision"] == "bf16":
+        return "under bf16, which saves casts that a pass of shapes alone does not see"
+    if config.get("compile"):
+        return "with compile=true: what a compiled block saves is for the compiler to choose"
+    return None
 
 
 def predict_modules(

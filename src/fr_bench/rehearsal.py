@@ -1,19 +1,20 @@
 """One untimed forward and backward before training starts, in lock step through all modules.
 
 It settles what the channels carry (shapes, dtypes and strides as the kernels really produce them), pays for
-what first passes pay for (kernels chosen, memory allocated) and finds a module that changes its input in place.
+what first passes pay for (kernels chosen or compiled, memory allocated) and finds a module that changes its input in
+place.
 Nothing remains of it: gradients are dropped, batch-norm statistics stay, and random streams are keyed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from fr_bench.errors import ConfigError
 from fr_bench.lockstep import play_in_lockstep
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module, Pass, PassKind
 from fr_bench.network import InPlaceError
 from fr_bench.transport.link import Batches, FirstPart
 from fr_bench.transport.open import Boundaries
@@ -27,10 +28,15 @@ def rehearse(
     images: Batches | None,
     labels: Batches | None,
     num_parts: int = 1,
+    passes_of: Callable[[bool], Sequence[PassKind]] = lambda is_top: (),
 ) -> list[Boundaries]:
     """Runs batch 0 through this process's modules (ascending) and back; returns their boundaries.
 
-    Where modules see ``num_parts`` equal parts of a batch one after the other, it is the first part.
+    Args:
+        modules, sides: of this process.
+        images, labels: where they are needed.
+        num_parts: in how many equal parts modules see a batch; it is the first part then.
+        passes_of: whether a module is the top -> what passes it makes in training, for those that are compiled.
 
     Raises:
         ConfigError: a module changes its input in place.
@@ -42,6 +48,8 @@ def rehearse(
             module.play(x, 0, graph=False, update_statistics=False)
         except InPlaceError as error:
             raise ConfigError(f"module {module.k}: {error}") from error
+        if module.network.is_compiled:
+            module.compile_passes(x, passes_of(module.is_top))
         return module.play(x, 0, update_statistics=False)
 
     if num_parts > 1:

@@ -84,6 +84,8 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     setup = Setup(_module_times(plan, costs), message_bytes, link)
     prediction = simulate(SCHEDULES[method](setup, method.policy(**hyper_parameters)))
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
+    if config.get("compile"):
+        notes.append("blocks were timed as they are: compiled ones take less")
     if has_companion and plan.k > 1:
         notes.append("steps of the synthesizers' optimizers are not counted")
     if issubclass(method, SynchronousPipeline):

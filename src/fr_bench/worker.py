@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
-from fr_bench.torch_settings import configure_torch, keep_freed_memory
+from fr_bench.torch_settings import configure_compiler, configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
@@ -115,7 +116,9 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
     if store is not None:
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
-    boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts)
+    method = bind(plan.config["method"])
+    passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
+    boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of)
     all_ends = connect(task, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
     total: Callable[[Tensor], Tensor] = lambda own: own  # noqa: E731
@@ -131,7 +134,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
-        players.append(Player(module, bind(plan.config["method"])(module, link), link, side, device))
+        players.append(Player(module, method(module, link), link, side, device))
     config = plan.config
     extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
     direction = None
@@ -177,6 +180,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
 def configure_process(plan: Plan) -> None:
     """Threads, precision and determinism of this process."""
     configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
+    if plan.config.get("compile"):
+        configure_compiler()
 
 
 def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> None:
@@ -250,6 +255,8 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
+        if config.get("compile"):  # configs of older runs lack it
+            network.compile_blocks()
         multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
         optimizer = bind(config["optimizer"])(network.parameters())
         modules.append(

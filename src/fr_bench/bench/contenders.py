@@ -111,6 +111,8 @@ def _check_peer(method: str, k: int, plan: Plan) -> None:
     config = plan.config
     if config["precision"] not in ("fp32", "fp64"):
         raise ConfigError(f"precision={config['precision']}: the peers run in fp32 or fp64.")
+    if config["compile"]:
+        raise ConfigError("compile=true: the peers run as they are; give it to methods alone, as 'fr compile=true'.")
     if method == "ddp" and config["batch_size"] % k:
         raise ConfigError(f"batch_size={config['batch_size']}: cannot be shared equally by {k} processes.")
 

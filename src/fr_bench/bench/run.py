@@ -168,7 +168,7 @@ class Bench:
         """bench.json, with what there is so far."""
         plan = self._contenders[0].plan if self._contenders else None
         environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
-        shared = ("model", "dataset", "batch_size", "precision", "channels_last", "optimizer", "seed")
+        shared = ("model", "dataset", "batch_size", "precision", "channels_last", "compile", "optimizer", "seed")
         content = {
             "env": environment,
             "config": {key: plan.config[key] for key in shared} if plan else {},
@@ -180,8 +180,11 @@ class Bench:
 
 
 def limit_uncontended(contender: Contender) -> float | None:
-    """The speed-up over locked BP, from block costs that were measured while nothing else ran; None for BP."""
+    """The speed-up over locked BP, from block costs that were measured while nothing else ran; None for BP, and for
+    compiled blocks, which were not measured."""
     plan = contender.plan
+    if plan.config["compile"]:
+        return None
     method = check_components(plan.config)
     hyper_parameters = bind(plan.config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     if method.policy(**hyper_parameters).gradient == "true":

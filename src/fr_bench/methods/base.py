@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fr_bench.methods.policy import Policy
-from fr_bench.module import BatchResult, Module, Pass
+from fr_bench.module import BatchResult, Module, Pass, PassKind
 
 
 class Link(Protocol):
@@ -172,6 +172,12 @@ class Method:
             **hyper_parameters: of the method.
         """
         return None
+
+    @classmethod
+    def passes(cls, is_top: bool, **hyper_parameters: Any) -> Sequence[PassKind]:
+        """The kinds of forward pass that training makes of the top module, or of the others: they are compiled before
+        the training clock starts, any other kind at its first pass."""
+        return [PassKind(graph=True, update_statistics=True)]
 
     @classmethod
     def policy(cls, **hyper_parameters: Any) -> Policy:

@@ -13,6 +13,7 @@ no part of it; they move once a batch, at play.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from fr_bench.methods.base import Link
 from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module, Pass, PassKind
 
 
 @dataclass
@@ -125,6 +126,11 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         """Raises ConfigError for a choice that does not exist."""
         check_exchange(warmup, carry_history)
         check_choice("weights", weights, ("stashed", "current"))
+
+    @classmethod
+    def passes(cls, is_top: bool, **_: Any) -> Sequence[PassKind]:
+        """See :class:`Method`: below the top, plays on copies of the weights."""
+        return super().passes(is_top) if is_top else [PassKind(graph=True, update_statistics=True, on_copies=True)]
 
     @classmethod
     def policy(cls, weights: str = "stashed", **_: Any) -> Policy:

@@ -14,6 +14,7 @@ Kept after the forward: the inputs of the last K-k+1 batches. Gradient: d_k^{t-1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from fr_bench.methods.base import Link
 from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module, Pass, PassKind
 
 
 class FeaturesReplay(DelayedMethod[Tensor]):
@@ -80,6 +81,16 @@ class FeaturesReplay(DelayedMethod[Tensor]):
         """Raises ConfigError for a choice that does not exist."""
         check_exchange(warmup, carry_history)
         check_choice("bn_stats", bn_stats, ("replay", "play", "both"))
+
+    @classmethod
+    def passes(cls, is_top: bool, bn_stats: str = "replay", **_: Any) -> Sequence[PassKind]:
+        """See :class:`Method`: play and replay."""
+        if is_top:
+            return super().passes(is_top)
+        return [
+            PassKind(graph=False, update_statistics=bn_stats in ("play", "both")),
+            PassKind(graph=True, update_statistics=bn_stats in ("replay", "both")),
+        ]
 
     @classmethod
     def policy(cls, **_: Any) -> Policy:
