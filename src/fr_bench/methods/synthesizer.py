@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -56,7 +55,8 @@ class Synthesizer(nn.Module):
         """Predicts the gradient."""
         if self.num_classes:
             assert labels is not None
-            planes = F.one_hot(labels, self.num_classes).to(h.dtype)
+            classes = torch.arange(self.num_classes, device=labels.device)
+            planes = (labels[:, None] == classes).to(h.dtype)  # one_hot() would look at the values
             if h.dim() == 4:
                 planes = planes[:, :, None, None].expand(-1, -1, *h.shape[2:])
             h = torch.cat((h, planes), dim=1)
