@@ -1,0 +1,74 @@
+"""What must be equal to what, bit for bit, on a GPU; on the CPU: test_exactness.py and test_resume.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import METHODS, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
+from test_methods import GradientLog
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_bp_over_k_modules_is_bp_in_one(k: int, gpu: dict[str, Any], tmp_path: Path) -> None:
+    one = run_serial(tiny_config("bp", 1, **gpu), tmp_path / "1")
+    assert_same(run_serial(tiny_config("bp", k, **gpu), tmp_path / "k"), one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_with_one_module_is_bp(method: str, gpu: dict[str, Any], tmp_path: Path) -> None:
+    bp = run_serial(tiny_config("bp", 1, **gpu), tmp_path / "bp")
+    assert_same(run_serial(tiny_config(method, 1, **gpu), tmp_path / "other"), bp)
+
+
+@pytest.mark.parametrize("transport", ["ipc", "gloo"])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_k_processes_compute_what_one_does(
+    method: str, k: int, transport: str, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    serial = run_serial(tiny_config(method, k, **gpu), tmp_path / "serial")
+    assert_same(run_processes(tiny_config(method, k, transport, **gpu), tmp_path / transport), serial)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_float64_every_method_computes_what_it_does_on_the_cpu(
+    method: str, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    """There it is compared with a reference that shares no code with it."""
+    here = run_serial(tiny_config(method, 4, precision="fp64", **gpu), tmp_path / "here")
+    cpu = run_serial(tiny_config(method, 4, precision="fp64", device="cpu"), tmp_path / "cpu")
+    assert here.losses == pytest.approx(cpu.losses, abs=1e-10)
+    for name, value in cpu.weights.items():
+        torch.testing.assert_close(here.weights[name], value, rtol=0, atol=1e-10)
+
+
+def test_fr_on_weights_that_do_not_move_has_the_gradients_of_bp(
+    gpu: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for the batch of K - k iterations ago."""
+    log = GradientLog(monkeypatch)
+    still: dict[str, Any] = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, **gpu}
+    run_serial(tiny_config("bp", 4, **still), tmp_path / "bp")
+    bp, log.gradients = log.gradients, {}
+    run_serial(tiny_config("fr", 4, **still), tmp_path / "fr")
+    assert len(log.gradients) == 10 + 9 + 8 + 7
+    for (k, t), gradients in log.gradients.items():
+        assert all(torch.equal(a, b) for a, b in zip(gradients, bp[k, t - (4 - k)], strict=True))
+
+
+def test_dropout_draws_the_same_in_play_and_replay(gpu: dict[str, Any], tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
+    bp = run_serial(tiny_config("bp", 1, model=model, **gpu), tmp_path / "1")
+    assert_same(run_serial(tiny_config("bp", 4, model=model, **gpu), tmp_path / "4"), bp)
+    assert_same(run_serial(tiny_config("fr", 1, model=model, **gpu), tmp_path / "fr"), bp)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, gpu: dict[str, Any], tmp_path: Path) -> None:
+    train_here(tiny_config(method, 3, **gpu), tmp_path / "alone")
+    train_here(tiny_config(method, 3, **gpu), tmp_path / "run", stop_at=4)
+    train_here(tiny_config(method, 3, **gpu), tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")

@@ -1,0 +1,72 @@
+"""Precision, memory and waiting on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import METHODS, Result, run_processes, run_serial, tiny_config
+
+from fr_bench.categories import CATEGORIES
+from fr_bench.module import BatchResult
+from fr_bench.trainer import Trainer
+
+WIDE = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
+
+
+def assert_near(one: Result, other: Result, tolerance: float) -> None:
+    assert one.losses == pytest.approx(other.losses, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("setting", "tolerance"),
+    [
+        ({"precision": "bf16"}, 0.1),
+        ({"optimizer": {"fused": True}}, 1e-4),
+        ({"channels_last": False}, 1e-4),
+        ({"compile": True}, 1e-4),
+    ],
+)
+def test_a_switch_computes_the_same(
+    setting: dict[str, Any], tolerance: float, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = run_serial(tiny_config("fr", 2, **gpu), tmp_path / "plain")
+    assert_near(run_serial(tiny_config("fr", 2, **(gpu | setting)), tmp_path / "switched"), plain, tolerance)
+
+
+def test_tf32_computes_nearly_the_same(cuda: dict[str, Any], tmp_path: Path) -> None:
+    plain = run_serial(tiny_config("fr", 2, model=WIDE, **cuda), tmp_path / "plain")
+    tf32 = run_serial(tiny_config("fr", 2, model=WIDE, precision="tf32", **cuda), tmp_path / "tf32")
+    assert_near(tf32, plain, 0.05)
+    assert tf32.losses != plain.losses, "the switch does nothing"
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_the_account_is_as_predicted_and_below_the_peak(method: str, gpu: dict[str, Any], tmp_path: Path) -> None:
+    run = run_processes(tiny_config(method, 2, "ipc", model=WIDE, epochs=1, **gpu), tmp_path)
+    for account in run.of("memory"):
+        for category in CATEGORIES:
+            assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=0.05), category
+        held = sum(account[category] for category in ("parameters", "optimizer", "history", "stash"))
+        assert account["peak"] > held > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_iteration_waits_for_the_device(
+    method: str, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the driver sees it; on the CPU: test_host_sync.py."""
+    iterate = Trainer._iterate
+
+    def watched(self: Trainer, t: int) -> BatchResult | None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return iterate(self, t)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_iterate", watched)
+    config = tiny_config(method, 3, log_every=4, clip_norm=1.0, **(cuda | {"deterministic": False}))
+    run_serial(config, tmp_path)

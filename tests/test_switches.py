@@ -1,0 +1,36 @@
+"""Switches that make a run faster or smaller: each computes the same, to the bit or to a stated tolerance.
+
+For ``compile`` see test_compile.py; what only a GPU has is in gpu/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import Result, assert_same, run_serial, tiny_config
+
+
+def run(folder: Path, **changes: Any) -> Result:
+    return run_serial(tiny_config("fr", 2, **changes), folder)
+
+
+def test_foreach_changes_no_bit(tmp_path: Path) -> None:
+    one, other = (run(tmp_path / str(on), optimizer={"foreach": on}) for on in (False, True))
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("setting", [{"optimizer": {"fused": True}}, {"channels_last": False}, {"threads": 2}])
+def test_what_changes_the_order_of_sums_changes_the_last_bits_alone(setting: dict[str, Any], tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", precision="fp64")
+    switched = run(tmp_path / "switched", precision="fp64", **setting)
+    assert switched.losses == pytest.approx(plain.losses, abs=1e-12)
+    for name, value in plain.weights.items():
+        torch.testing.assert_close(switched.weights[name], value, rtol=0, atol=1e-12)
+
+
+def test_under_bf16_losses_are_near_those_in_float32_and_weights_stay_float32(tmp_path: Path) -> None:
+    plain, bf16 = (run(tmp_path / precision, precision=precision) for precision in ("fp32", "bf16"))
+    assert bf16.losses == pytest.approx(plain.losses, abs=0.1) and bf16.losses != plain.losses
+    assert all(value.dtype != torch.bfloat16 for value in bf16.weights.values())
