@@ -62,12 +62,14 @@ class Run(RunDirectory):
     def __init__(self, folder: Path, *words: str, nohup: bool = False) -> None:
         super().__init__(folder / "run")
         command = [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words]
-        # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited.
-        ignore = (lambda: [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGHUP)]) if nohup else None
+        # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited. These tests may have been
+        # started so themselves.
+        disposition = signal.SIG_IGN if nohup else signal.SIG_DFL
         path = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
             command, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}, preexec_fn=ignore,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
+            preexec_fn=lambda: [signal.signal(number, disposition) for number in (signal.SIGINT, signal.SIGHUP)],
         )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or self.num_records() > 3, 60)
 
