@@ -62,8 +62,8 @@ class Run(RunDirectory):
     def __init__(self, folder: Path, *words: str, nohup: bool = False) -> None:
         super().__init__(folder / "run")
         command = [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words]
-        # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited. These tests may have been
-        # started so themselves.
+        # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited. These tests themselves
+        # may have been started so.
         disposition = signal.SIG_IGN if nohup else signal.SIG_DFL
         path = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
