@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -192,6 +193,15 @@ def assert_same(one: Result, other: Result) -> None:
     assert one.weights.keys() == other.weights.keys()
     for name, value in one.weights.items():
         assert torch.equal(value, other.weights[name]), f"{name} differs"
+
+
+def assert_close(one: Result, other: Result, tolerance: float = 1e-12) -> None:
+    """The same losses, evaluations and weights, but for the order of sums."""
+    assert one.losses == pytest.approx(other.losses, abs=tolerance)
+    assert one.evaluations == [pytest.approx(values, abs=tolerance) for values in other.evaluations]
+    assert one.weights.keys() == other.weights.keys()
+    for name, value in other.weights.items():
+        torch.testing.assert_close(one.weights[name], value, rtol=0, atol=tolerance)
 
 
 # Fields that depend on how fast the machine is, or on what else the process did.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Result, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
+from harness import assert_close, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
 from torch._dynamo.utils import counters
 
 from fr_bench.bench.contenders import make_contenders
@@ -58,14 +58,6 @@ def test_the_numbers_are_those_without_and_all_is_compiled_before_the_clock_star
     compiled = run_serial(config_of(method, 3), tmp_path / "compiled")
     assert num_graphs() > before and set(compiled_on_the_clock) == {0}
     assert_close(compiled, eager)
-
-
-def assert_close(one: Result, other: Result) -> None:
-    assert one.losses == pytest.approx(other.losses, abs=1e-12)
-    assert one.evaluations == [pytest.approx(values, abs=1e-12) for values in other.evaluations]
-    assert one.weights.keys() == other.weights.keys()
-    for name, value in other.weights.items():
-        torch.testing.assert_close(one.weights[name], value, rtol=0, atol=1e-12)
 
 
 def test_cuts_and_processes_change_no_bit(tmp_path: Path) -> None:

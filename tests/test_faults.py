@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from harness import call, run_serial, tiny_config
@@ -45,7 +46,7 @@ class RunDirectory:
     def modules(self) -> dict[int, int]:
         """The processes that are alive by the module they train: each writes its rank_<k>.log."""
         found = {}
-        for pid, _ in living_processes():
+        for pid, *_ in living_processes():
             with contextlib.suppress(OSError):  # it has just ended
                 log = Path(f"/proc/{pid}/fd/1").resolve()
                 if log.parent == self.run_dir.resolve() and log.name.startswith("rank_"):
@@ -75,7 +76,7 @@ class Run(RunDirectory):
 
     def group(self) -> list[int]:
         """Every process of the program that is alive."""
-        return [pid for pid, session in living_processes() if session == self.process.pid]
+        return [each.pid for each in living_processes() if each.session == self.process.pid]
 
     def end(self) -> tuple[int, str]:
         """Exit code and stderr; fails if the program does not end, or leaves a process behind."""
@@ -124,8 +125,14 @@ class RunHere(RunDirectory):
         return self.code, self.stderr
 
 
-def living_processes() -> Iterator[tuple[int, int]]:
-    """Every process and its session."""
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    session: int
+
+
+def living_processes() -> Iterator[Process]:
+    """Every process of the machine that is alive."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -133,7 +140,7 @@ def living_processes() -> Iterator[tuple[int, int]]:
             except OSError:
                 continue
             if fields[0] != "Z":  # its state
-                yield int(entry.name), int(fields[3])
+                yield Process(int(entry.name), int(fields[1]), int(fields[3]))
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:

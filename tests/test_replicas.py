@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import METHODS, assert_same_run, read_records, run_processes, tiny_config
+from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, tiny_config
 
 from fr_bench.errors import ConfigError, Interrupted
 from fr_bench.launch import run_training
@@ -44,11 +44,7 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
 ) -> None:
     one = run_processes(config_of(method, k, transport, model=model), tmp_path / "one")
     several = run_processes(config_of(method, k, transport, model=model, replicas=replicas), tmp_path / "several")
-    assert several.losses == pytest.approx(one.losses, abs=1e-12)
-    assert several.evaluations == [pytest.approx(values, abs=1e-12) for values in one.evaluations]
-    assert several.weights.keys() == one.weights.keys()
-    for name, value in one.weights.items():
-        torch.testing.assert_close(several.weights[name], value, rtol=0, atol=1e-12)
+    assert_close(several, one)
 
 
 def test_a_clipped_gradient_is_that_of_all_replicas(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import assert_same_run, call, read_records
-from test_faults import wait_until
+from test_faults import living_processes, wait_until
 
 from fr_bench import clocks
 from fr_bench.errors import ConfigError
@@ -49,16 +49,7 @@ def free_port() -> int:
 
 
 def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(entry.name))
-    return sorted(found)
+    return sorted(each.pid for each in living_processes() if each.parent == pid)
 
 
 def num_records(run_dir: Path) -> int:
