@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fr_bench.categories import CATEGORIES
+from fr_bench.compilation import is_compiled
 from fr_bench.methods.base import Method
 from fr_bench.network import Network
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
@@ -148,3 +149,12 @@ def _of_a_pipeline(
         "activations": num_graphs * kept + images,
         "buffers": num_microbatches * (shapes.input_bytes * below + shapes.output_bytes * above),
     }
+
+
+def unpredictable(config: Mapping[str, Any]) -> str | None:
+    """Why the activations of a run cannot be told from a pass that has shapes alone; None if they can."""
+    if config["precision"] == "bf16":
+        return "under bf16, which saves casts that a pass of shapes alone does not see"
+    if is_compiled(config):
+        return "with compile=true: what a compiled block saves is for the compiler to choose"
+    return None

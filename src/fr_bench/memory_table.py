@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from fr_bench.categories import CATEGORIES
-from fr_bench.plan import Plan, unpredictable_memory
+from fr_bench.memory_model import unpredictable
+from fr_bench.plan import Plan
 
 
 def memory_table(plan: Plan) -> list[str]:
     """Lines of text: predicted MiB of every module by category, and their sum; empty categories are left out."""
     predicted = plan.predicted_memory
     if not all(predicted):
-        if (reason := unpredictable_memory(plan.config)) is not None:
+        if (reason := unpredictable(plan.config)) is not None:
             return [f"is not predicted {reason}"]
         return ["is not predicted: what the method keeps depends on more than its policy tells"]
     columns = [category for category in CATEGORIES if any(found[category] for found in predicted)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fr_bench.balance import Balance
+from fr_bench.compilation import check_compile
 from fr_bench.components import bind, check_callable, check_optimizer, refusing
 from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
 from fr_bench.environment import usable_cores
 from fr_bench.errors import ConfigError
-from fr_bench.memory_model import ModuleShapes, predict, shape_pass
+from fr_bench.memory_model import ModuleShapes, predict, shape_pass, unpredictable
 from fr_bench.methods.base import Method
-from fr_bench.methods.policy import Policy
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
 from fr_bench.partition import check_num_modules, module_slices, module_table
@@ -216,7 +214,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         staleness=policy.staleness(len(devices) // num_replicas) * num_replicas,
         targets_everywhere=method.needs_targets(**hyper_parameters),
         predicted_memory=predicted_memory
-        if policy.is_predictable and unpredictable_memory(config) is None
+        if policy.is_predictable and unpredictable(config) is None
         else [{} for _ in devices],
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
@@ -238,33 +236,6 @@ def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) 
             f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
             f"use a multiple of {replicas}"
         )
-
-
-def check_compile(config: dict[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
-    """Raises ConfigError where ``compile`` cannot be had."""
-    if not config.get("compile"):  # configs of older runs lack it
-        return
-    name = config["method"]["name"]
-    if not method.uses_link:
-        raise ConfigError(f"compile=true: the library that method={name} brings runs the blocks itself; use false")
-    if policy.weights == "mixed":
-        raise ConfigError("compile=true: what method.weights=current mixes is for the compiler to choose; use stashed")
-    if policy.recomputes:
-        raise ConfigError(
-            "compile=true: method.checkpoint_activations recomputes blocks as they are, which a compiled one need not "
-            "match; use one of the two"
-        )
-    if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
-        raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
-
-
-def unpredictable_memory(config: dict[str, Any]) -> str | None:
-    """Why the activations of a run cannot be told from a pass that has shapes alone; None if they can."""
-    if config["precision"] == "bf16":
-        return "under bf16, which saves casts that a pass of shapes alone does not see"
-    if config.get("compile"):
-        return "with compile=true: what a compiled block saves is for the compiler to choose"
-    return None
 
 
 def predict_modules(

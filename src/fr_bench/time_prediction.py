@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fr_bench.compilation import is_compiled
 from fr_bench.components import bind, check_callable
 from fr_bench.costs import NetworkCosts
 from fr_bench.environment import cpu_model, usable_cores
@@ -84,7 +85,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     setup = Setup(_module_times(plan, costs), message_bytes, link)
     prediction = simulate(SCHEDULES[method](setup, method.policy(**hyper_parameters)))
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
-    if config.get("compile"):
+    if is_compiled(config):
         notes.append("blocks were timed as they are: compiled ones take less")
     if has_companion and plan.k > 1:
         notes.append("steps of the synthesizers' optimizers are not counted")

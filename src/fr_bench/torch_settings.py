@@ -29,17 +29,6 @@ def configure_torch(device: str, threads: int, precision: str, deterministic: bo
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def configure_compiler() -> None:
-    """Sets torch.compile up for blocks that are compiled one by one in a process of several."""
-    import torch._dynamo.config
-    import torch._inductor.config
-
-    # All blocks of a class share a limit on how often their code is compiled: for every shape and kind of pass.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 2**12
-    torch._inductor.config.fallback_random = True  # the same random numbers as without
-    torch._inductor.config.compile_threads = 1  # no processes of its own beside those of the modules
-
-
 def keep_freed_memory() -> None:
     """Has the C library keep what this process frees, instead of giving it back to the system.
 

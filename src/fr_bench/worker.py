@@ -19,6 +19,7 @@ from fr_bench.atomic import replace_file
 from fr_bench.board import Board
 from fr_bench.checkpoint_files import weights_file
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
+from fr_bench.compilation import configure_compiler, is_compiled
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
@@ -32,7 +33,7 @@ from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
-from fr_bench.torch_settings import configure_compiler, configure_torch, keep_freed_memory
+from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
@@ -137,24 +138,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         players.append(Player(module, method(module, link), link, side, device))
     config = plan.config
     extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
-    direction = None
-    sigma = config["diagnostics"]["sigma"]
-    if sigma["every"]:
-        first = max(delays["batch_delay"] for delays in plan.staleness)
-        windows = Windows(sigma["every"], sigma["window"], first)
-        direction = SufficientDirection(modules, sides, sources.images, sources.labels, windows)
-    settings = config["checkpoint"]
-    leads = task.modules[0] == 1
-    checkpointer = Checkpointer(
-        (task.board if leads or relay is None else None) or Board(),
-        Interval(settings["every"], settings["minutes"], plan.num_steps),
-        task.run_directory / "checkpoints",
-        reporter,
-        start=task.resumption.step if task.resumption is not None else 0,
-        leads=leads,
-        relay=relay,
-        queue=DeviceQueue(devices[0], extent.logs) if plan.transport == "nccl" and relay is None else None,
-    )
+    direction = make_direction(plan, modules, sides, sources)
+    checkpointer = make_checkpointer(task, reporter, relay, extent)
     trainer = Trainer(
         players,
         extent,
@@ -177,10 +162,38 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
+def make_direction(
+    plan: Plan, modules: list[Module], sides: list[SideChannel], sources: Sources
+) -> SufficientDirection | None:
+    """The diagnostic of the sufficient-direction constant, if it is asked for."""
+    sigma = plan.config["diagnostics"]["sigma"]
+    if not sigma["every"]:
+        return None
+    first = max(delays["batch_delay"] for delays in plan.staleness)
+    windows = Windows(sigma["every"], sigma["window"], first)
+    return SufficientDirection(modules, sides, sources.images, sources.labels, windows)
+
+
+def make_checkpointer(task: WorkerTask, reporter: Reporter, relay: Relay | None, extent: Extent) -> Checkpointer:
+    """Who decides with the other processes when the modules of this one pause, and saves them."""
+    plan, settings, leads = task.plan, task.plan.config["checkpoint"], task.modules[0] == 1
+    device = torch.device(plan.devices[task.modules[0] - 1])
+    return Checkpointer(
+        (task.board if leads or relay is None else None) or Board(),
+        Interval(settings["every"], settings["minutes"], plan.num_steps),
+        task.run_directory / "checkpoints",
+        reporter,
+        start=task.resumption.step if task.resumption is not None else 0,
+        leads=leads,
+        relay=relay,
+        queue=DeviceQueue(device, extent.logs) if plan.transport == "nccl" and relay is None else None,
+    )
+
+
 def configure_process(plan: Plan) -> None:
     """Threads, precision and determinism of this process."""
     configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
-    if plan.config.get("compile"):
+    if is_compiled(plan.config):
         configure_compiler()
 
 
@@ -255,7 +268,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
-        if config.get("compile"):  # configs of older runs lack it
+        if is_compiled(config):
             network.compile_blocks()
         multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
         optimizer = bind(config["optimizer"])(network.parameters())

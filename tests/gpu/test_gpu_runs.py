@@ -58,9 +58,10 @@ def test_no_iteration_waits_for_the_device(
     method: str, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the driver sees it; on the CPU: test_host_sync.py."""
-    iterate = Trainer._iterate
+    iterate, num_iterations = Trainer._iterate, [0]
 
     def watched(self: Trainer, t: int) -> BatchResult | None:
+        num_iterations[0] += 1
         torch.cuda.set_sync_debug_mode("error")
         try:
             return iterate(self, t)
@@ -69,4 +70,5 @@ def test_no_iteration_waits_for_the_device(
 
     monkeypatch.setattr(Trainer, "_iterate", watched)
     config = tiny_config(method, 3, log_every=4, clip_norm=1.0, **(cuda | {"deterministic": False}))
-    run_serial(config, tmp_path)
+    run_serial(config, tmp_path)  # a wait raises
+    assert num_iterations == [10]

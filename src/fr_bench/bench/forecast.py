@@ -13,20 +13,14 @@ from torch import Tensor
 
 from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
+from fr_bench.compilation import is_compiled
 from fr_bench.components import bind
 from fr_bench.environment import describe_environment
 from fr_bench.markdown import align
+from fr_bench.memory_model import unpredictable
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import Network
-from fr_bench.plan import (
-    Plan,
-    check_components,
-    make_plan,
-    place_on_meta,
-    predict_modules,
-    trace_modules,
-    unpredictable_memory,
-)
+from fr_bench.plan import Plan, check_components, make_plan, place_on_meta, predict_modules, trace_modules
 from fr_bench.run_directory import strict_json
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
@@ -151,7 +145,7 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
     def memory_of(method: str, cuts: Sequence[int]) -> list[int] | None:
         plan = plans[method]
         config = {**plan.config, "k": len(cuts) + 1}
-        if unpredictable_memory(config) is not None:
+        if unpredictable(config) is not None:
             return None
         shapes = trace_modules(config, blocks, cuts, x, plan.num_classes)
         predicted = predict_modules(config, shapes, *_method_of(plan), _buffers(config), plan.num_classes)
@@ -185,9 +179,9 @@ def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
         notes.append("ddg: copies of weights for the stash take no time")
     if methods & set(WITH_COMPANIONS):
         notes.append("dni: steps of the synthesizers' optimizers take no time")
-    if plan.config.get("compile"):
+    if is_compiled(plan.config):
         notes.append("blocks were timed as they are, not compiled")
-    if methods & set(METHODS) and unpredictable_memory(plan.config) is None:
+    if methods & set(METHODS) and unpredictable(plan.config) is None:
         notes.append(f"memory: predicted with a full pipe, buffers as of transport={_buffers(plan.config)}")
     return notes
 

@@ -1,0 +1,46 @@
+"""``compile=true``: for which runs, and how this process compiles."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Method
+from fr_bench.methods.policy import Policy
+
+
+def is_compiled(config: Mapping[str, Any]) -> bool:
+    """Whether a run compiles its blocks. Configs of older runs do not say."""
+    return bool(config.get("compile"))
+
+
+def check_compile(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
+    """Raises ConfigError where ``compile`` cannot be had."""
+    if not is_compiled(config):
+        return
+    name = config["method"]["name"]
+    if not method.uses_link:
+        raise ConfigError(f"compile=true: the library that method={name} brings runs the blocks itself; use false")
+    if policy.weights == "mixed":
+        raise ConfigError("compile=true: what method.weights=current mixes is for the compiler to choose; use stashed")
+    if policy.recomputes:
+        raise ConfigError(
+            "compile=true: method.checkpoint_activations recomputes blocks as they are, which a compiled one need not "
+            "match; use one of the two"
+        )
+    if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
+        raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
+
+
+def configure_compiler() -> None:
+    """Sets torch.compile up for blocks that are compiled one by one in a process of several."""
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    # All blocks of a class share a limit on how often their code is compiled: for every shape and kind of pass.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 2**12
+    torch._inductor.config.fallback_random = True  # the same random numbers as without
+    torch._inductor.config.compile_threads = 1  # no processes of its own beside those of the modules
