@@ -113,7 +113,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
             reporter.offset_ns = clocks.offset_ns(task.launch.rank, plan.size)
     sources = Sources(plan, task.modules)
     modules = build_modules(plan, task.modules)
-    devices = [torch.device(plan.devices[module.k - 1]) for module in modules]
+    devices = [torch.device(plan.devices[number - 1]) for number in task.modules]
     sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
     if store is not None:
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
