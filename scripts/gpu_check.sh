@@ -1,42 +1,60 @@
 #!/usr/bin/env bash
-# What fr-bench does on this machine's GPU, in one file: the tests that need one, and a short run of every method whose
-# four modules share it. One GPU is enough. Leaves $OUT/gpu_check.json; exit code 1 if anything failed.
+# What fr-bench does on this machine's GPU, in one file: a short run of every method whose four modules share it, then
+# the tests that need one. One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should
+# the time run out; exit code 1 if anything failed.
 #
-#   PYTHON=.venv/bin/python OUT=outputs/gpu-check MODEL=resnet164 DATASET=synthetic STEPS=40 METHODS="bp dni ddg fr" \
+#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check MODEL=resnet164 DATASET=synthetic STEPS=40 \
+#       METHODS="bp dni ddg fr" RUN_LIMIT=90 TEST_LIMIT=360 WORKERS=4 \
 #       scripts/gpu_check.sh [any further settings of fr-bench train]
 #
+# RUN_LIMIT and TEST_LIMIT: seconds for each run, and for all tests. WORKERS: so many tests run side by side.
 # DEVICE=cpu rehearses it where there is no GPU.
-set -euo pipefail
-python=${PYTHON:-python3} device=${DEVICE:-cuda} out=${OUT:-outputs/gpu-check}
-cd "$(dirname "$0")/.."
-mkdir -p "$out"
+set -uo pipefail
+python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
+cd "$(dirname "$0")/.." || exit 2
+mkdir -p "${RESULTS:-outputs/gpu-check}" || exit 2
+results=$(cd "${RESULTS:-outputs/gpu-check}" && pwd)
+rm -f "$results/tests.xml" "$results/gpu_check.json"
 failed=0
-FR_BENCH_GPU_TESTS_ON=$device "$python" -m pytest -q tests/gpu --junitxml="$out/tests.xml" || failed=1
-for method in ${METHODS:-bp dni ddg fr}; do
-    "$python" -m fr_bench train "method=$method" "model=${MODEL:-resnet164}" "dataset=${DATASET:-synthetic}" k=4 \
-        "device=$device" "max_steps=${STEPS:-40}" transport=ipc resume=never console=off wandb.mode=disabled \
-        "run_dir=$out/$method" "$@" || failed=1
-done
-"$python" - "$out" ${METHODS:-bp dni ddg fr} <<'PYTHON'
+
+# The process group of a program that is out of time is killed with it: its modules die with their parent.
+within() { timeout --signal=TERM --kill-after=10 "$@"; }
+
+report() {
+    "$python" - "$results" $methods <<'PYTHON' || failed=1
 import json, sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-out, methods = Path(sys.argv[1]), sys.argv[2:]
-cases = list(ElementTree.parse(out / "tests.xml").iter("testcase"))
-outcome = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+results, methods = Path(sys.argv[1]), sys.argv[2:]
+read = lambda path: json.loads(path.read_text()) if path.exists() else None
 tests = {"passed": 0, "failed": [], "skipped": []}
-for case in cases:
+outcome = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+finished = (results / "tests.xml").exists()
+for case in ElementTree.parse(results / "tests.xml").iter("testcase") if finished else ():
     kind = next((outcome[child.tag] for child in case if child.tag in outcome), "passed")
     if kind == "passed":
         tests["passed"] += 1
     else:
         tests[kind].append(f"{case.get('classname')}::{case.get('name')}")
-read = lambda path: json.loads(path.read_text()) if path.exists() else None
-runs = {method: {"status": read(out / method / "status.json"), "summary": read(out / method / "summary.json")} for method in methods}
-environment = next((found for method in methods if (found := read(out / method / "env.json"))), None)
-path = out / "gpu_check.json"
-path.write_text(json.dumps({"env": environment, "tests": tests, "runs": runs}, indent=1) + "\n")
-print(f"{tests['passed']} tests passed, {len(tests['failed'])} failed, {len(tests['skipped'])} skipped; {path}")
+runs = {method: {"status": read(results / method / "status.json"), "summary": read(results / method / "summary.json")} for method in methods}
+environment = next((found for method in methods if (found := read(results / method / "env.json"))), None)
+path = results / "gpu_check.json"
+path.write_text(json.dumps({"env": environment, "tests": tests if finished else None, "runs": runs}, indent=1) + "\n")
+states = ", ".join(f"{method} {(run['status'] or {}).get('state', 'not begun')}" for method, run in runs.items())
+ended = f"{tests['passed']} tests passed, {len(tests['failed'])} failed, {len(tests['skipped'])} skipped" if finished else "tests: not ended"
+print(f"{states}; {ended}; {path}")
 PYTHON
+}
+
+for method in $methods; do
+    rm -rf "${results:?}/$method"
+    within "${RUN_LIMIT:-90}" "$python" -m fr_bench train "method=$method" "model=${MODEL:-resnet164}" \
+        "dataset=${DATASET:-synthetic}" k=4 "device=$device" "max_steps=${STEPS:-40}" transport=ipc resume=never \
+        console=off wandb.mode=disabled "run_dir=$results/$method" "$@" || failed=1
+    report
+done
+FR_BENCH_GPU_TESTS_ON=$device within "${TEST_LIMIT:-360}" "$python" -m pytest -q tests/gpu -n "${WORKERS:-4}" \
+    -o timeout=120 --maxfail=10 --junitxml="$results/tests.xml" || failed=1
+report
 exit $failed

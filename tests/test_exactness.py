@@ -100,3 +100,13 @@ def test_initial_weights_and_data_order_depend_on_the_seed_alone(tmp_path: Path)
         assert all(torch.equal(value, first[name]) for name, value in other.items())
     other = weights("bp", 1, seed=4)
     assert not all(torch.equal(value, first[name]) for name, value in other.items())
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dni"])
+def test_where_processes_wait_for_each_other_at_their_first_message_all_is_the_same(
+    method: str, tmp_path: Path
+) -> None:
+    """As under nccl, which needs a GPU for each module: see tiny_models.under_nccl."""
+    model = {"_target_": "tiny_models.under_nccl", "name": "tiny"}
+    serial = run_serial(tiny_config(method, 3), tmp_path / "serial")
+    assert_same(run_processes(tiny_config(method, 3, "gloo", model=model), tmp_path / "gloo"), serial)

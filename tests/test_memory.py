@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
 from fr_bench.categories import CATEGORIES
-from fr_bench.memory import unexplained
+from fr_bench.memory import PeakMemory, unexplained
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 
@@ -124,3 +125,29 @@ def test_resnet164_on_cifar_is_as_in_the_literature_predicted_without_running_an
 def test_what_no_category_explains_is_never_negative() -> None:
     assert unexplained({"parameters": 30, "activations": 60}, peak=100) == 10
     assert unexplained({"parameters": 30, "activations": 90}, peak=100) == 0
+
+
+def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a counter in place of the GPU's."""
+    allocated = [0]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(allocated))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: allocated.clear() or allocated.append(1))
+    peak = PeakMemory(torch.device("cuda:0"))
+    allocated.append(900)  # a rehearsal
+    for trained, between in ((40, 700), (30, 800)):
+        peak.begin()
+        allocated.append(trained)
+        peak.end()
+        allocated.append(between)  # a diagnostic, an evaluation
+    assert peak.take() == 40
+    peak.begin()
+    allocated.append(20)
+    peak.end()
+    assert peak.take() == 20
+
+
+def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:
+    peak = PeakMemory(torch.device("cpu"))
+    peak.begin()
+    peak.end()
+    assert peak.take() == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fr_bench.child import IGNORED
+from fr_bench.child import IGNORED, remove_shared_counters
 from fr_bench.reporter import Reporter
 from fr_bench.supervisor import Supervisor, watch_signals
 
@@ -78,3 +79,17 @@ process.join()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
+def test_shared_counters_of_this_process_are_removed_and_those_of_others_are_not() -> None:
+    """As torch leaves them in /dev/shm on a GPU."""
+    paths = [Path(f"/dev/shm/torch_{os.getpid()}_fr_bench_{index}") for index in (1, 2)]
+    try:
+        for path in paths:
+            path.write_bytes(bytes(4096))
+        with paths[0].open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+            remove_shared_counters()
+        assert [path.exists() for path in paths] == [False, True]
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)

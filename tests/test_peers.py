@@ -157,9 +157,14 @@ def test_a_pipeline_equals_adding_up_micro_batches(method: str, k: int, num_micr
         if method == "zero_bubble":
             assert "predicted" not in account
             continue
+        # Before torch 2.13 module K-1 holds a message to the top, which is on its way, for longer.
+        is_sending = torch.__version__ < (2, 13) and method == "1f1b" and account["module"] == k - 1
+        late = 4 * 8 * 8 * 8 * config["batch_size"] // num_microbatches if is_sending else 0  # bytes
         for category in CATEGORIES:  # a micro-batch's labels are a view of all labels: a few bytes more
-            tolerance = 0.02 if category == "activations" else 0
-            assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=tolerance), category
+            expected, tolerance = account[f"predicted_{category}"], 0.0
+            if category == "activations":
+                expected, tolerance = expected + late, 0.02
+            assert account[category] == pytest.approx(expected, rel=tolerance), category
     times = [record for record in result.of("time") if record["step"] == 10]
     assert all(record["play_s"] > 0 and record["learn_s"] > 0 and record["wait_s"] > 0 for record in times)
     assert all(0 < record["efficiency"] <= 1 for record in times)

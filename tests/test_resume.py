@@ -278,6 +278,9 @@ def test_never_starts_in_a_new_directory_alone(tmp_path: Path) -> None:
     run = stopped(config, tmp_path, 5)
     with pytest.raises(ConfigError, match="choose another run_dir"):
         run_training(config | {"resume": "never"}, run)
+    train_here(config, tmp_path / "finished")
+    with pytest.raises(ConfigError, match=r"holds a finished run.*choose another run_dir"):
+        run_training(config | {"resume": "never"}, tmp_path / "finished")
 
 
 def test_a_finished_run_is_said_to_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

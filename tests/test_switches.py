@@ -32,3 +32,10 @@ def test_under_bf16_losses_are_near_those_in_float32_and_weights_stay_float32(tm
     plain, bf16 = (run(tmp_path / precision, precision=precision) for precision in ("fp32", "bf16"))
     assert bf16.losses == pytest.approx(plain.losses, abs=0.1) and bf16.losses != plain.losses
     assert all(value.dtype != torch.bfloat16 for value in bf16.weights.values())
+
+
+def test_a_run_that_need_not_be_deterministic_does_not_inherit_it(tmp_path: Path) -> None:
+    run(tmp_path / "deterministic", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    run(tmp_path / "not", deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -93,6 +93,13 @@ def test_nccl_wants_a_gpu_for_each_module(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose_transport("auto", ["cuda:0", "cuda:1"], 0)[0] == "nccl"
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_memory_that_cannot_be_shared_rules_ipc_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "backend:native,expandable_segments:True")
+    assert f"unset {name}" in str(why_not("ipc", ["cuda:0", "cuda:0"], 0))
+    assert choose_transport("auto", ["cuda:0", "cuda:0"], 0)[0] == "gloo"
+
+
 def test_modules_go_round_robin_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert module_devices("auto", None, 3) == ["cuda:0", "cuda:1", "cuda:0"]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from fr_bench.transport import open as opening
+from fr_bench.transport.distributed import DistributedReceiver
 
 
 class Residual(nn.Module):
@@ -154,3 +160,37 @@ def bad_day(
 def killed(input_shape: tuple[int, int, int], num_classes: int, at: int) -> list[tuple[str, nn.Module]]:
     """``without_norm`` with a head that ends the second process in its ``at``-th training forward."""
     return [*without_norm(input_shape, num_classes)[:-1], ("head", Killed(8, num_classes, at))]
+
+
+class NotAhead(DistributedReceiver):
+    """Receives when it is asked to."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **(settings | {"ahead": False}))
+
+
+def under_nccl(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """The residual model, in processes whose channels behave as nccl's: at the first message between two of them each
+    waits for the other, and nothing is received ahead."""
+    if dist.is_initialized() and dist.isend.__module__ != __name__:
+        store, met = dist.distributed_c10d._get_default_store(), set()
+
+        def meet(peer: int, group: dist.ProcessGroup) -> None:
+            me, name = dist.get_rank(), group.group_name
+            if (peer, name) not in met:
+                store.set(f"{name}: {me} to {peer}", "")
+                store.wait([f"{name}: {peer} to {me}"], timedelta(seconds=20))
+                met.add((peer, name))
+
+        def watched(exchange: Callable[..., Any]) -> Callable[..., Any]:
+            def exchange_after_meeting(tensor: Tensor, peer: int, group: dist.ProcessGroup | None = None) -> Any:
+                if group is not None:  # a channel's: all else has the default one, which is gloo's under nccl too
+                    meet(peer, group)
+                return exchange(tensor, peer, group=group)
+
+            return exchange_after_meeting
+
+        for name in ("isend", "irecv", "send", "recv"):
+            setattr(dist, name, watched(getattr(dist, name)))
+        opening.DistributedReceiver = NotAhead
+    return residual(input_shape, num_classes)

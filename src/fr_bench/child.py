@@ -12,6 +12,7 @@ import traceback
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,8 +74,20 @@ def main(
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+    remove_shared_counters()
     # Not sys.exit: a process group with a receive still posted would wait for a message that never comes.
     os._exit(exit_code)
+
+
+def remove_shared_counters() -> None:
+    """Removes the files in which torch counts who uses a GPU's memory that this process shares: it does so itself in an
+    orderly exit only. They are known by being mapped here, since another container may have processes of our number.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            name = line.split(maxsplit=5)[-1]
+            if name.startswith("/dev/shm/torch_") and not name.endswith("(deleted)"):
+                Path(name).unlink(missing_ok=True)
 
 
 def die_with_parent() -> None:

@@ -12,7 +12,7 @@ from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.collector import Collector
 from fr_bench.console import RunTitle, choose_console, print_summary
 from fr_bench.environment import describe_environment
-from fr_bench.errors import FrBenchError, Interrupted, RunFailed
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.meeting import Meeting
 from fr_bench.members import Members, follow
 from fr_bench.plan import Plan, make_plan
@@ -69,6 +69,11 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
             directory.take_over(start.found)
         elif finished is None:
             claimed = directory.create()
+            if claimed is not None and config["resume"] == "never":
+                raise ConfigError(
+                    f"run_dir={run_directory}: holds a finished run, and resume=never starts in a new directory alone; "
+                    "choose another run_dir."
+                )
             finished = None if claimed is None else claimed.summary
     if meeting is not None:
         meeting.say("start", {"is_finished": finished is not None, **start.description()})

@@ -46,13 +46,13 @@ class Account:
         with self._peak.listen():
             self._method.account_iteration(t, self._peak.hold)
 
-    def take(self, buffer_bytes: int, device: torch.device, alone: bool) -> dict[str, int]:
-        """The module's bytes by category, and ``peak``: the allocator's since the last account on a GPU, the peak
-        resident memory of the process on the CPU.
+    def take(self, buffer_bytes: int, device: torch.device, peak: int, alone: bool) -> dict[str, int]:
+        """The module's bytes by category, and ``peak``.
 
         Args:
             buffer_bytes: of its channels.
             device: where it is.
+            peak: of its process: see :class:`PeakMemory`.
             alone: whether the process has no other module, so that its peak is this module's.
         """
         parameters = list(self._module.network.parameters())
@@ -76,7 +76,6 @@ class Account:
             "synthesizer": tensor_bytes(kept.get("synthesizer", []), except_for=[*elsewhere, *self._saved.tensors]),
             "buffers": buffer_bytes + tensor_bytes(kept.get("buffers", [])),
         }
-        peak = peak_bytes(device)
         if device.type == "cuda" and alone:
             account[OTHER] = unexplained(account, peak)
         return account | {"peak": peak}
@@ -87,12 +86,37 @@ def unexplained(account: dict[str, int], peak: int) -> int:
     return max(0, peak - sum(account.values()))
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory: of the CUDA allocator (reset by this call), or resident memory of this process."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+class PeakMemory:
+    """Peak memory of this process on ``device``: resident on the CPU, the allocator's while it trains on a GPU.
+
+    There a peak is one of training alone. A rehearsal, an evaluation or a diagnostic, for whose new shapes cuDNN may
+    try algorithms with any workspace that fits, comes between two stretches of it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._peak = 0
+
+    def begin(self) -> None:
+        """Training goes on."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def end(self) -> None:
+        """Training pauses."""
+        if self._device.type == "cuda":
+            self._peak = max(self._peak, torch.cuda.max_memory_allocated(self._device))
+
+    def take(self) -> int:
+        """Bytes: since the last call on a GPU, since the process began on the CPU."""
+        if self._device.type != "cuda":
+            return peak_resident_bytes()
+        peak, self._peak = self._peak, 0
         return peak
+
+
+def peak_resident_bytes() -> int:
+    """Of this process, since it began."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

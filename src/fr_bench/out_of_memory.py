@@ -11,8 +11,8 @@ from fr_bench.errors import RunFailed
 from fr_bench.memory_table import memory_table
 from fr_bench.plan import Plan
 
-# How torch's allocator on the CPU, and what is below it, say so: the error has no type of its own.
-_WORDS = ("can't allocate memory", "bad_alloc", "out of memory")
+# How torch's allocator on the CPU, cuBLAS and cuDNN, and what is below them, say so: the error has no type of its own.
+_WORDS = ("can't allocate memory", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

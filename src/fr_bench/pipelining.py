@@ -1,4 +1,5 @@
-"""torch.distributed.pipelining, as far as fr-bench uses it. The only file that knows its interface (torch 2.13).
+"""torch.distributed.pipelining, as far as fr-bench uses it. The only file that knows its interface
+(torch 2.11 to 2.14).
 
 Four traps of the library are avoided here. Without shapes it finds them by running the real modules on uninitialised
 memory, which ruins batch norm's running statistics: the shapes of all messages are given. It refuses messages that
@@ -132,7 +133,9 @@ class Pipeline:
     def received(self) -> list[Tensor]:
         """The memory into which features and gradients of all micro-batches are received; known after a step."""
         infos = [info for stage in self._stages for info in (stage.args_recv_info, stage.grad_recv_info)]
-        found = [each.buffer for by_microbatch in infos for each_batch in by_microbatch.values() for each in each_batch]
+        slots = [slot for by_microbatch in infos for of_one in by_microbatch.values() for slot in of_one]
+        # The images are received from nobody: their slot has no buffer, and up to torch 2.11 not even the attribute.
+        found = [getattr(slot, "buffer", None) for slot in slots]
         return [buffer for buffer in found if buffer is not None]
 
 

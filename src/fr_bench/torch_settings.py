@@ -23,7 +23,9 @@ def configure_torch(device: str, threads: int, precision: str, deterministic: bo
     torch.set_num_threads(threads)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing reads memory that was not written: filling it, such as the memory for every message, would be for nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device != "cpu":
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

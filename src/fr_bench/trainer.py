@@ -15,7 +15,7 @@ from fr_bench.diagnostics import SufficientDirection
 from fr_bench.errors import Diverged
 from fr_bench.evaluation import EvaluationSet, evaluate
 from fr_bench.lockstep import play_in_lockstep
-from fr_bench.memory import Account
+from fr_bench.memory import Account, PeakMemory
 from fr_bench.meter import LossMeter
 from fr_bench.methods.base import Method
 from fr_bench.module import BatchResult, Module
@@ -105,6 +105,7 @@ class Trainer:
         self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
         # Traced from the first iteration in which all modules learn, if the run gets there.
         self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
+        self._peaks = {player.device: PeakMemory(player.device) for player in players}
         self._trained_ns = 0  # since the last `time` record
         self._reported_step = 0
 
@@ -167,6 +168,8 @@ class Trainer:
 
     def _train(self, start: int, stop: int) -> int:
         """One stretch on the training clock; returns the step at which it ended, ``stop`` or an earlier checkpoint."""
+        for peak in self._peaks.values():
+            peak.begin()
         self.reporter.send("stretch_begin", modules=self._numbers())
         since_ns = time.monotonic_ns()
         t = start
@@ -185,6 +188,8 @@ class Trainer:
             if t + 1 == stop:
                 self._synchronize()
                 self.reporter.send("stretch_end", modules=self._numbers())
+                for peak in self._peaks.values():
+                    peak.end()
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
                 now_ns = time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns
@@ -235,7 +240,8 @@ class Trainer:
         self._reported_step, self._trained_ns = step, 0
         for player in self.players:
             seconds = {name: total / num_iterations for name, total in player.module.watch.take().items()}
-            if not player.method.sees_waiting:
+            # On a GPU these are times of the host, which waits where the transport waits, not where the device does.
+            if not player.method.sees_waiting or player.device.type != "cpu":
                 del seconds["wait_s"]
             self.reporter.send("time", step=step, module=player.module.number, wall_s=wall_s, **seconds)
 
@@ -243,6 +249,7 @@ class Trainer:
         """One accounting pass through all modules: measured beside predicted."""
         accounts = [Account(player.module, player.method) for player in self.players]
         modules, sides = [p.module for p in self.players], [p.side for p in self.players]
+        peaks = {device: peak.take() for device, peak in self._peaks.items()}
         t = step - 1
         passes = []
         if self.players[0].method.plays_itself:
@@ -253,7 +260,10 @@ class Trainer:
             k = player.module.number
             replicas_bytes = 0 if player.module.replicas is None else player.module.replicas.buffer_bytes
             num_bytes: dict[str, int] = account.take(
-                player.link.buffer_bytes + replicas_bytes, player.device, alone=len(self.players) == 1
+                player.link.buffer_bytes + replicas_bytes,
+                player.device,
+                peaks[player.device],
+                alone=len(self.players) == 1,
             )
             predicted = self.predicted_memory[k - 1]
             if predicted:

@@ -36,14 +36,13 @@ from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
 from fr_bench.trainer import Extent, Player, Trainer
+from fr_bench.transport.group import EXCHANGE_TIMEOUT, make_group, new_group
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.replicas import Replicas
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
 from fr_bench.transport.spec import PeerLost
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
-# Longer than any step; a dead neighbour is noticed by the parent, not by this.
-EXCHANGE_TIMEOUT = timedelta(hours=24)
 
 
 @dataclass
@@ -223,20 +222,13 @@ def own_group(plan: Plan) -> dist.ProcessGroup | None:
     return new_group("nccl") if plan.transport == "nccl" else None
 
 
-def new_group(backend: str, ranks: list[int] | None = None) -> dist.ProcessGroup:
-    """A group of all processes, or of ``ranks``; all processes make it, and this one is in it."""
-    group = dist.new_group(ranks, backend=backend)
-    assert isinstance(group, dist.ProcessGroup), "this process is in the group"
-    return group
-
-
 def join_replicas(plan: Plan, module: Module) -> None:
     """From now on ``module`` learns from the gradients of all replicas."""
     backend = "nccl" if plan.transport == "nccl" else "gloo"
     for k in range(1, plan.num_modules + 1):  # every process takes part in making every group
         ranks = [replica * plan.num_modules + k - 1 for replica in range(plan.num_replicas)]
         if k != module.k:
-            dist.new_group(ranks, backend=backend)
+            make_group(backend, ranks)
             continue
         parameters = list(module.network.parameters())
         module.replicas = Replicas(new_group(backend, ranks), parameters)

@@ -37,9 +37,10 @@ def test_a_switch_computes_the_same(
 
 
 def test_tf32_computes_nearly_the_same(cuda: dict[str, Any], tmp_path: Path) -> None:
-    plain = run_serial(tiny_config("fr", 2, model=WIDE, **cuda), tmp_path / "plain")
-    tf32 = run_serial(tiny_config("fr", 2, model=WIDE, precision="tf32", **cuda), tmp_path / "tf32")
-    assert_near(tf32, plain, 0.05)
+    settings: dict[str, Any] = {"model": WIDE, "optimizer": {"lr": 0.001}, **cuda}  # at 0.05 any rounding grows to 0.1
+    plain = run_serial(tiny_config("fr", 2, **settings), tmp_path / "plain")
+    tf32 = run_serial(tiny_config("fr", 2, precision="tf32", **settings), tmp_path / "tf32")
+    assert_near(tf32, plain, 0.01)
     assert tf32.losses != plain.losses, "the switch does nothing"
 
 
@@ -51,6 +52,11 @@ def test_the_account_is_as_predicted_and_below_the_peak(method: str, gpu: dict[s
             assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=0.05), category
         held = sum(account[category] for category in ("parameters", "optimizer", "history", "stash"))
         assert account["peak"] > held > 0
+
+
+def test_times_of_the_host_are_not_passed_off_as_waiting(cuda: dict[str, Any], tmp_path: Path) -> None:
+    times = run_processes(tiny_config("fr", 2, "ipc", **cuda), tmp_path).of("time")
+    assert times and not any("wait_s" in record or "efficiency" in record for record in times)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_bench.components import bind
-from fr_bench.memory import peak_bytes
+from fr_bench.memory import peak_resident_bytes
 from fr_bench.models import build_blocks
 from fr_bench.reporter import Reporter
 
@@ -93,9 +93,7 @@ class PeerTask:
             if self.keep_losses and loss is not None:
                 losses.append(loss.item())
             ends_ns.append(time.monotonic_ns())
-        reporter.send(
-            "peer", module=self.rank + 1, ends_ns=ends_ns, losses=losses, peak=peak_bytes(torch.device("cpu"))
-        )
+        reporter.send("peer", module=self.rank + 1, ends_ns=ends_ns, losses=losses, peak=peak_resident_bytes())
         if self.store_port is not None:
             dist.barrier()  # nobody leaves while a neighbour may still be reading what it sent
 

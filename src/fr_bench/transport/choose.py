@@ -105,8 +105,9 @@ def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | No
             return _shared_memory_problem(ring_bytes)
         if len(distinct) > 1:
             return "ipc joins modules that share one device, and these have several; use nccl or gloo"
-        if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
-            return "CUDA IPC does not work with expandable_segments:True; unset PYTORCH_CUDA_ALLOC_CONF"
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the second is its newer name
+            if "expandable_segments:True" in os.environ.get(name, ""):
+                return f"CUDA IPC does not work with expandable_segments:True; unset {name}"
     return None
 
 

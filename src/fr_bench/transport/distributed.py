@@ -1,8 +1,13 @@
 """Channels over torch.distributed: gloo (host memory) and nccl (K distinct GPUs).
 
-Each direction has a process group of its own, so that a gradient never queues behind features. Every receive
-is posted before it is needed, into memory that is then handed over, and sends return at once. On a GPU, gloo
-messages pass through pinned host memory.
+Each direction has a process group of its own, so that a gradient never queues behind features. Sends return at once.
+Under gloo every receive is posted a message ahead, into memory that is then handed over; on a GPU its messages pass
+through pinned host memory.
+
+Under nccl a receive is a kernel, which stays on the device until the message has come. One that is posted ahead of what
+the neighbour can send yet would block whatever waits for the whole device (a synchronisation, a cudaFree, and with it
+cuDNN when it tries algorithms for a new shape), and with BP, whose next features wait for this gradient, for ever. So
+there it is posted when it is asked for, which is ahead of the device all the same: the host does not wait for it.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ class DistributedSender:
 
 
 class DistributedReceiver:
-    """Receives from ``peer`` (a rank), always with one receive posted ahead."""
+    """Receives from ``peer`` (a rank), with one receive posted ahead or, if not ``ahead``, when it is asked for."""
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class DistributedReceiver:
         what: str,
         device: torch.device,
         through_host: bool,
+        ahead: bool = True,
     ) -> None:
         self._group = group
         self._peer = peer
@@ -68,14 +74,15 @@ class DistributedReceiver:
         self._what = what
         self._device = device
         self._through_host = through_host
-        self._posted = self._post()
+        self._posted = self._post() if ahead else None
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`fr_bench.transport.channel.Receiver`. gloo and nccl keep the order of messages."""
-        work, message = self._posted
         try:
+            work, message = self._posted or self._post()
             work.wait()
-            self._posted = self._post()
+            if self._posted is not None:
+                self._posted = self._post()
         except RuntimeError as error:
             raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
         return message.to(self._device, non_blocking=True) if self._through_host else message
@@ -89,5 +96,5 @@ class DistributedReceiver:
 
     @property
     def buffer_bytes(self) -> int:
-        """The posted message."""
-        return self._spec.num_bytes
+        """The message that is posted ahead."""
+        return self._spec.num_bytes if self._posted is not None else 0

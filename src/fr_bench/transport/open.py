@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,9 +13,10 @@ import torch.distributed as dist
 from fr_bench.transport.channel import LocalChannel, Receiver, Sender
 from fr_bench.transport.distributed import DEPTH as distributed_depth
 from fr_bench.transport.distributed import DistributedReceiver, DistributedSender
+from fr_bench.transport.group import new_group
 from fr_bench.transport.ipc import DEPTH as ring_depth
 from fr_bench.transport.ipc import RingPorts, RingReceiver, RingSender
-from fr_bench.transport.spec import TensorSpec
+from fr_bench.transport.spec import PeerLost, TensorSpec
 
 
 @dataclass
@@ -65,27 +67,43 @@ def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
 
 def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
     """gloo or nccl: a process group a direction. All modules call this together."""
-    up, down = _new_group(backend), _new_group(backend)
+    up, down = new_group(backend), new_group(backend)
+    _introduce(k, boundaries, up, down, device if backend == "nccl" else torch.device("cpu"))
     through_host = backend == "gloo" and device.type == "cuda"
+    receiver = partial(DistributedReceiver, device=device, through_host=through_host, ahead=backend == "gloo")
     below, above = k - 2, k  # ranks
     ends = Ends()
     if boundaries.features_in is not None and boundaries.gradients_out is not None:
         what = f"features from module {k - 1} to {k}"
-        ends.features_in = DistributedReceiver(up, below, boundaries.features_in, what, device, through_host)
+        ends.features_in = receiver(up, below, boundaries.features_in, what)
         what = f"gradients from module {k} to {k - 1}"
         ends.gradients_out = DistributedSender(down, below, boundaries.gradients_out, what, through_host)
     if boundaries.features_out is not None and boundaries.gradients_in is not None:
         what = f"features from module {k} to {k + 1}"
         ends.features_out = DistributedSender(up, above, boundaries.features_out, what, through_host)
         what = f"gradients from module {k + 1} to {k}"
-        ends.gradients_in = DistributedReceiver(down, above, boundaries.gradients_in, what, device, through_host)
+        ends.gradients_in = receiver(down, above, boundaries.gradients_in, what)
     return ends
 
 
-def _new_group(backend: str) -> dist.ProcessGroup:
-    group = dist.new_group(backend=backend)
-    assert isinstance(group, dist.ProcessGroup), "every module is in the group"
-    return group
+def _introduce(
+    k: int, boundaries: Boundaries, up: dist.ProcessGroup, down: dist.ProcessGroup, device: torch.device
+) -> None:
+    """A first message over every channel, with the neighbour below before the one above.
+
+    nccl connects two processes at the first message between them, and has each wait for the other there: modules whose
+    first calls are not for each other would wait for ever.
+    """
+    greeting, below, above = torch.zeros(1, device=device), k - 2, k  # ranks
+    try:
+        if boundaries.features_in is not None:
+            dist.recv(greeting, below, group=up)
+            dist.send(greeting, below, group=down)
+        if boundaries.features_out is not None:
+            dist.send(greeting, above, group=up)
+            dist.recv(greeting, above, group=down)
+    except RuntimeError as error:
+        raise PeerLost(f"a neighbour of module {k} went away while the channels were opened: {error}") from error
 
 
 def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
@@ -118,7 +136,7 @@ def buffer_bytes(transport: str, k: int, num_modules: int, input_bytes: int, out
         return 0
     if transport == "ipc":
         return ring_depth * sent_bytes
-    return (distributed_depth + 1) * sent_bytes
+    return (distributed_depth + (transport == "gloo")) * sent_bytes  # as much is received as sent, one message ahead
 
 
 def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]
