@@ -43,6 +43,21 @@ def test_prediction_and_measurement_agree(method: str, k: int, tmp_path: Path) -
         assert account["predicted"] == sum(account[f"predicted_{category}"] for category in CATEGORIES)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("method", "k"), [("bp", 1), ("bp", 2), ("fr", 2), ("ddg", 3), ("checkpointed", 2)])
+def test_what_flattening_images_copies_is_predicted_to_the_byte(
+    method: str, k: int, channels: int, channels_last: bool, tmp_path: Path
+) -> None:
+    """The first block flattens: a view of contiguous images, a copy of those of several channels in channels_last."""
+    model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 16}
+    changes = {"model": model, "dataset": {"channels": channels}, "channels_last": channels_last}
+    config = checkpointed(k, **changes) if method == "checkpointed" else tiny_config(method, k, **changes)
+    for account in last_accounts(run_serial(config, tmp_path), k):
+        measured = {category: account[category] for category in CATEGORIES}
+        assert measured == {category: account[f"predicted_{category}"] for category in CATEGORIES}
+
+
 @pytest.mark.parametrize("transport", ["gloo", "ipc"])
 def test_between_processes_the_buffers_are_those_predicted(transport: str, tmp_path: Path) -> None:
     for account in last_accounts(run_processes(tiny_config("fr", 3, transport), tmp_path), 3):

@@ -178,8 +178,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
     method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
-    x = place_on_meta(config, blocks, dataset.input_shape)
-    x = x.new_empty(len(x) // (num_replicas * policy.num_microbatches), *x.shape[1:])  # no view: its storage is counted
+    num_images = config["batch_size"] // (num_replicas * policy.num_microbatches)
+    x = place_on_meta(config, blocks, dataset.input_shape, num_images)
     balance = Balance(
         config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport, num_here
     )
@@ -298,13 +298,21 @@ def check_components(config: dict[str, Any]) -> type[Method]:
     return method
 
 
-def place_on_meta(config: dict[str, Any], blocks: Blocks, input_shape: Sequence[int]) -> Tensor:
-    """Gives ``blocks`` the run's dtype and memory format, and returns a batch for them that has a shape alone."""
+def place_on_meta(
+    config: dict[str, Any], blocks: Blocks, input_shape: Sequence[int], num_images: int | None = None
+) -> Tensor:
+    """Gives ``blocks`` the run's dtype and memory format, and returns a batch in both that has a shape alone.
+
+    Args:
+        num_images: of that batch, where modules see a part of the run's at a time.
+    """
     dtype = DTYPES[config["precision"]]
     layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
     for _, block in blocks:
         block.to(dtype=dtype).to(memory_format=layout)
-    return torch.empty((config["batch_size"], *input_shape), dtype=dtype, device="meta")
+    shape = (num_images or config["batch_size"], *input_shape)
+    # The images' layout counts too: flattened in channels_last they become a copy, which autograd may save.
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
 
 def trace_modules(
