@@ -159,6 +159,35 @@ def test_a_finished_run_is_made_longer_in_another_directory(tmp_path: Path) -> N
     assert_same_run(tmp_path / "alone", tmp_path / "longer")
 
 
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ({"_target_": "fr_bench.schedules.MultiStep", "milestones": [0.5, 0.75]}, ("0.1", "0.01")),
+        ({"_target_": "fr_bench.schedules.Cosine"}, ("0.5", "0")),
+        ({"_target_": "fr_bench.schedules.MultiStep", "milestones": [1]}, None),
+        ({"_target_": "fr_bench.schedules.Constant"}, None),
+    ],
+)
+def test_a_longer_run_says_where_its_schedule_goes_on_with_another_factor(
+    schedule: dict[str, Any], factors: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    schedule |= {"name": "schedule"}
+    train_here(tiny_config("fr", 2, schedule=schedule, epochs=2, checkpoint={"every": 100}), tmp_path / "short")
+    longer = tiny_config("fr", 2, schedule=schedule, epochs=4, resume=str(tmp_path / "short"))
+    first, *others = decide(longer, RunDirectory(tmp_path / "longer"), print).notes
+    assert first.startswith("Goes on after step 10 of 20")
+    if factors is None:
+        assert not others
+        return
+    (note,) = others
+    now, before = factors
+    assert "2 there and 4 here" in note and "in the next step, 11" in note
+    assert f"learning rate is {now}, where that run's would be {before}." in note
+    train_here(longer, tmp_path / "longer")
+    rates = {record["step"]: record["lr"] for record in read_records(tmp_path / "longer") if record["kind"] == "train"}
+    assert rates[11] == pytest.approx(0.05 * float(now))
+
+
 def test_the_cuts_in_use_are_kept_whatever_the_partition_says_today(tmp_path: Path) -> None:
     """Balanced cuts follow from costs, which another version may count otherwise."""
     config = tiny_config("fr", 3, partition="auto")

@@ -8,7 +8,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.schedules import Constant, Cosine, MultiStep
 
 
-def test_fractions_of_the_run_give_the_papers_epochs() -> None:
+def test_fractions_of_epochs_give_the_papers_epochs() -> None:
     by_fraction, by_epoch = MultiStep(milestones=[0.5, 0.75]), MultiStep(milestones=[150, 225])
     for epoch, factor in [(0, 1), (149, 1), (150, 0.1), (224, 0.1), (225, 0.01), (299, 0.01)]:
         for schedule in (by_fraction, by_epoch):

@@ -19,6 +19,7 @@ from typing import Any
 
 from fr_bench.atomic import replace_file
 from fr_bench.checkpoint_files import Checkpoint, newest_good, remove_after
+from fr_bench.components import bind
 from fr_bench.errors import ConfigError
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resumption import Resumption
@@ -177,6 +178,7 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     if before != now:
         was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
         notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
+    notes += _rescheduled(checkpoint, plan)
     return _start(plan, checkpoint, None, source.path, notes)
 
 
@@ -209,6 +211,21 @@ def _moved(before: dict[str, Any], plan: Plan) -> list[str]:
         if key in before and before[key] != now[key]
     ]
     return [f"The machine differs, and with it the last bits may: {'; '.join(changed)}."] if changed else []
+
+
+def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Says where the schedule, which may depend on ``epochs``, goes on with another factor than it had there."""
+    there, here, t = checkpoint.manifest["config"]["epochs"], plan.config["epochs"], checkpoint.step
+    if there == here or t >= plan.num_steps:
+        return []
+    schedule = bind(plan.config["schedule"])()  # the same there: settings that may not change were compared
+    before, now = (schedule.factor(t, plan.steps_per_epoch, epochs) for epochs in (there, here))
+    if before == now:
+        return []
+    return [
+        f"The schedule depends on epochs, {there} there and {here} here: in the next step, {t + 1}, its factor on the "
+        f"learning rate is {now:.4g}, where that run's would be {before:.4g}."
+    ]
 
 
 def _find_source(config: dict[str, Any]) -> RunDirectory:

@@ -2,6 +2,9 @@
 
 A schedule knows nothing of modules: the learning rate of iteration t is the same for all of them,
 whether they step or not. Every schedule may begin with a linear warm-up of ``warmup_epochs``.
+
+The length of a schedule is ``epochs``, also where ``max_steps`` ends the run before: the steps of a run cut short are
+the first of the whole one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ class Schedule:
             raise ConfigError(f"schedule.warmup_epochs={self.warmup_epochs}: must be 0 or more")
 
     def factor(self, t: int, steps_per_epoch: int, epochs: float) -> float:
-        """Returns the factor of iteration ``t`` (from 0) in a run of ``epochs`` epochs."""
+        """Returns the factor of iteration ``t`` (from 0) of ``epochs`` epochs, of which the run may make fewer."""
         warmup_steps = self.warmup_epochs * steps_per_epoch
         warmup = min(1.0, (t + 1) / warmup_steps) if warmup_steps > 0 else 1.0
         return warmup * self.after_warmup(t / steps_per_epoch, epochs)
@@ -43,8 +46,8 @@ class Constant(Schedule):
 class MultiStep(Schedule):
     """Multiplies by ``gamma`` at each milestone.
 
-    A milestone below 1 is a fraction of the run, from 1 on it is an epoch: ``[0.5, 0.75]`` of 300 epochs
-    is the paper's ``[150, 225]``, and keeps its shape when the run is shorter.
+    A milestone below 1 is a fraction of ``epochs``, from 1 on it is an epoch: ``[0.5, 0.75]`` of 300 epochs is the
+    paper's ``[150, 225]``, and keeps its shape with fewer ``epochs``.
     """
 
     milestones: Sequence[float] = (0.5, 0.75)
@@ -63,7 +66,7 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Half a cosine from 1 to ``final`` over the run (Loshchilov and Hutter 2017, without restarts)."""
+    """Half a cosine from 1 to ``final`` over ``epochs`` (Loshchilov and Hutter 2017, without restarts)."""
 
     final: float = 0.0
 
