@@ -61,6 +61,13 @@ def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_it_says_which_modules_would_never_learn_and_so_does_the_run(tmp_path: Path) -> None:
+    words = ("train", "debug=fast", "k=3", "max_steps=2", "run_dir=run", "console=off")
+    line = "module 1 never learns: module k of 3 learns from step 3-k+1 on, and the run has 2; "
+    assert line in call(tmp_path, *words, "dry_run=true").stdout
+    assert f"fr-bench: {line}" in call(tmp_path, *words).stderr
+
+
 def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:
     done = call(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
     assert done.returncode == 0, done.stderr

@@ -86,6 +86,40 @@ def test_without_carried_history_every_epoch_warms_up_again(
     assert {t for j, t in log.gradients if j == 3} == set(range(10))
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "steps", "never"),
+    [
+        ("fr", {"carry_history": False}, {"batch_size": 22, "epochs": 4}, "module 1 never learns"),
+        ("ddg", {"carry_history": False}, {"batch_size": 44, "epochs": 4}, "modules 1 and 2 never learn"),
+        ("fr", {}, {"max_steps": 2}, "module 1 never learns"),
+        ("ddg", {"warmup": "zero"}, {"max_steps": 1}, "modules 1 and 2 never learn"),
+        ("fr", {"carry_history": False}, {"max_steps": 2}, "module 1 never learns"),
+        ("fr", {}, {"max_steps": 1, "freeze": [1]}, "module 2 never learns"),
+        ("fr", {}, {"max_steps": 3}, None),
+        ("fr", {}, {"batch_size": 22, "epochs": 4}, None),
+        ("bp", {}, {"max_steps": 1}, None),
+    ],
+)
+def test_modules_that_never_learn_are_named_beforehand_and_no_others(
+    method: str,
+    settings: dict[str, Any],
+    steps: dict[str, Any],
+    never: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(method, 3, **steps)
+    config["method"] |= settings
+    warnings = make_plan(config).warnings
+    assert [line.partition(":")[0] for line in warnings] == ([never] if never else [])
+    log = GradientLog(monkeypatch)
+    run_serial(config, tmp_path)
+    learned = {k for (k, _), gradients in log.gradients.items() if any(g.any() for g in gradients)}
+    assert {1, 2, 3} - learned - set(config["freeze"]) == {
+        int(word) for word in (never or "").split() if word.isdigit()
+    }
+
+
 @pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo")])
 def test_discarding_history_drops_the_gradients_in_flight_too(method: str, transport: str, tmp_path: Path) -> None:
     """Between processes as in one: a gradient left in a channel would meet the wrong batch."""

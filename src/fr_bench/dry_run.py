@@ -23,7 +23,7 @@ def report(config: dict[str, Any]) -> str:
     names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
     heading = "dry run of {method}, K = {k}, {model} on {dataset}: nothing is trained".format(k=plan.k, **names)
     paragraphs = [
-        [heading, *plan.headlines()],
+        [heading, *plan.headlines(), *plan.warnings],
         ["predicted memory with a full pipe, MiB", *memory_table(plan)],
         time_lines(plan, predict_time(plan), names["method"]),
     ]

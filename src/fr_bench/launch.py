@@ -171,7 +171,7 @@ class Run:
 
     def train(self, signals: SignalWatch) -> dict[str, Any]:
         """Trains, and leaves the directory with its final status whatever happens."""
-        for note in self.start.notes:
+        for note in (*self.start.notes, *self.plan.warnings):
             say(note)
         sinks = SinkGroup([])
         cause: BaseException | None = None

@@ -19,6 +19,7 @@ from fr_bench.memory_model import ModuleShapes, predict, shape_pass, unpredictab
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import InPlaceError, Network
+from fr_bench.never_learning import never_learning
 from fr_bench.partition import check_num_modules, module_slices, module_table
 from fr_bench.torchrun import Torchrun
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices
@@ -55,6 +56,7 @@ class Plan:
         num_parts: of a replica's share of a batch: how many a module sees one after the other.
         num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
             or the processes of a method that cuts nothing.
+        warnings: for the user, in whole sentences: what was asked for and can be had, but hardly is what was meant.
 
     With several replicas the modules of all of them are numbered through: module k of replica d is number
     (d - 1) K + k. Records, files and messages say these numbers.
@@ -81,6 +83,7 @@ class Plan:
     uses_link: bool = True
     num_parts: int = 1
     num_replicas: int = 1
+    warnings: Sequence[str] = ()
 
     @property
     def k(self) -> int:
@@ -192,6 +195,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     evaluated = {"test": dataset.test, "validation": dataset.validation}
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
+    if config["max_steps"] is not None:
+        num_steps = min(num_steps, config["max_steps"])
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
@@ -204,7 +209,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         transport_reason=reason,
         threads=threads,
         steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"]),
+        num_steps=num_steps,
         input_shape=tuple(dataset.input_shape),
         num_classes=dataset.num_classes,
         num_train=num_train,
@@ -219,6 +224,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
+        warnings=never_learning(config, policy, len(devices) // num_replicas, steps_per_epoch, num_steps),
     )
 
 

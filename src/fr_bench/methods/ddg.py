@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,6 +133,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         return super().passes(is_top) if is_top else [PassKind(graph=True, update_statistics=True, on_copies=True)]
 
     @classmethod
-    def policy(cls, weights: str = "stashed", **_: Any) -> Policy:
+    def policy(cls, weights: str = "stashed", carry_history: bool = True, **_: Any) -> Policy:
         """See :class:`Policy`."""
-        return Policy(keeps="graphs", gradient="delayed", weights="stale" if weights == "stashed" else "mixed")
+        at: Literal["stale", "mixed"] = "stale" if weights == "stashed" else "mixed"
+        return Policy(keeps="graphs", gradient="delayed", weights=at, starts_anew=not carry_history)

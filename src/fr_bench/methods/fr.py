@@ -93,6 +93,6 @@ class FeaturesReplay(DelayedMethod[Tensor]):
         ]
 
     @classmethod
-    def policy(cls, **_: Any) -> Policy:
+    def policy(cls, carry_history: bool = True, **_: Any) -> Policy:
         """See :class:`Policy`."""
-        return Policy(keeps="inputs", gradient="delayed", extra_forward=True)
+        return Policy(keeps="inputs", gradient="delayed", extra_forward=True, starts_anew=not carry_history)

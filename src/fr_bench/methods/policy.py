@@ -19,6 +19,7 @@ class Policy:
         extra_forward: whether every batch is played and replayed.
         recomputes: whether the graph holds block inputs alone, and each block is recomputed in the backward.
         num_microbatches: into which a batch is cut; 1 where it is not.
+        starts_anew: whether what is kept, and in flight, is discarded at the start of every epoch.
     """
 
     keeps: Literal["graph", "graphs", "inputs", "all micro-batches", "few micro-batches", "parts", "share"]
@@ -27,6 +28,7 @@ class Policy:
     extra_forward: bool = False
     recomputes: bool = False
     num_microbatches: int = 1
+    starts_anew: bool = False
 
     def words(self) -> str:
         """Says it in a line: what is kept, and which gradient is used at which weights."""
