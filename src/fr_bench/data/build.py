@@ -74,6 +74,10 @@ def _hold_out(dataset: Dataset, limit: int | None, num_validation: int) -> Datas
             f"dataset.validation={num_validation}: must be less than the {num_train} training images, "
             "out of which these are held."
         )
+    num_left = num_train - num_validation
+    if limit is not None and limit > num_left:
+        left = f" that dataset.validation={num_validation} leaves of {num_train}" if num_validation else ""
+        raise ConfigError(f"dataset.limit={limit}: there are {num_left} training images{left}; use null for all of them.")
     if limit is None and num_validation == 0:
         return dataset
     order = _fixed_order(num_train)
