@@ -151,10 +151,65 @@ def test_cfg_job_shows_the_config_and_runs_nothing(launch, tmp_path, capsys):
     assert not launch.planned and not launch.started and not list(tmp_path.iterdir())
 
 
+def help_of(capsys, *words: str) -> str:
+    assert train("--help", *words) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_train_help_lists_groups_settings_and_examples(launch, capsys):
-    assert train("--help") == 0
-    text = capsys.readouterr().out
-    assert "schedule: constant, cosine, multistep" in text and "batch_size: 128" in text and "fr-bench train -m" in text
+    text = help_of(capsys)
+    assert "schedule constant, cosine, multistep (the learning rate over the epochs)" in text
+    assert "batch_size=128 images an iteration" in text and "fr-bench train -m" in text
+    assert "dataset.root=${oc.env:FR_BENCH_DATA,data} folder" in text
+
+
+def test_train_help_is_of_the_groups_and_values_given(launch, capsys):
+    text = help_of(capsys, "method=cdni", "experiment=quickstart", "k=2", "method.optimizer.lr=0.5")
+    assert "method=cdni: DNI whose synthesizers also see the labels." in text
+    assert "method.optimizer.lr=0.5 learning rate" in text  # described in dni.yaml, on which cdni.yaml builds
+    assert "experiment=quickstart: Features Replay on real images" in text
+    assert " k=2 number of modules" in text and "epochs=15 length of the run" in text
+    assert "method.bn_stats" not in text
+
+
+def test_train_help_resolves_references_if_asked(launch, monkeypatch, capsys):
+    monkeypatch.setenv("FR_BENCH_DATA", "/here")
+    assert "dataset.root=/here" in help_of(capsys, "--resolve")
+
+
+def test_train_help_is_of_files_of_ones_own_too(launch, tmp_path, capsys):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text(
+        "# Mine.\n# Learns backwards.\n\n_target_: m.Mine\nname: mine\n"
+        "how: 1  # from 0\nparts:  # of it\n  a: {b: '#'}\n  c: [1, null]  # of these\n"
+    )
+    text = help_of(capsys, "--config-dir", "mine", "method=mine")
+    described = "method.how=1 from 0 method.parts.a.b=# method.parts.c=[1,null] of these"
+    assert f"method=mine: Mine. Learns backwards. {described} model=resnet164" in text
+
+
+def test_no_key_lacks_a_description():
+    """Nor does a group, or a choice of one."""
+    from fr_bench.compose import compose, take_apart
+    from fr_bench.train_command import parse
+    from fr_bench.train_help import all_meanings, heading, settings
+
+    def anatomy_of(*words: str) -> Any:
+        arguments = parse([*words])
+        return take_apart(arguments, compose(arguments).jobs[0])
+
+    groups = anatomy_of().groups
+    whole = ("experiment", "debug")  # these choose of the other groups what goes together
+    jobs = [[f"{group}={option}"] for group in whole for option in groups[group]]
+    parts = {group: options for group, options in groups.items() if group not in whole}
+    for number in range(max(map(len, parts.values()))):
+        jobs.append([f"{group}={options[number % len(options)]}" for group, options in parts.items()])
+    for words in jobs:
+        anatomy = anatomy_of(*words)
+        meanings = all_meanings(anatomy.sources)
+        described = [*(key for key, _ in settings(anatomy)), *(f"defaults.{group}" for group in groups)]
+        assert [key for key in described if not meanings.get(key)] == []
+        assert [source.name for source in anatomy.sources if not heading(source.text)] == []
 
 
 def test_info_passes_through(launch, capsys):

@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hydra import version
@@ -70,6 +72,38 @@ class Composition:
     launcher: str | None
 
 
+@dataclass(frozen=True)
+class Source:
+    """A YAML file of which a config is composed.
+
+    Attributes:
+        name: such as ``method/fr``.
+        package: the section that it fills, "" for the top level.
+        text: what is in it.
+    """
+
+    name: str
+    package: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a job's config is made of.
+
+    Attributes:
+        config: plain, its references unresolved, without Hydra's own.
+        sources: in the order in which they are merged.
+        groups: the options of every group.
+        choices: the option of every group that has one.
+    """
+
+    config: dict[str, Any]
+    sources: list[Source]
+    groups: dict[str, list[str]]
+    choices: dict[str, str]
+
+
 def register() -> None:
     """Makes the schema and the resolvers known to Hydra; harmless to repeat."""
     ConfigStore.instance().store(name="config_schema", node=Config, provider="fr_bench")
@@ -113,6 +147,35 @@ def compose(arguments: argparse.Namespace) -> Composition:
     with _config_loader(arguments) as loader:
         composer = _Composer(loader, arguments.config_name or CONFIG_NAME, arguments.overrides)
         return composer.compose(arguments.multirun)
+
+
+def take_apart(arguments: argparse.Namespace, job: Job) -> Anatomy:
+    """The config of ``job``, which was composed from the same ``arguments``, in its parts."""
+    name = arguments.config_name or CONFIG_NAME
+    with _config_loader(arguments) as loader:
+        config = loader.load_configuration(name, job.overrides, RunMode.RUN)
+        chosen = {str(group): str(option) for group, option in config.hydra.runtime.choices.items() if option}
+        plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+        sources = []
+        for each in loader.compute_defaults_list(name, job.overrides, RunMode.RUN).defaults:
+            path = each.config_path or ""
+            found = None if path.startswith("hydra/") else loader.repository.load_config(path)  # type: ignore[attr-defined]
+            if found is not None and (file := _file(found.path, path)) is not None:
+                sources.append(Source(path, each.package or "", file))
+        groups = [group for group in loader.list_groups("") if group != "hydra"]
+        options = {group: sorted(loader.get_group_options(group)) for group in groups}
+    assert isinstance(plain, dict)
+    named = {str(key): value for key, value in plain.items()}
+    return Anatomy(named, sources, options, {group: chosen[group] for group in groups if group in chosen})
+
+
+def _file(place: str, path: str) -> str | None:
+    """The text of a config in a folder or package of Hydra's search path; None for one that is no file."""
+    scheme, _, folder = place.partition("://")
+    if scheme not in ("file", "pkg"):
+        return None
+    root = Path(folder) if scheme == "file" else resources.files(folder)
+    return root.joinpath(f"{path.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8")
 
 
 def plain_config(config: DictConfig, run_dir: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ SMALLEST = {
 class WandbConfig:
     """Weights & Biases, which mirrors the run directory."""
 
-    mode: str = MISSING  # offline (needs no account), online, disabled
+    mode: str = MISSING
     project: str = MISSING
     entity: str | None = MISSING
     group: str | None = MISSING
@@ -55,8 +55,8 @@ class WandbConfig:
 class SigmaConfig:
     """The sufficient-direction constant, measured over windows of iterations."""
 
-    every: int = MISSING  # iterations from the start of one window to the next; 0: not measured
-    window: int = MISSING  # iterations of a window
+    every: int = MISSING
+    window: int = MISSING
 
 
 @dataclass
@@ -70,52 +70,52 @@ class DiagnosticsConfig:
 class CheckpointConfig:
     """How often the whole state of a run is saved, beside the moment at which it stops."""
 
-    every: int | None = MISSING  # iterations; null: not by iterations
-    minutes: float | None = MISSING  # of wall-clock time; null: not by time
-    keep: int = MISSING  # the newest ones; a finished run keeps one
+    every: int | None = MISSING
+    minutes: float | None = MISSING
+    keep: int = MISSING
 
 
 @dataclass
 class Config:
-    """Top level of the config. The values are in conf/config.yaml: a key missing there is an error."""
+    """Top level of the config. Values and what they mean are in conf/config.yaml: a key missing there is an error."""
 
     method: Any = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    k: int = MISSING  # number of modules, each in its own process
-    replicas: int = MISSING  # of the k modules; each learns from its share of every batch, gradients are summed
+    k: int = MISSING
+    replicas: int = MISSING
     seed: int = MISSING
     epochs: int = MISSING
-    max_steps: int | None = MISSING  # stop after so many iterations
+    max_steps: int | None = MISSING
     batch_size: int = MISSING
-    eval_every: int = MISSING  # epochs
-    precision: str = MISSING  # fp32, tf32, bf16, fp64
-    device: str = MISSING  # auto, cpu, cuda
-    devices: list[int] | None = MISSING  # GPU numbers, modules go round-robin
-    threads: int | None = MISSING  # CPU threads of a module; null: cores // k
-    transport: str = MISSING  # auto, serial (one process), gloo, nccl, ipc
-    partition: Any = MISSING  # auto, measured, equal, or the k - 1 block numbers at which to cut, such as [8, 18, 32]
-    memory_limit_gb: float | None = MISSING  # GiB of a device that the cuts may need, by prediction
+    eval_every: int = MISSING
+    precision: str = MISSING
+    device: str = MISSING
+    devices: list[int] | None = MISSING
+    threads: int | None = MISSING
+    transport: str = MISSING
+    partition: Any = MISSING
+    memory_limit_gb: float | None = MISSING
     channels_last: bool = MISSING
-    compile: bool = MISSING  # torch.compile, block by block
+    compile: bool = MISSING
     deterministic: bool = MISSING
-    module_lr: list[float] | None = MISSING  # k multipliers of the learning rate
-    clip_norm: float | None = MISSING  # largest gradient norm, module by module
-    freeze: list[int] = MISSING  # modules (from 1) that do not learn
-    log_every: int = MISSING  # iterations between `train` records
-    dry_run: bool = MISSING  # tell what the run would be, and train nothing
-    trace: int = MISSING  # iterations in trace.json; 0: none
+    module_lr: list[float] | None = MISSING
+    clip_norm: float | None = MISSING
+    freeze: list[int] = MISSING
+    log_every: int = MISSING
+    dry_run: bool = MISSING
+    trace: int = MISSING
     diagnostics: DiagnosticsConfig = MISSING
     checkpoint: CheckpointConfig = MISSING
-    resume: str = MISSING  # auto (go on with the unfinished run in run_dir), never, or another run's directory
-    max_time: float | None = MISSING  # minutes after which the run saves and stops, as on SIGTERM
-    hang_timeout: float | None = MISSING  # seconds without a sign of life after which a module hangs; null: for ever
-    console: str = MISSING  # auto, live, plain, off
+    resume: str = MISSING
+    max_time: float | None = MISSING
+    hang_timeout: float | None = MISSING
+    console: str = MISSING
     run_dir: str = MISSING
-    sweep_dir: str | None = MISSING  # of -m: a folder a combination, named by its overrides, found again next time
-    cluster: Any = MISSING  # of -m: where the jobs run, cluster=NAME of conf/cluster; null: here, one after the other
+    sweep_dir: str | None = MISSING
+    cluster: Any = MISSING
     wandb: WandbConfig = MISSING
 
 

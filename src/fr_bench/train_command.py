@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import dataclasses
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -36,14 +38,19 @@ from fr_bench.compose import (
     in_combination,
     plain_config,
     register,
+    take_apart,
 )
 from fr_bench.config import check
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
 from fr_bench.outcomes import Outcome, OutcomeLog, exit_code, table
 from fr_bench.torchrun import Torchrun
+from fr_bench.train_help import help_text
 
 if TYPE_CHECKING:
     from fr_bench.meeting import Meeting
+
+
+MOST_COLUMNS = 120  # of the help
 
 
 def main(argv: list[str]) -> int:
@@ -61,7 +68,9 @@ def main(argv: list[str]) -> int:
     if launch is not None and not (arguments.help or arguments.hydra_help or arguments.info or arguments.cfg):
         return _train_with_others(argv, arguments, launch)
     composition = compose(arguments)
-    if arguments.help or arguments.hydra_help or arguments.info:
+    if arguments.help:
+        return _help(arguments, composition.jobs[0])
+    if arguments.hydra_help or arguments.info:
         return _show(argv)
     if arguments.cfg:
         _check_all(composition.jobs, lambda job: check(job.config))
@@ -207,6 +216,14 @@ class TrainTask:
             if number is not None:
                 print(self.outcomes.line(outcome), flush=True)
         return outcome.best_test_error
+
+
+def _help(arguments: argparse.Namespace, job: Job) -> int:
+    anatomy = take_apart(arguments, job)
+    if arguments.resolve:
+        anatomy = dataclasses.replace(anatomy, config=job.config)
+    print(help_text(anatomy, min(MOST_COLUMNS, shutil.get_terminal_size((MOST_COLUMNS, 24)).columns)))
+    return 0
 
 
 def _show(argv: list[str]) -> int:

@@ -77,7 +77,9 @@ def _hold_out(dataset: Dataset, limit: int | None, num_validation: int) -> Datas
     num_left = num_train - num_validation
     if limit is not None and limit > num_left:
         left = f" that dataset.validation={num_validation} leaves of {num_train}" if num_validation else ""
-        raise ConfigError(f"dataset.limit={limit}: there are {num_left} training images{left}; use null for all of them.")
+        raise ConfigError(
+            f"dataset.limit={limit}: there are {num_left} training images{left}; use null for all of them."
+        )
     if limit is None and num_validation == 0:
         return dataset
     order = _fixed_order(num_train)
