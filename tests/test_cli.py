@@ -70,6 +70,18 @@ def test_help_lists_the_subcommands_and_three_examples(words, capsys):
     assert examples.count("fr-bench train") == 3
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_output_that_nobody_reads_is_no_accident(words: list[str], unbuffered: str) -> None:
+    """As in ``fr-bench train --help | head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, variables = [sys.executable, "-m", "fr_bench", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=variables)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_version_names_the_libraries(capsys):
     assert main(["--version"]) == 0
     text = capsys.readouterr().out

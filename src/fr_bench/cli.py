@@ -7,10 +7,12 @@ neither torch nor Hydra: help and completion must answer at once.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from typing import TextIO
 
 from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
@@ -45,13 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (default: the process's) and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        exit_code = _dispatch(words)
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        return 1
     except FrBenchError as error:
         print(f"fr-bench: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("fr-bench: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads ``stream`` any more, as after ``fr-bench train --help | head``. Then it leads nowhere from
+    now on, so that the interpreter does not complain at its end."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    is_unread = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return is_unread
 
 
 def _dispatch(words: list[str]) -> int:
