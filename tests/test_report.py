@@ -50,6 +50,28 @@ def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     assert [rows["BP 4"][column] for column in columns] == ["0.8", "1", "", "5", "80 %"]
 
 
+def test_the_reference_is_ordinary_training_however_many_runs_others_have(tmp_path, capsys):
+    checkpointed = {"method": {"checkpoint_activations": True}}
+    write_run(tmp_path / "bp", "bp", k=1, step_s=0.4, settings={"method": {"checkpoint_activations": False}})
+    write_run(tmp_path / "frozen", "bp", k=1, step_s=0.1, settings={"freeze": [1]})
+    for seed in (0, 1):
+        write_run(tmp_path / f"checkpointed{seed}", "bp", k=1, seed=seed, step_s=0.5, settings=checkpointed)
+    write_run(tmp_path / "fr", "fr", k=2, step_s=0.2)
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Speed").values()
+    speedups = {row["method"]: row["speed-up over BP, K = 1"] for row in rows}
+    assert speedups == {"BP": "1", "BP (freeze=[1])": "1", "BP (checkpointed)": "0.8 ± 0", "FR": "2"}
+
+
+def test_checkpointed_training_is_no_reference_even_for_itself(tmp_path, capsys):
+    checkpointed = {"method": {"checkpoint_activations": True}}
+    write_run(tmp_path / "bp", "bp", k=1, settings=checkpointed)
+    write_run(tmp_path / "fr", "fr", k=2)
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Speed")
+    assert [rows[name]["speed-up over BP, K = 1"] for name in ("BP 1", "FR 2")] == ["", ""]
+
+
 def test_without_a_reference_there_is_no_speed_up_and_it_says_so(tmp_path, capsys):
     write_run(tmp_path / "fr")
     assert report(tmp_path) == 0

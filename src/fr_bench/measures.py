@@ -20,6 +20,8 @@ FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
     "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport",
 )  # fmt: skip
+# What makes a BP slower or faster than ordinary training: no other method's speed is compared with such a one.
+NO_ORDINARY_TRAINING = ("method.checkpoint_activations", "freeze")
 
 
 @dataclass(frozen=True)
@@ -132,17 +134,29 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
     """Returns the BP group with ``k`` modules that ``group``'s times may be compared with, or None.
 
     Data set, model, batch size, precision and hardware are the same (all but FREE_IN_A_COMPARISON); of several
-    the one that shares most settings. Where modules took turns in one process, the baseline's did too.
+    the one that shares most settings. Where modules took turns in one process, the baseline's did too. It recomputes
+    nothing and, unless ``group`` has the same modules frozen, all its modules learn.
     """
     rivals = [
         other
         for other in groups
         if (other.method, other.k, other.dataset, other.model) == ("bp", k, group.dataset, group.model)
+        and _is_ordinary(other, group)
         and not any(_must_agree(key) for key in _differing(group, other))
         and (k == 1 or other.in_one_process == group.in_one_process)
         and over_seeds(other, step_time_s) is not None
     ]
-    return min(rivals, key=lambda other: len(_differing(group, other)), default=None)
+    # Settings of the method say nothing here: BP's are others than the group's, or the group is a BP of another kind.
+    return min(
+        rivals,
+        key=lambda other: sum(not key.startswith("method.") for key in _differing(group, other)),
+        default=None,
+    )
+
+
+def _is_ordinary(other: Group, group: Group) -> bool:
+    special = [key for key in NO_ORDINARY_TRAINING if other.settings.get(key)]
+    return not special or (special == ["freeze"] and other.settings["freeze"] == group.settings.get("freeze"))
 
 
 def _differing(one: Group, other: Group) -> list[str]:
