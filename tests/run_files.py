@@ -56,6 +56,7 @@ def write_run(
     error: str | None = None,
     settings: Record | None = None,
     transport: str | None = None,
+    origin: Record | None = None,
     **shape: Any,
 ) -> Path:
     """Writes one run directory and returns it.
@@ -63,6 +64,7 @@ def write_run(
     Args:
         records: default ``records_of_a_run(k, **shape)``.
         settings: merged into config.yaml, level by level.
+        origin: what origin.json says of the run that this one took over from.
     """
     path.mkdir(parents=True)
     config: Record = {
@@ -86,6 +88,8 @@ def write_run(
         config[key] = config[key] | value if isinstance(value, dict) and key in config else value
     (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (path / "status.json").write_text(json.dumps({"state": state, "error": error, "started": 1.0 + seed}))
+    if origin is not None:
+        (path / "origin.json").write_text(json.dumps(origin))
     lines = records_of_a_run(k, **shape) if records is None else records
     (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
     return path

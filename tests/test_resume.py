@@ -136,6 +136,22 @@ def test_with_another_k_weights_and_optimizer_go_on_and_the_method_begins_anew(
         assert steps == list(range(1, 11))
 
 
+def test_where_it_took_over_is_kept_when_it_goes_on_itself(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    source = stopped(config, tmp_path / "source", 5)
+    assert not (source / "origin.json").exists()
+    moved = tiny_config("fr", 3, resume=str(source))
+    stopped(moved, tmp_path / "run", 8)
+    origin = json.loads((tmp_path / "run" / "origin.json").read_text())
+    assert {key: origin[key] for key in ("run", "step", "epoch", "k", "replicas", "num_steps", "is_exact")} == {
+        "run": str(source), "step": 5, "epoch": 1.0, "k": 2, "replicas": 1, "num_steps": 10, "is_exact": False,
+    }  # fmt: skip
+    train_here(moved | {"resume": "auto"}, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "origin.json").read_text()) == origin
+    train_here(tiny_config("fr", 3, epochs=3, resume=str(tmp_path / "run")), tmp_path / "third")
+    assert json.loads((tmp_path / "third" / "origin.json").read_text())["origin"] == origin
+
+
 def test_in_another_directory_with_the_same_k_it_is_exact(tmp_path: Path) -> None:
     config = tiny_config("fr", 3)
     train_here(config, tmp_path / "alone")

@@ -11,6 +11,8 @@ from fr_bench.groups import make_groups
 from fr_bench.measures import (
     baseline,
     best_test_error,
+    efficiency,
+    epoch_time_s,
     memory_by_category,
     over_seeds,
     predicted_memory,
@@ -222,7 +224,57 @@ def test_the_finished_runs_stand_for_the_group(tmp_path, problems):
     assert group.seeds == "n = 2, 1 diverged"
 
 
+ORIGIN = {"run": "/a", "step": 10, "epoch": 1.0, "train_time": 7.0, "k": 4, "num_steps": 10, "is_exact": False}
+
+
+def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_path, problems):
+    moved, longer = {"resume": "/runs/a"}, {"plan": {"num_steps": 30}}
+    write_run(tmp_path / "alone", seed=0, settings=longer)
+    write_run(tmp_path / "k4", seed=0, settings=moved | longer, origin=ORIGIN)
+    # What it is called now counts for nothing: it may have been resumed itself, with resume=auto.
+    write_run(tmp_path / "k4 again", seed=1, settings=longer, origin=ORIGIN)
+    write_run(tmp_path / "twice", seed=0, settings=moved, origin=ORIGIN | {"k": 3, "step": 20, "origin": ORIGIN})
+    write_run(tmp_path / "nobody knows", seed=0, settings=moved)
+    write_run(tmp_path / "in one piece", seed=1, settings=longer, origin=ORIGIN | {"is_exact": True, "num_steps": 30})
+    labels = {label: [run.seed for run in group.runs] for label, group in groups_of(tmp_path, problems).items()}
+    assert labels == {
+        "FR, K = 2": [0, 1],
+        "FR (from K=4 at step 10 of 10), K = 2": [0, 1],
+        "FR (from K=4 at step 10 of 10, K=3 at step 20 of 10), K = 2": [0],
+        "FR (resumed from a), K = 2": [0],
+    }
+    assert not problems
+
+
 # --- measures
+
+
+def test_speed_is_of_the_runs_own_steps_not_of_the_run_it_took_over_from(tmp_path, problems):
+    records = records_of_a_run(2, epochs=3, step_s=0.1)
+    for record in records:  # ten slow steps in seven seconds, then twenty of its own
+        record["train_time"] = 7.0 + 0.1 * (record["step"] - 10) if record["step"] > 10 else 0.7 * record["step"]
+        if record["kind"] == "time" and record["step"] <= 10:
+            record |= {"wait_s": 9.0, "efficiency": 0.1}
+    write_run(tmp_path / "known", records=records, origin=ORIGIN)
+    write_run(tmp_path / "unknown", records=records, settings={"resume": "/runs/a"})
+    known, unknown = find(tmp_path, problems)
+    assert step_time_s(known) == pytest.approx(0.1) and epoch_time_s(known) == pytest.approx(1.0)
+    assert efficiency(known) == pytest.approx(0.8) and waiting_share(known, 1) == pytest.approx(0.4)
+    assert [step_time_s(unknown), epoch_time_s(unknown), efficiency(unknown), waiting_share(unknown, 1)] == [None] * 4
+
+
+def test_a_takeover_that_has_not_trained_yet_has_no_speed(tmp_path, problems):
+    write_run(tmp_path / "run", origin=ORIGIN | {"step": 30, "epoch": 3.0, "train_time": 3.0})
+    (run,) = find(tmp_path, problems)
+    assert step_time_s(run) is None and epoch_time_s(run) is None and efficiency(run) is None
+
+
+def test_efficiency_is_weighted_by_steps(tmp_path, problems):
+    records = [record for record in records_of_a_run(2, epochs=4, kinds=("time",)) if record["step"] in (10, 40)]
+    for record in records:
+        record["efficiency"] = 0.2 if record["step"] == 10 else 0.8
+    write_run(tmp_path / "run", records=records)
+    assert efficiency(find(tmp_path, problems)[0]) == pytest.approx((10 * 0.2 + 30 * 0.8) / 40)
 
 
 def test_with_a_validation_set_the_best_epoch_is_chosen_on_it(tmp_path, problems):

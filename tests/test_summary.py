@@ -107,7 +107,23 @@ def test_the_waiting_share_weighs_every_iteration_the_same() -> None:
     summary = builder(*records).build("finished")
     assert abs(summary["waiting_share"][0] - 22 / 34) < 1e-12
     assert summary["waiting_share"][1] == 0.0
-    assert summary["efficiency"] == 0.8
+    assert abs(summary["efficiency"] - (10 * 0.5 + 30 * (0.5 + 0.8) / 2) / 40) < 1e-12
+
+
+def test_the_speed_of_a_run_that_took_over_is_that_of_its_own_steps() -> None:
+    origin = {"step": 20, "epoch": 2.0, "train_time": 100.0}
+    summary = SummaryBuilder(CONFIG, cuts=[4], num_blocks=9, origin=origin)
+    for each in (
+        record("train", 20, loss=1.0) | {"train_time": 100.0},
+        timing(20, 1, wait_s=9.0, busy_s=9.0, efficiency=0.1) | {"train_time": 100.0},
+        timing(30, 1, wait_s=0.1) | {"train_time": 105.0},
+        evaluation(30, 0.5) | {"train_time": 105.0},
+    ):
+        summary.add(each)
+    built = summary.build("finished")
+    assert (built["steps"], built["train_time"]) == (30, 105.0)
+    assert (built["step_time_s"], built["epoch_time_s"], built["images_per_s"]) == (0.5, 5.0, 16.0)
+    assert built["efficiency"] == 0.5 and abs(built["waiting_share"][0] - 0.25) < 1e-12
 
 
 def test_busy_time_is_what_a_mini_batch_computed_in_the_last_record() -> None:

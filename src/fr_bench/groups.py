@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from fr_bench.runs import Complain, Run
+from fr_bench.runs import Complain, Record, Run
 
 METHOD_NAMES = {
     "bp": "BP",
@@ -27,7 +28,8 @@ METHOD_NAMES = {
     "ddp": "DDP",
     "plain": "Plain",
 }
-# Settings that change neither what is computed nor how fast, and those that the plan settles (see `settings_of`).
+# Settings that change neither what is computed nor how fast (of `resume` see `_taken_over`), and those that the plan
+# settles (see `settings_of`).
 WITHOUT_EFFECT = (
     "checkpoint", "console", "diagnostics", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "resume",
     "run_dir", "seed", "sweep_dir", "trace", "wandb",
@@ -139,8 +141,30 @@ def settings_of(run: Run) -> dict[str, Any]:
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
         settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
         settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
+    settings["resume"] = _taken_over(run)
     settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
     return {key: value for key, value in settings.items() if (key, value) != ("replicas", 1)}
+
+
+def _taken_over(run: Run) -> str | None:
+    """From which run's checkpoint the run went on (``resume=RUN_DIR``): its numbers are also those of that one.
+
+    None if it is as if it had run in one piece. Where no file tells more, the other run's directory.
+    """
+    if not run.origin:
+        return str(run.config["resume"]) if run.takes_over else None
+    plan = run.config.get("plan")
+    num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
+    in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
+    return None if in_one_piece and not run.origin.get("origin") else f"from {_stages(run.origin)}"
+
+
+def _stages(origin: Record) -> str:
+    """``K=2 at step 100 of 400``: a run that took over itself has several such stages."""
+    replicas = f", replicas={origin.get('replicas')}" if origin.get("replicas") not in (None, 1) else ""
+    stage = f"K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
+    earlier = origin.get("origin")
+    return f"{_stages(earlier)}, {stage}" if isinstance(earlier, dict) and earlier else stage
 
 
 def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -199,6 +223,8 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
 
 def _words(key: str, value: Any, differing: list[str]) -> str:
     """``lr=0.1``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
+    if key == "resume":
+        return str(value) if str(value).startswith("from ") else f"resumed from {PurePath(str(value)).name}"
     known = SAID_SHORTER.get(key)
     if known is not None and value in known:
         return known[value]

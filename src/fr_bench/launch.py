@@ -15,6 +15,7 @@ from fr_bench.environment import describe_environment
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
 from fr_bench.meeting import Meeting
 from fr_bench.members import Members, follow
+from fr_bench.origin import settle_origin
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resume import Start, bring_records, check_resume, decide, plan_with_cuts
 from fr_bench.resumption import Resumption
@@ -156,13 +157,14 @@ class Run:
         self.start = start
         self.directory = directory
         self.quiet = plan.config["console"] == "off"
-        self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names))
         in_parallel = len(plan.numbers_by_process) == plan.size
         batch_size = plan.config["batch_size"]
         self.collector = Collector(plan.num_modules, plan.steps_per_epoch, batch_size, in_parallel, plan.num_replicas)
         described = {**plan.config, "plan": plan.description()}
         directory.write_config(described)
         directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
+        origin = settle_origin(start, plan, directory.path)
+        self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names), origin)
         self.records = bring_records(start, directory)
         if start.resumption is not None:
             self.collector.go_on(start.resumption.checkpoint.manifest["train_time"], self.records.kept)

@@ -18,7 +18,7 @@ BUSY = ("play_s", "learn_s", "send_s")
 # another K, and what changes the numbers but hardly the time. All other settings must agree.
 FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
-    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport",
+    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "resume",
 )  # fmt: skip
 # What makes a BP slower or faster than ordinary training: no other method's speed is compared with such a one.
 NO_ORDINARY_TRAINING = ("method.checkpoint_activations", "freeze")
@@ -66,34 +66,52 @@ def _last(run: Run) -> Record:
     return max((record for found in run.records.values() for record in found), key=lambda record: record["step"])
 
 
+def _seconds_per(run: Run, key: str) -> float | None:
+    """Over the run's own training: a run that took over from another begins with that one's seconds."""
+    if run.own_from is None:
+        return None
+    last, before = _last(run), dict(zip(("step", "epoch", "train_time"), run.own_from, strict=True))
+    seconds, number_of = last["train_time"] - before["train_time"], last[key] - before[key]
+    return seconds / number_of if number_of > 0 and seconds > 0 else None
+
+
 def step_time_s(run: Run) -> float | None:
     """Seconds of training a step, over the whole run."""
-    last = _last(run)
-    return last["train_time"] / last["step"] if last["step"] and last["train_time"] else None
+    return _seconds_per(run, "step")
 
 
 def epoch_time_s(run: Run) -> float | None:
     """Seconds of training an epoch, over the whole run."""
-    last = _last(run)
-    return last["train_time"] / last["epoch"] if last["epoch"] and last["train_time"] else None
+    return _seconds_per(run, "epoch")
 
 
 def efficiency(run: Run) -> float | None:
-    """The last pipeline efficiency: the busiest module's computing time over the step time."""
-    known = [value for record in run.of("time") if (value := number(record, "efficiency")) is not None]
-    return known[-1] if known else None
+    """Pipeline efficiency, the busiest module's computing time over the step time: the mean over the run's steps."""
+    # All modules of one step have the same.
+    known = {record["step"]: record for record in run.of("time") if number(record, "efficiency") is not None}
+    weighted = _weighted(run, list(known.values()))
+    num_steps = sum(steps for steps, _ in weighted)
+    return sum(steps * record["efficiency"] for steps, record in weighted) / num_steps if num_steps else None
+
+
+def _weighted(run: Run, records: list[Record]) -> list[tuple[float, Record]]:
+    """The run's own ones of ``records``, which hold means over the steps since the last, with how many those are."""
+    if run.own_from is None:
+        return []
+    last_step, found = run.own_from[0], []
+    for record in records:
+        if record["step"] > last_step:
+            found.append((record["step"] - last_step, record))
+            last_step = record["step"]
+    return found
 
 
 def waiting_share(run: Run, module: int) -> float | None:
-    """The share of time that a module waits for its neighbours; None where no record tells.
-
-    Records hold means over the steps since the last.
-    """
-    waiting_s, total_s, last_step = 0.0, 0.0, 0
-    for record in run.of("time", module):
+    """The share of time that a module waits for its neighbours; None where no record tells."""
+    waiting_s, total_s = 0.0, 0.0
+    for num_steps, record in _weighted(run, run.of("time", module)):
         if number(record, "wait_s") is None:
             return None
-        num_steps, last_step = record["step"] - last_step, record["step"]
         waiting_s += num_steps * record["wait_s"]
         total_s += num_steps * sum(number(record, key) or 0.0 for key in (*BUSY, "wait_s"))
     return waiting_s / total_s if total_s else None

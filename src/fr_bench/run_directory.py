@@ -28,7 +28,7 @@ STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
 HEARTBEAT_S = 5.0
 SILENCE_S = 5 * HEARTBEAT_S
-FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "summary.json")
+FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json")
 
 
 def strict_json(value: Any, *, indent: int | None = None) -> str:
@@ -112,7 +112,7 @@ class RunDirectory:
             except Exception as error:  # YAML's, OmegaConf's, or what a list instead of a mapping raises
                 raise ConfigError(f"{path}: is not the config of a run; choose another run_dir.") from error
         plan = config.pop("plan", {})
-        return FoundRun(_read(self._status_path), config, plan, _read(self.path / "summary.json"))
+        return FoundRun(read_json(self._status_path), config, plan, read_json(self.path / "summary.json"))
 
     def refuse_if_alive(self, found: FoundRun) -> None:
         """Makes sure that nobody works on the run that was ``found``. A sign of life from another machine, where its
@@ -128,7 +128,7 @@ class RunDirectory:
             return
         has_waited = False
         while (age_s := self._silence_s(status)) < SILENCE_S:
-            now = _read(self._status_path)
+            now = read_json(self._status_path)
             moved = has_waited and now.get("heartbeat") != status.get("heartbeat")
             if not status or moved or status.get("host") == socket.gethostname():
                 owner = f" (process {now['pid']} on {now['host']})" if now else ""
@@ -150,7 +150,7 @@ class RunDirectory:
             ConfigError: another process was faster.
         """
         with _locked(self.path):
-            if _read(self._status_path) != found.status:
+            if read_json(self._status_path) != found.status:
                 raise ConfigError(f"run_dir={self.path}: another process has just taken it; choose another run_dir.")
             self._status = _new_status()
             self._write_status()
@@ -237,10 +237,10 @@ class RunDirectory:
         where = f"run_dir={self.path}"
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{where}: is a file; choose another run_dir.")
-        status = _read(self._status_path)
+        status = read_json(self._status_path)
         state = status.get("state")
         if state == "finished":
-            return FinishedRun(self.path, _read(self.path / "summary.json"))
+            return FinishedRun(self.path, read_json(self.path / "summary.json"))
         if state in ("failed", "interrupted"):
             raise ConfigError(
                 f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder "
@@ -316,8 +316,9 @@ def _ended(state: str) -> str:
     return "failed" if state == "failed" else "was interrupted"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Empty if the file is not there, or not yet whole: status.json is created first and filled next."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a file; empty if it is not there, or not yet whole: status.json is created first and
+    filled next."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

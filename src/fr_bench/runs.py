@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         config: as in config.yaml; empty if that is not readable.
-        status, summary, environment: the JSON files; empty if missing.
+        status, summary, environment, origin: the JSON files; empty if missing.
         records: of metrics.jsonl by ``kind``, in the order of steps.
     """
 
@@ -46,6 +46,7 @@ class Run:
     status: Record
     summary: Record
     environment: Record
+    origin: Record
     records: dict[str, list[Record]]
 
     @property
@@ -65,6 +66,19 @@ class Run:
     def state(self) -> str:
         """As status.json has it, or summary.json where that is missing."""
         return str(self.status.get("state") or self.summary.get("state") or "unknown")
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether its first steps are another run's (``resume=RUN_DIR``), with that run's seconds."""
+        return bool(self.origin) or self.config.get("resume") not in (None, "auto", "never")
+
+    @property
+    def own_from(self) -> tuple[float, float, float] | None:
+        """Step, epoch and train_time after which its records are its own; None if no file tells."""
+        if not self.takes_over:
+            return 0, 0.0, 0.0
+        step, epoch, train_time = (number(self.origin, key) for key in ("step", "epoch", "train_time"))
+        return None if step is None or epoch is None or train_time is None else (step, epoch, train_time)
 
     def of(self, kind: str, module: int | None = None) -> list[Record]:
         """The records of one kind, all or those of one module."""
@@ -137,8 +151,8 @@ def _is_run(folder: Path) -> bool:
 def read_run(directory: Path, complain: Complain) -> Run | None:
     """Reads one run directory; None, and a complaint, if it has no records or does not say what it ran."""
     config = _read_yaml(directory / "config.yaml", complain)
-    status, summary, environment = (
-        _read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json")
+    status, summary, environment, origin = (
+        _read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json", "origin.json")
     )
     method, model, dataset = (_name(config, summary, key) for key in ("method", "model", "dataset"))
     k = config.get("k", summary.get("k"))
@@ -150,7 +164,7 @@ def read_run(directory: Path, complain: Complain) -> Run | None:
         complain(f"{directory}: neither config.yaml nor summary.json says its method, model, dataset and k; left out")
         return None
     seed = config.get("seed", summary.get("seed"))
-    run = Run(directory, method, model, dataset, k, seed, config, status, summary, environment, records)
+    run = Run(directory, method, model, dataset, k, seed, config, status, summary, environment, origin, records)
     if run.end != "finished":
         complain(f"{directory}: {_why_it_ended(status)}; taken as far as it went")
     return run

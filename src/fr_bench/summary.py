@@ -16,13 +16,17 @@ ACCOUNT = (*CATEGORIES, OTHER, "predicted")
 class SummaryBuilder:
     """Takes every record of a run; ``build`` at any time gives the summary of the run until then."""
 
-    def __init__(self, config: Record, cuts: list[int], num_blocks: int) -> None:
+    def __init__(self, config: Record, cuts: list[int], num_blocks: int, origin: Record | None = None) -> None:
         """
         Args:
             config: resolved, plain.
             cuts: the K-1 block indices at which the network is cut.
             num_blocks: of the whole network.
+            origin: where another run's records end, with which this one begins (see fr_bench.origin): they do not
+                count as this run's speed. None or empty for a run that is its own from the first step on.
         """
+        origin = origin or {}
+        self._own_from = (origin.get("step", 0), origin.get("epoch", 0.0), origin.get("train_time", 0.0))
         self._config = config
         self._cuts = cuts
         self._num_blocks = num_blocks
@@ -32,12 +36,13 @@ class SummaryBuilder:
         self._devices: dict[int, str] = {}
         self._peaks: dict[int, int] = {}
         self._accounts: dict[int, Record] = {}
-        self._efficiency: float | None = None
+        self._efficiency_sum, self._efficiency_steps = 0.0, 0  # over modules, too, which all have the same
         self._computing_s: dict[int, float] = {}  # by module, of its last `time` record
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
-        self._timed_until: defaultdict[int, int] = defaultdict(int)  # the last `time` record's step, by module
+        # The last `time` record's step, by module.
+        self._timed_until: defaultdict[int, int] = defaultdict(lambda: self._own_from[0])
 
     def add(self, record: Record) -> None:
         """Takes one record."""
@@ -60,13 +65,17 @@ class SummaryBuilder:
         """Its seconds are means over the iterations since the module's last one."""
         module = record["module"]
         num_iterations = record["step"] - self._timed_until[module]
+        if num_iterations <= 0:  # of the run before
+            return
         self._timed_until[module] = record["step"]
         self._sees_waiting = self._sees_waiting and "wait_s" in record
         if self._sees_waiting:  # else waiting counts as computing
             self._computing_s[module] = record["play_s"] + record["learn_s"]
         self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
-        self._efficiency = record.get("efficiency", self._efficiency)
+        if "efficiency" in record:
+            self._efficiency_sum += num_iterations * record["efficiency"]
+            self._efficiency_steps += num_iterations
 
     def build(self, state: str) -> Record:
         """Returns the summary; what no record has told yet is None.
@@ -75,14 +84,16 @@ class SummaryBuilder:
         smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
         waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds that a mini-batch
         kept it computing in the last `time` record. Where the method cannot tell waiting from computing, both are
-        None. Other times are means over the whole run, pipe fill included; lists are by module.
+        None. Other times, and the efficiency, are means over the whole run, pipe fill included, but for the steps that
+        another run made; lists are by module.
 
         Args:
             state: as in status.json.
         """
         config = self._config
         modules = range(1, config["k"] * config.get("replicas", 1) + 1)
-        steps, seconds = self._step, self._train_time
+        reached = (self._step, self._epoch, self._train_time)
+        steps, epochs, seconds = (now - before for now, before in zip(reached, self._own_from, strict=True))
         return {
             "state": state,
             "method": config["method"]["name"],
@@ -96,13 +107,13 @@ class SummaryBuilder:
             "best_test_error": self._best and self._best["test_error"],
             "best_epoch": self._best and self._best["epoch"],
             "last_test_error": self._last and self._last["test_error"],
-            "steps": steps,
+            "steps": self._step,
             "epochs": self._epoch,
-            "train_time": seconds,
-            "images_per_s": steps * config["batch_size"] / seconds if seconds else None,
-            "step_time_s": seconds / steps if steps else None,
-            "epoch_time_s": seconds / self._epoch if self._epoch else None,
-            "efficiency": self._efficiency,
+            "train_time": self._train_time,
+            "images_per_s": steps * config["batch_size"] / seconds if seconds > 0 else None,
+            "step_time_s": seconds / steps if steps > 0 else None,
+            "epoch_time_s": seconds / epochs if epochs > 0 else None,
+            "efficiency": self._efficiency_sum / self._efficiency_steps if self._efficiency_steps else None,
             "busy_s": [self._computing_s.get(module) for module in modules],
             "waiting_share": [self._waiting_share(module) for module in modules],
             "peak_memory": [self._peaks.get(module) for module in modules],

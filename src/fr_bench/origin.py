@@ -1,0 +1,47 @@
+"""origin.json: the other run from which a run with ``resume=RUN_DIR`` took over, and where.
+
+The steps until then, and the seconds of the training clock, are the other run's. config.yaml does not say where they
+end, and the other run may be gone when someone reads this one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fr_bench.run_directory import read_json, strict_json, write_text
+
+if TYPE_CHECKING:
+    from fr_bench.plan import Plan
+    from fr_bench.resume import Start
+
+NAME = "origin.json"
+Record = dict[str, Any]
+
+
+def settle_origin(start: Start, plan: Plan, folder: Path) -> Record:
+    """Writes the run's origin into ``folder`` if it takes over now, and returns it; empty if all of it is its own."""
+    path = folder / NAME
+    if start.resumption is None:
+        path.unlink(missing_ok=True)
+    elif start.source is not None and start.source != folder:
+        write_text(path, strict_json(_describe(start, plan), indent=2) + "\n")
+    return read_json(path)
+
+
+def _describe(start: Start, plan: Plan) -> Record:
+    assert start.resumption is not None and start.source is not None
+    checkpoint = start.resumption.checkpoint
+    config = checkpoint.manifest["config"]
+    return {
+        "run": str(start.source.absolute()),
+        "step": checkpoint.step,
+        "epoch": checkpoint.step / plan.steps_per_epoch,
+        "train_time": checkpoint.manifest["train_time"],
+        "k": checkpoint.k,
+        "replicas": checkpoint.replicas,
+        "num_steps": min(config["epochs"] * plan.steps_per_epoch, config["max_steps"] or sys.maxsize),
+        "is_exact": start.resumption.is_exact,
+        "origin": read_json(start.source / NAME) or None,
+    }
