@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,22 @@ def test_memory_without_a_category_that_every_run_has_says_so_in_the_figure(tmp_
     write_run(tmp_path / "0", records=records)
     drawing = draw(tmp_path)["memory"]
     assert "memory without activations" in drawing.figure.get_suptitle() and "activations" in drawing.notes[0]
+
+
+def test_long_names_take_nothing_from_the_panels_of_memory(tmp_path):
+    for k in (1, 4):
+        for number, (lr, decay) in enumerate(((0.01, 0.0005), (0.01, 0.001), (0.1, 0.0005), (0.1, 0.001))):
+            settings = {"optimizer": {"lr": lr, "weight_decay": decay}}
+            write_run(tmp_path / f"{k}-{number}", "bp" if k == 1 else "fr", k, settings=settings)
+    figure = draw(tmp_path)["memory"].figure
+    figure.draw_without_rendering()
+    above, below = figure.axes
+    assert min(axes.get_window_extent().height for axes in (above, below)) > 1.2 * figure.dpi
+    labels = [axes.yaxis.label.get_window_extent() for axes in (above, below)]
+    assert labels[0].y0 > labels[1].y1, "the names of the two axes overlap"
+    names = [label.get_window_extent() for label in below.get_xticklabels()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(names))
+    assert figure.legends[0].get_window_extent().y1 < min(name.y0 for name in names)
 
 
 def test_waiting_is_a_bar_for_each_module(tmp_path):

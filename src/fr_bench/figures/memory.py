@@ -64,6 +64,7 @@ def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omissio
         bars.name_bars(axes)
     bars.name_ks(by_category)
     by_category.tick_params(labelbottom=False)
+    bars.make_room(figure, by_module)
     _legend(figure, shown, [Patch(label=name, **_patch(name)) for name in categories] + marks, style)
     notes = (f"some runs do not record {', '.join(missing)}: their bars are too low",) if missing else ()
     yield Drawing("memory", figure, shown, notes)
