@@ -84,6 +84,7 @@ def test_every_method_declares_what_it_keeps_and_learns_from(capsys: pytest.Capt
     assert {name: (m["keeps"], m["gradient"], m["weights"], m["extra_forward"]) for name, m in methods.items()} == {
         "bp": ("graph", "true", "current", False),
         "dni": ("graph", "synthetic", "current", False),
+        "cdni": ("graph", "synthetic", "current", False),
         "ddg": ("graphs", "delayed", "stale", False),
         "fr": ("inputs", "delayed", "current", True),
         "gpipe": ("all micro-batches", "true", "current", False),

@@ -274,6 +274,38 @@ def test_methods_differ_in_colour_and_in_more_than_colour():
     assert look_of("mine") == look_of("mine")
 
 
+def looks_in_legend(drawing: Drawing | Omission) -> dict[str, tuple[Any, Any, Any]]:
+    """Colour, line and marker by the words of the legend without the number of seeds."""
+    assert isinstance(drawing, Drawing)
+    words = [text.rpartition(" (n")[0] for text in legend_words(drawing)]
+    lines = drawing.figure.legends[0].get_lines()
+    dashes = [line._unscaled_dash_pattern for line in lines]  # `get_linestyle` says "--" for all of them
+    return {
+        text: (line.get_color(), str(dash), line.get_marker())
+        for text, line, dash in zip(words, lines, dashes, strict=True)
+        if text
+    }
+
+
+def test_a_variant_looks_the_same_in_all_figures_and_like_no_other(tmp_path):
+    for k, lrs in ((1, (0.1, 0.2, 0.3)), (2, (0.2, 0.3, 0.1, 0.4, 0.5)), (4, (0.3, 0.1))):
+        for method in ("bp", "fr"):
+            for seed, lr in enumerate(lrs):  # more seeds of one variant with one K, of another with another
+                for other in range(seed + 1):
+                    folder = tmp_path / f"{method}-{k}-{lr}-{other}"
+                    write_run(folder, method, k, seed=other, settings={"optimizer": {"lr": lr}}, kinds=("train",))
+    found = draw(tmp_path)
+    by_figure = {name: looks_in_legend(found[name]) for name in ("loss-k1", "loss-k2", "loss-k4", "speedup")}
+    for name, looks in by_figure.items():
+        assert len(set(looks.values())) == len(looks), name
+        assert len({(line, marker) for _, line, marker in looks.values()}) == len(looks), f"{name}, in grey"
+    for text, look in by_figure["loss-k2"].items():
+        for name in ("loss-k1", "loss-k4", "speedup"):
+            assert by_figure[name].get(text, look) == look, (text, name)
+    markers = {marker for looks in by_figure.values() for _, _, marker in looks.values()}
+    assert not {"X", ">"} & (markers | {look.marker for look in LOOKS.values()}), "those mark how a run ended"
+
+
 @pytest.mark.parametrize("style", ["paper", "poster"])
 def test_legends_lie_under_the_panels_and_inside_the_figure(style, tmp_path):
     for seed, method in enumerate(("bp", "dni", "cdni", "ddg", "fr")):

@@ -79,6 +79,14 @@ def test_without_a_reference_there_is_no_speed_up_and_it_says_so(tmp_path, capsy
     assert table(text, "Speed")["FR 2"]["speed-up over BP, K = 1"] == "" and "No speed-up over BP" in text
 
 
+def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, capsys):
+    write_run(tmp_path / "ddg", "ddg")
+    assert report(tmp_path) == 0 and "synthesizers" not in capsys.readouterr().out
+    write_run(tmp_path / "dni", "cdni")
+    assert report(tmp_path) == 0
+    assert "The limit of DNI and cDNI leaves out what their synthesizers compute" in capsys.readouterr().out
+
+
 def test_a_serial_pipeline_is_not_passed_off_as_one(tmp_path, capsys):
     write_run(tmp_path / "fr", transport="serial")
     assert report(tmp_path) == 0

@@ -32,6 +32,7 @@ from fr_bench.wandb_sink import find_credentials, installed_version, resolve_mod
 METHODS: dict[str, type[Method]] = {
     "bp": Backpropagation,
     "dni": DecoupledNeuralInterfaces,
+    "cdni": DecoupledNeuralInterfaces,
     "ddg": DecoupledDelayedGradients,
     "fr": FeaturesReplay,
     "gpipe": GPipe,

@@ -8,8 +8,9 @@ hardware.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -48,6 +49,7 @@ class Group:
     Attributes:
         settings: flat, ``{"method.bn_stats": "replay", "optimizer.lr": 0.01, ...}``.
         variant: the settings that set it apart from other groups, as text; empty if the method and K do.
+        variant_number: of the variant among those of its method, from 0, whatever K is: figures go by it.
     """
 
     dataset: str
@@ -57,6 +59,7 @@ class Group:
     settings: dict[str, Any]
     variant: str
     runs: tuple[Run, ...]
+    variant_number: int = 0
 
     @property
     def size(self) -> int:
@@ -110,14 +113,23 @@ def make_groups(runs: Iterable[Run], complain: Complain) -> list[Group]:
         by_identity.setdefault(identity, []).append(run)
     groups = [_group(same, complain) for same in by_identity.values()]
     groups = [_with_variant(group, groups) for group in groups]
-    return sorted(groups, key=_place)
+    return sorted((replace(group, variant_number=_number(group, groups)) for group in groups), key=_place)
 
 
 def _place(group: Group) -> tuple[Any, ...]:
-    """Of several variants the one with most finished runs comes first, and gets the method's own look in figures."""
+    """Of several variants the one with most finished runs comes first."""
     order = list(METHOD_NAMES)
     rank = order.index(group.method) if group.method in order else len(order)
     return group.dataset, group.model, group.k, rank, group.method, -len(group.finished), group.variant
+
+
+def _number(group: Group, groups: list[Group]) -> int:
+    """The variant with most finished runs of all K has number 0, the method's own look in figures."""
+    num_finished: Counter[str] = Counter()
+    for other in groups:
+        if (other.dataset, other.model, other.method) == (group.dataset, group.model, group.method):
+            num_finished[other.variant] += len(other.finished)
+    return sorted(num_finished, key=lambda variant: (-num_finished[variant], variant)).index(group.variant)
 
 
 def pairs(groups: Iterable[Group]) -> dict[tuple[str, str], list[Group]]:
@@ -208,7 +220,7 @@ def _with_variant(group: Group, groups: list[Group]) -> Group:
     differing = [key for key in group.settings if _differs(key, group, rivals)]
     words = [_words(key, group.settings[key], differing) for key in differing]
     variant = ", ".join(word for word in words if word)
-    return Group(group.dataset, group.model, group.method, group.k, group.settings, variant, group.runs)
+    return replace(group, variant=variant)
 
 
 def _differs(key: str, group: Group, rivals: list[Group]) -> bool:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 BACKWARD_PER_FORWARD = 2.0  # the usual rule of thumb for convolutional networks on GPUs
 REPLAYING = ("fr",)
-KEEPING_GRAPHS = ("ddg", "dni", "cdni")  # one forward and one backward a layer; a synthesizer's work not counted
+KEEPING_GRAPHS = ("ddg", "dni", "cdni")  # one forward and one backward a layer
+SYNTHESIZING = ("dni", "cdni")  # the work of a synthesizer is not counted
 
 
 def speedup_limit(shares: Sequence[float], backward_per_forward: float, replays: bool) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from fr_bench.limits import SYNTHESIZING
 from fr_bench.measures import Spread, missing_categories
 from fr_bench.published import Published, footnotes
 from fr_bench.tables import Row
@@ -48,8 +49,10 @@ def _speed(rows: list[Row]) -> list[str]:
         columns["published speed-up"] = lambda row: _published(row.published_speedup, lambda each: f"{each.value:.2f}")
     notes = [
         "Times are training alone: no evaluation, no logging. Limit: balanced modules, a backward of two forwards, "
-        "a transport that costs nothing. Efficiency: computing time of the busiest module over the step time."
+        "a transport that costs nothing. Efficiency: computing time of the busiest module over the step time, mean over the run."
     ]
+    if any(row.limit is not None and row.group.method in SYNTHESIZING for row in rows):
+        notes.append("The limit of DNI and cDNI leaves out what their synthesizers compute.")
     if not any(row.speedup_vs_single for row in rows):
         notes.append(
             "No speed-up over BP with K = 1: no such run with the same model, data, batch size, precision and "

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from fr_bench.figures.style import line_properties
+from fr_bench.figures.style import END_MARKERS, line_properties
 from fr_bench.groups import Group
 from fr_bench.runs import Run, number
 
@@ -18,7 +18,6 @@ LARGEST_NUMBER_OF_POINTS = 150  # of a training curve; more is noise on paper
 NUM_MARKERS = 7
 LOGARITHMIC_FROM = 20.0  # largest over smallest value
 BAND_WORDS = "mean of n seeds, band: ± 1 standard deviation"
-END_MARKS = {"diverged": ("X", "diverged"), "unfinished": (">", "unfinished")}
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -95,7 +94,6 @@ def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str,
     Args:
         logarithmic: use a logarithmic axis where the values span a wide range.
     """
-    everyone = [group for group, _ in drawn]
     low, high = _range([curve for _, curves in drawn for curve in curves])
     smallest = min(float(curve.value.min()) for _, curves in drawn for curve in curves)
     if logarithmic and 0 < smallest < high / LOGARITHMIC_FROM:
@@ -106,9 +104,13 @@ def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str,
         axes.set_ylim(low - margin, high + margin)
     for position, (group, curves) in enumerate(drawn):
         for curve in curves:
-            _draw_curve(axes, curve, getattr(curve, across), line_properties(group, everyone), position)
+            _draw_curve(axes, curve, getattr(curve, across), _properties(group, drawn), position)
     axes.set_xlabel("epoch" if across == "epoch" else "training time (s)")
     axes.set_xlim(0, 1.03 * max(float(getattr(curve, across)[-1]) for _, curves in drawn for curve in curves))
+
+
+def _properties(group: Group, drawn: list[tuple[Group, list[Curve]]]) -> dict[str, Any]:
+    return line_properties(group, stands_beside=group.k < max(other.k for other, _ in drawn))
 
 
 def _range(curves: list[Curve]) -> tuple[float, float]:
@@ -128,27 +130,25 @@ def _draw_curve(axes: Axes, curve: Curve, x: Array, properties: dict[str, Any], 
         axes.fill_between(
             x, curve.value - curve.sd, curve.value + curve.sd, color=properties["color"], alpha=0.2, linewidth=0
         )
-    if curve.end in END_MARKS:
+    if curve.end in END_MARKERS:
         bottom, top = axes.get_ylim()
-        marker, _ = END_MARKS[curve.end]
         axes.plot(
-            x[-1:], np.clip(curve.value[-1:], bottom, top), marker=marker, color=properties["color"], clip_on=False,
-            linestyle="none", markersize=line.get_markersize() * 1.8, markeredgecolor="white", zorder=5,
+            x[-1:], np.clip(curve.value[-1:], bottom, top), marker=END_MARKERS[curve.end], color=properties["color"],
+            linestyle="none", markersize=line.get_markersize() * 1.8, markeredgecolor="white", clip_on=False, zorder=5,
             gid=curve.end,
         )  # fmt: skip
 
 
 def legend_handles(drawn: list[tuple[Group, list[Curve]]], labels: list[str]) -> list[Line2D]:
     """Returns a handle for each group, and one for each way in which a curve ends early."""
-    everyone = [group for group, _ in drawn]
     handles = [
-        Line2D([], [], label=label, **line_properties(group, everyone))
+        Line2D([], [], label=label, **_properties(group, drawn))
         for (group, _), label in zip(drawn, labels, strict=True)
     ]
     ends = {curve.end for _, curves in drawn for curve in curves}
-    for end, (marker, words) in END_MARKS.items():
+    for end, marker in END_MARKERS.items():
         if end in ends:
-            handles.append(Line2D([], [], label=words, marker=marker, color="#555555", linestyle="none"))
+            handles.append(Line2D([], [], label=end, marker=marker, color="#555555", linestyle="none"))
     return handles
 
 

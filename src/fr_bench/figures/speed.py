@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator
 from fr_bench.figures.drawing import Drawing, Omission, legend_below, new_figure
 from fr_bench.figures.style import Style, line_properties, look_of
 from fr_bench.groups import METHOD_NAMES, Group
-from fr_bench.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, balanced_limit
+from fr_bench.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, SYNTHESIZING, balanced_limit
 from fr_bench.measures import Spread, baseline, speedup_over
 
 Measured = list[tuple[Group, Spread]]
@@ -68,13 +68,12 @@ def _series(groups: Iterable[Group]) -> list[list[Group]]:
 
 def _draw_panel(axes: Axes, found: Measured, series: list[list[Group]]) -> None:
     speedups = {id(group): speedup for group, speedup in found}
-    firsts = [members[0] for members in series]
     for members in series:
         known = [group for group in members if id(group) in speedups]
         means = {group.k: speedups[id(group)].mean for group in known}
         deviations = [speedups[id(group)].sd for group in known]
         errors = [deviation or 0.0 for deviation in deviations] if any(deviations) else None
-        properties = line_properties(members[0], firsts)
+        properties = line_properties(members[0])
         axes.errorbar(list(means), list(means.values()), errors, capsize=2, label=members[0].name, **properties)
         hollow = [group.k for group in known if group.in_one_process]
         properties |= {"markerfacecolor": "white", "linestyle": "none", "zorder": 3}
@@ -99,8 +98,7 @@ def _limits(methods: list[str], largest_k: int) -> list[tuple[str, str, list[flo
 
 
 def _handles(series: list[list[Group]], limits: list[tuple[str, str, list[float]]]) -> list[Line2D]:
-    firsts = [members[0] for members in series]
-    handles = [Line2D([], [], label=_words(members), **line_properties(members[0], firsts)) for members in series]
+    handles = [Line2D([], [], label=_words(members), **line_properties(members[0])) for members in series]
     handles += [Line2D([], [], label=label, color=color, **LIMIT_LOOK) for label, color, _ in limits]
     if any(group.in_one_process for members in series for group in members):
         look: dict[str, Any] = {"marker": "o", "color": "#555555", "markerfacecolor": "white", "linestyle": "none"}
@@ -115,6 +113,8 @@ def _words(members: list[Group]) -> str:
 
 def _notes(drawn: list[Group]) -> list[str]:
     notes = [f"limits: balanced modules, a backward of {BACKWARD_PER_FORWARD:g} forwards, free transport"]
+    if any(group.method in SYNTHESIZING for group in drawn):
+        notes.append("the limit of DNI and cDNI leaves out what their synthesizers compute")
     if any(group.in_one_process for group in drawn):
         notes.append("hollow: transport serial, where the modules take turns in one process")
     return notes

@@ -1,4 +1,5 @@
-"""How figures look: one colour, line, marker and hatch a method, the same everywhere; sizes for a page or a slide.
+"""How figures look: one colour, line, marker and hatch a method, one line and marker a variant of it, the same in all
+figures of a command; sizes for a page or a slide.
 
 Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart; in grey, lines, markers and hatches
 still can be.
@@ -70,7 +71,7 @@ class Look:
 
     color: str
     line: Any
-    marker: str
+    marker: Any
     hatch: str
 
 
@@ -84,20 +85,24 @@ LOOKS = {
     "1f1b": Look("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "p", "+++"),
     # Okabe and Ito have no more: two of Tol's muted colours (2021), light and dark, with a line and hatch of their own.
     "interleaved": Look("#DDCC77", (0, (2, 1, 2, 3)), "8", "**"),
-    "zero_bubble": Look("#AA4499", (0, (10, 1, 2, 1)), "X", "OO"),
+    "zero_bubble": Look("#AA4499", (0, (10, 1, 2, 1)), (4, 1, 0), "OO"),
     "ddp": Look("#999999", (0, (3, 1)), "h", "ooo"),
     "plain": Look("#666666", (0, (2, 2)), "*", "|||"),
 }
 # For methods of a user's own: chosen by the name, so that one name looks the same in every figure.
 OTHERS = (
-    Look("#882255", (0, (7, 1, 1, 1)), ">", "//"),
+    Look("#882255", (0, (7, 1, 1, 1)), (3, 1, 0), "//"),
     Look("#44AA99", (0, (2, 1)), "<", "\\\\"),
     Look("#999933", (0, (9, 2, 2, 2)), "d", "xx"),
     Look("#332288", (0, (3, 2, 1, 2)), "H", ".."),
 )
-# A method's second, third, ... variant in one figure keeps its colour and differs in line and marker.
+# A method's second, third, ... variant keeps its colour and differs in line and marker. As their numbers have no
+# common divisor, twenty pairs differ, and five methods can have four such variants each before two look alike in grey.
+# Markers are filled with a lighter colour: solid ones are the methods' own, hollow ones mean a serial transport.
 VARIANT_LINES = ((0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 3)))
-VARIANT_MARKERS = ("X", ">", "*", "<")
+VARIANT_MARKERS = ("s", "^", "*", "o", "v")
+# How a curve ends that ends early: solid, and no marker of a method or a variant.
+END_MARKERS = {"diverged": "X", "unfinished": ">"}
 
 
 def look_of(method: str) -> Look:
@@ -105,16 +110,23 @@ def look_of(method: str) -> Look:
     return LOOKS.get(method) or OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
 
 
-def line_properties(group: Group, groups: list[Group]) -> dict[str, Any]:
-    """Returns colour, line, marker and marker fill of ``group`` among all those in its figure."""
-    look = look_of(group.method)
-    index = [other for other in groups if other.method == group.method].index(group)
+def line_properties(group: Group, stands_beside: bool = False) -> dict[str, Any]:
+    """Returns colour, line, marker and marker fill of ``group``.
+
+    Args:
+        stands_beside: for comparison with groups of another K, as BP with K = 1 does: a dot is its marker, because
+            a BP with that K may have its own.
+    """
+    look, number = look_of(group.method), group.variant_number
     properties = {"color": look.color, "linestyle": look.line, "marker": look.marker}
-    if index:
-        properties["linestyle"] = VARIANT_LINES[(index - 1) % len(VARIANT_LINES)]
-        properties["marker"] = VARIANT_MARKERS[(index - 1) % len(VARIANT_MARKERS)]
-        properties["markerfacecolor"] = "white"
-    return properties
+    if number:
+        methods = list(LOOKS)
+        place = methods.index(group.method) if group.method in methods else len(methods)
+        pair = len(VARIANT_LINES) * place + number - 1
+        properties["linestyle"] = VARIANT_LINES[pair % len(VARIANT_LINES)]
+        properties["marker"] = VARIANT_MARKERS[pair % len(VARIANT_MARKERS)]
+        properties["markerfacecolor"] = tint(look.color, 0.6)
+    return properties | {"marker": "."} if stands_beside else properties
 
 
 def tint(color: str, share: float) -> tuple[float, float, float]:
