@@ -137,6 +137,43 @@ def test_test_error_is_in_per_cent(tmp_path):
     assert axes.get_ylabel() == "test error (%)" and axes.yaxis.get_major_formatter()(0.25, 0) == "25"
 
 
+def test_test_error_is_drawn_against_seconds_too(tmp_path):
+    write_run(tmp_path / "0", step_s=0.2)
+    write_run(tmp_path / "1", seed=1, step_s=0.4)
+    drawing = draw(tmp_path)["test-error-seconds-k2"]
+    (axes,) = panels(drawing)
+    (line,) = curves(axes, LOOKS["fr"].color)
+    assert list(line.get_xdata()) == pytest.approx([3, 6, 9])
+    assert list(line.get_ydata()) == pytest.approx([0.5, 0.25, 0.5 / 3])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("training time (s)", "test error (%)") and not drawing.notes
+
+
+def test_seconds_that_are_not_a_pipelines_own_are_said_to_be(tmp_path):
+    write_run(tmp_path / "serial", transport="serial")
+    write_run(tmp_path / "moved", settings={"resume": "/runs/a"})
+    found = draw(tmp_path)
+    for name in ("loss-k2", "test-error-seconds-k2"):
+        assert [note.partition(":")[0] for note in found[name].notes] == [
+            "transport serial",
+            "a run that took over from another begins with that one's seconds",
+        ]
+
+
+def test_validation_error_is_drawn_where_images_were_held_out(tmp_path):
+    write_run(tmp_path / "without")
+    assert not [name for name in draw(tmp_path) if "validation" in name]
+    records = records_of_a_run(2)
+    for record in records:
+        if record["kind"] == "eval":
+            record["validation_error"] = 0.3 / record["epoch"]
+    write_run(tmp_path / "with", records=records, settings={"dataset": {"validation": 100}})
+    drawing = draw(tmp_path)["validation-error-k2"]
+    (axes,) = panels(drawing)
+    (line,) = curves(axes, LOOKS["fr"].color)
+    assert list(line.get_ydata()) == pytest.approx([0.3, 0.15, 0.1]) and len(drawing.groups) == 1
+    assert axes.get_ylabel() == "validation error (%)"
+
+
 def test_sigma_has_a_panel_for_the_network_and_for_each_module(tmp_path):
     records = records_of_a_run(2)
     for record in records:
@@ -331,7 +368,7 @@ def test_png_and_pdf_are_written_and_named_with_the_number_of_seeds(tmp_path, ca
     out = tmp_path / "out" / "deep"
     assert plot(tmp_path / "runs", "--out", out) == 0
     text = capsys.readouterr().out
-    names = ("loss-k2", "test-error-k2", "memory", "sigma-k2", "waiting-k2")
+    names = ("loss-k2", "test-error-k2", "test-error-seconds-k2", "memory", "sigma-k2", "waiting-k2")
     assert sorted(path.name for path in out.iterdir()) == sorted(
         f"{name}-digits-tiny.{suffix}" for name in names for suffix in ("png", "pdf")
     )

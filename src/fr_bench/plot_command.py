@@ -10,9 +10,10 @@ from fr_bench.groups import Group, pairs
 from fr_bench.report_command import read_groups
 
 DESCRIPTION = """\
-Draws the figures of runs: training loss against epoch and seconds, test error, memory by method and module, sigma,
-speed-up against K with its limits, waiting share by module. Seeds become a mean with a band; runs that differ in
-anything else are never averaged. Each figure is written as PNG and PDF, those that would be empty are not."""
+Draws the figures of runs: training loss and test error against epoch and seconds, validation error, memory by
+method and module, sigma, speed-up against K with its limits, waiting share by module. Seeds become a mean with a band;
+runs that differ in anything else are never averaged. Each figure is written as PNG and PDF, those that would be
+empty are not."""
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Training loss against epoch and against seconds, and test error against epoch: a figure for each K."""
+"""Training loss and test error against epoch and against seconds, and validation error: a figure for each K."""
 
 from __future__ import annotations
 
@@ -28,23 +28,43 @@ def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]
         by_time.tick_params(labelleft=False, which="both")
         _legend(figure, drawn, k, style)
         notes = (f"each point is the mean of {stride} train records",) if stride > 1 else ()
-        yield Drawing(name, figure, [group for group, _ in drawn], notes)
+        yield Drawing(name, figure, [group for group, _ in drawn], (*notes, *_notes_on_seconds(drawn)))
 
 
 def draw_test_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
-    """Test error against epoch."""
-    for k, side_by_side in by_k(groups).items():
-        name = f"test-error-k{k}"
-        drawn = _with_curves(side_by_side, "eval", "test_error", 1)
-        if not drawn:
-            yield Omission(name, "no run has eval records with a test error")
-            continue
-        figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
-        draw_curves(axes, drawn, "epoch")
-        axes.set_ylabel("test error (%)")
-        in_percent(axes)
-        _legend(figure, drawn, k, style)
-        yield Drawing(name, figure, [group for group, _ in drawn])
+    """Test error against epoch, and in a figure of its own against seconds of training."""
+    for k in by_k(groups):
+        for across, name in (("epoch", f"test-error-k{k}"), ("seconds", f"test-error-seconds-k{k}")):
+            yield _draw_error(groups, style, k, "test", across, name)
+
+
+def draw_validation_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
+    """Validation error against epoch, for runs that hold images out of their training set; else nothing is missing."""
+    held_out = [group for group in groups if group.settings.get("dataset.validation")]
+    for k in by_k(held_out):
+        yield _draw_error(held_out, style, k, "validation", "epoch", f"validation-error-k{k}")
+
+
+def _draw_error(groups: list[Group], style: Style, k: int, which: str, across: str, name: str) -> Drawing | Omission:
+    drawn = _with_curves(by_k(groups)[k], "eval", f"{which}_error", 1)
+    if not drawn:
+        return Omission(name, f"no run has eval records with a {which} error")
+    figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
+    draw_curves(axes, drawn, across)
+    axes.set_ylabel(f"{which} error (%)")
+    in_percent(axes)
+    _legend(figure, drawn, k, style)
+    notes = _notes_on_seconds(drawn) if across == "seconds" else ()
+    return Drawing(name, figure, [group for group, _ in drawn], notes)
+
+
+def _notes_on_seconds(drawn: list[tuple[Group, list[Curve]]]) -> tuple[str, ...]:
+    notes = []
+    if any(group.in_one_process for group, _ in drawn):
+        notes.append("transport serial: the modules took turns in one process, their seconds are not a pipeline's")
+    if any(run.takes_over for group, _ in drawn for run in group.runs):
+        notes.append("a run that took over from another begins with that one's seconds")
+    return tuple(notes)
 
 
 def _with_curves(groups: list[Group], kind: str, key: str, stride: int) -> list[tuple[Group, list[Curve]]]:
