@@ -79,6 +79,75 @@ def test_without_a_reference_there_is_no_speed_up_and_it_says_so(tmp_path, capsy
     assert table(text, "Speed")["FR 2"]["speed-up over BP, K = 1"] == "" and "No speed-up over BP" in text
 
 
+def test_with_a_validation_set_it_says_whose_error_the_best_is(tmp_path, capsys):
+    write_run(tmp_path / "fr")
+    assert report(tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "best: of any evaluation" in text and "validation" not in text
+    records = records_of_a_run(2, test_error={1: 0.3, 2: 0.2, 3: 0.1}.__getitem__)
+    errors = iter((0.4, 0.15, 0.25))
+    for record in records:
+        if record["kind"] == "eval":
+            record["validation_error"] = next(errors)
+    write_run(tmp_path / "held out", "ddg", records=records, settings={"dataset": {"validation": 100}})
+    assert report(tmp_path) == 0
+    text = capsys.readouterr().out
+    columns = ("best test error", "lowest validation error", "last test error")
+    rows = {row["method"]: [row[column] for column in columns] for row in table(text, "Test error").values()}
+    assert rows == {"DDG (validation=100)": ["20.00 %", "15.00 %", "10.00 %"], "FR": ["16.67 %", "", "16.67 %"]}
+    assert "with a validation set, of the evaluation with the lowest validation error" in text
+
+
+def test_the_time_to_a_target_is_over_the_runs_that_reached_it(tmp_path, capsys):
+    for seed, scale in enumerate((0.2, 0.3, 1.0)):  # after the second, the third and no epoch
+        write_run(tmp_path / str(seed), seed=seed, test_error=lambda epoch, scale=scale: scale / epoch)
+    write_run(tmp_path / "bp", "bp", test_error=lambda epoch: 0.9)
+    write_run(tmp_path / "moved", "ddg", settings={"resume": "/runs/a"})
+    assert report(tmp_path, "--target", "10") == 0
+    text = capsys.readouterr().out
+    cells = {row["method"]: row["seconds to 10 %"] for row in table(text, "Speed").values()}
+    assert cells == {"FR": "2.5 ± 0.7 (2 of 3)", "BP": "- (0 of 1)", "DDG (resumed from a)": ""}
+    assert "Seconds to 10 %:" in text
+    assert report(tmp_path, "--target", "10", "--csv") == 0
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    names = ("target_test_error", "runs_that_reached_target", "seconds_to_target_mean")
+    assert [rows["fr"][name] for name in names] == ["0.1", "2", "2.5"] and rows["ddg"]["target_test_error"] == ""
+    assert report(tmp_path) == 0 and "seconds to" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["0", "100", "-3", "ten", "nan"])
+def test_a_target_is_a_percentage(word, tmp_path, capsys):
+    write_run(tmp_path / "0")
+    assert report(tmp_path, f"--target={word}") == 2
+    assert f"'{word}' is no percentage between 0 and 100" in capsys.readouterr().err
+
+
+def test_the_difference_to_bp_is_paired_by_seed(tmp_path, capsys):
+    bp = (0.10, 0.20, 0.30)
+    for seed, error in enumerate(bp):
+        write_run(tmp_path / f"bp{seed}", "bp", k=1, seed=seed, test_error=lambda _, error=error: error)
+    for seed, error in enumerate((0.11, 0.23, 0.9, 0.9)):
+        state = {"state": "running"} if seed == 2 else {}
+        write_run(tmp_path / f"fr{seed}", "fr", seed=seed, test_error=lambda _, error=error: error, **state)
+    write_run(tmp_path / "other", "fr", settings={"optimizer": {"lr": 0.9}})
+    write_run(tmp_path / "ddg", "ddg", k=4, test_error=lambda _: 0.08)
+    assert report(tmp_path) == 0
+    text = capsys.readouterr().out
+    column = "paired difference to BP"
+    cells = {f"{row['method']} {row['K']}": row[column] for row in table(text, "Test error").values()}
+    assert cells == {
+        "BP (lr=0.1) 1": "",
+        "FR (lr=0.1) 2": "+2.00 ± 1.00 (n = 2)",
+        "FR (lr=0.9) 2": "",
+        "DDG (lr=0.1) 4": "-2.00 (n = 1)",
+    }
+    assert "Paired difference to BP:" in text
+    assert report(tmp_path, "--csv") == 0
+    rows = [row for row in csv.DictReader(io.StringIO(capsys.readouterr().out)) if row["method"] == "fr"]
+    assert float(rows[0]["difference_to_bp_mean"]) == pytest.approx(0.02) and rows[0]["difference_to_bp_seeds"] == "2"
+    assert rows[1]["difference_to_bp_mean"] == rows[1]["difference_to_bp_seeds"] == ""
+
+
 def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, capsys):
     write_run(tmp_path / "ddg", "ddg")
     assert report(tmp_path) == 0 and "synthesizers" not in capsys.readouterr().out

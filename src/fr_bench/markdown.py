@@ -7,8 +7,9 @@ from functools import partial
 
 from fr_bench.limits import SYNTHESIZING
 from fr_bench.measures import Spread, missing_categories
+from fr_bench.paired import Paired
 from fr_bench.published import Published, footnotes
-from fr_bench.tables import Row
+from fr_bench.tables import Reached, Row
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -26,10 +27,21 @@ def _errors(rows: list[Row]) -> list[str]:
         "best test error": lambda row: _percent(row.best_test_error),
         "last test error": lambda row: _percent(row.last_test_error),
     }
+    best = "best: of any evaluation"
+    notes = []
+    if any(row.best_validation_error for row in rows):
+        columns["lowest validation error"] = lambda row: _percent(row.best_validation_error)
+        best = "best: with a validation set, of the evaluation with the lowest validation error, else of any"
+    notes.append(f"Mean ± sample standard deviation over the seeds that finished; {best}.")
+    if any(row.difference_to_bp for row in rows):
+        columns["paired difference to BP"] = lambda row: _paired(row.difference_to_bp)
+        notes.append(
+            "Paired difference to BP: of the best test error, in percentage points, mean ± standard error over the "
+            "seeds that finished with both: runs with one seed share initial weights and data order."
+        )
     published = [each for row in rows for each in row.published_error]
     if published:
         columns["published"] = lambda row: _published(row.published_error, lambda each: f"{100 * each.value:.2f} %")
-    notes = ["Mean ± sample standard deviation over the seeds that finished; best: of any evaluation."]
     return ["### Test error", _table(columns, rows), _list(notes + footnotes(published))]
 
 
@@ -44,13 +56,22 @@ def _speed(rows: list[Row]) -> list[str]:
         "limit": lambda row: "" if row.limit is None else f"{row.limit:.2f}",
         "efficiency": lambda row: _percent(row.efficiency, 0),
     }
+    targets = [row.seconds_to_target.test_error for row in rows if row.seconds_to_target]
+    if targets:
+        columns[f"seconds to {100 * targets[0]:.6g} %"] = lambda row: _reached(row.seconds_to_target)
     published = [each for row in rows for each in row.published_speedup]
     if published:
         columns["published speed-up"] = lambda row: _published(row.published_speedup, lambda each: f"{each.value:.2f}")
     notes = [
         "Times are training alone: no evaluation, no logging. Limit: balanced modules, a backward of two forwards, "
-        "a transport that costs nothing. Efficiency: computing time of the busiest module over the step time, mean over the run."
+        "a transport that costs nothing. Efficiency: computing time of the busiest module over the "
+        "step time, mean over the run."
     ]
+    if targets:
+        notes.append(
+            f"Seconds to {100 * targets[0]:.6g} %: of training, until the first evaluation with at most that test "
+            "error, over those of the row's runs that came so far; diverged and unfinished ones count among all."
+        )
     if any(row.limit is not None and row.group.method in SYNTHESIZING for row in rows):
         notes.append("The limit of DNI and cDNI leaves out what their synthesizers compute.")
     if not any(row.speedup_vs_single for row in rows):
@@ -122,6 +143,19 @@ def _number(value: Spread | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value.mean:.{digits}g}" + ("" if value.sd is None else f" ± {value.sd:.1g}")
+
+
+def _paired(value: Paired | None) -> str:
+    if value is None:
+        return ""
+    error = "" if value.standard_error is None else f" ± {100 * value.standard_error:.2f}"
+    return f"{100 * value.mean:+.2f}{error} (n = {value.num_seeds})"
+
+
+def _reached(value: Reached | None) -> str:
+    if value is None:
+        return ""
+    return f"{_number(value.seconds, 3) or '-'} ({value.num_reached} of {value.num_runs})"
 
 
 def _published(numbers: list[Published], text: Callable[[Published], str]) -> str:

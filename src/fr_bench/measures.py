@@ -13,6 +13,7 @@ from fr_bench.runs import Record, Run, number
 # Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.
 MEMORY_CATEGORIES = (*CATEGORIES, OTHER)
 IN_EVERY_RUN = ("parameters", "gradients", "optimizer", "activations")  # whatever the method
+SMALLEST_DIFFERENCE = 1e-9  # of two errors: 7.2 % is no exact binary fraction
 BUSY = ("play_s", "learn_s", "send_s")
 # What may differ between a run and the one that its speed is compared with: what makes it another method or
 # another K, and what changes the numbers but hardly the time. All other settings must agree.
@@ -54,6 +55,21 @@ def best_test_error(run: Run) -> float | None:
 def _deciding_error(record: Record) -> float:
     validation_error = number(record, "validation_error")
     return record["test_error"] if validation_error is None else validation_error
+
+
+def best_validation_error(run: Run) -> float | None:
+    """The smallest error on the images held out of the training set; None without any."""
+    known = [error for record in run.of("eval") if (error := number(record, "validation_error")) is not None]
+    return min(known, default=None)
+
+
+def seconds_to(run: Run, test_error: float) -> float | None:
+    """Seconds of training until the first evaluation with at most ``test_error``; None if there is none."""
+    for record in run.of("eval"):
+        error = number(record, "test_error")
+        if error is not None and error <= test_error + SMALLEST_DIFFERENCE:
+            return float(record["train_time"])
+    return None
 
 
 def last_test_error(run: Run) -> float | None:
@@ -160,14 +176,14 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
         for other in groups
         if (other.method, other.k, other.dataset, other.model) == ("bp", k, group.dataset, group.model)
         and _is_ordinary(other, group)
-        and not any(_must_agree(key) for key in _differing(group, other))
+        and all(is_among(key, FREE_IN_A_COMPARISON) for key in differing_settings(group, other))
         and (k == 1 or other.in_one_process == group.in_one_process)
         and over_seeds(other, step_time_s) is not None
     ]
     # Settings of the method say nothing here: BP's are others than the group's, or the group is a BP of another kind.
     return min(
         rivals,
-        key=lambda other: sum(not key.startswith("method.") for key in _differing(group, other)),
+        key=lambda other: sum(not key.startswith("method.") for key in differing_settings(group, other)),
         default=None,
     )
 
@@ -177,13 +193,15 @@ def _is_ordinary(other: Group, group: Group) -> bool:
     return not special or (special == ["freeze"] and other.settings["freeze"] == group.settings.get("freeze"))
 
 
-def _differing(one: Group, other: Group) -> list[str]:
+def differing_settings(one: Group, other: Group) -> list[str]:
+    """The keys of all settings that one of the two groups has otherwise, or not at all."""
     keys = one.settings.keys() | other.settings.keys()
     return [key for key in keys if one.settings.get(key) != other.settings.get(key)]
 
 
-def _must_agree(key: str) -> bool:
-    return not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_IN_A_COMPARISON)
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether ``names`` has ``key``, or its group with a dot at the end: ``optimizer.``."""
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
 def speedup_over(group: Group, reference: Group | None) -> Spread | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from fr_bench.errors import ConfigError
 from fr_bench.groups import Group, make_groups, pairs
 from fr_bench.markdown import as_markdown
 from fr_bench.runs import find_runs
-from fr_bench.tables import as_csv, make_rows
+from fr_bench.tables import Row, as_csv, make_rows
 
 DESCRIPTION = """\
 Prints the tables of runs as Markdown: best and last test error with mean and standard deviation over seeds,
-seconds an epoch, speed-up over BP, efficiency, peak memory by module; published numbers beside ours where
-model, data set and K are the same. Runs that differ in anything but the seed are never averaged."""
+difference to BP seed by seed, seconds an epoch, speed-up over BP, efficiency, peak memory by module; published
+numbers beside ours where model, data set and K are the same. Runs that differ in anything but the seed are never
+averaged."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,16 +35,31 @@ def main(argv: list[str]) -> int:
         help="also writes report.md and report.csv here; for several models or data sets, "
         "report-DATASET-MODEL.md and .csv for each",
     )
+    parser.add_argument(
+        "--target",
+        type=_percent,
+        metavar="PERCENT",
+        help="adds how many seconds of training each row took to that test error, and how many of its runs got there",
+    )
     parser.add_argument("--csv", action="store_true", help="prints CSV instead of Markdown")
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     found = pairs(read_groups(arguments.run_dir))
-    print(_text(found, arguments.csv), end="")
+    rows = {pair: make_rows(groups, arguments.target) for pair, groups in found.items()}
+    print(_text(rows, arguments.csv), end="")
     if arguments.out is not None:
-        _write(found, Path(arguments.out))
+        _write(rows, Path(arguments.out))
     return 0
+
+
+def _percent(text: str) -> float:
+    """The fraction."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 100:
+            return float(text) / 100
+    raise argparse.ArgumentTypeError(f"'{text}' is no percentage between 0 and 100")
 
 
 def read_groups(run_dirs: list[str]) -> list[Group]:
@@ -64,18 +81,17 @@ def _complain(problem: str) -> None:
     print(f"fr-bench: {problem}", file=sys.stderr)
 
 
-def _text(found: dict[tuple[str, str], list[Group]], as_comma_separated: bool) -> str:
+def _text(found: dict[tuple[str, str], list[Row]], as_comma_separated: bool) -> str:
     if as_comma_separated:
-        return as_csv(row for groups in found.values() for row in make_rows(groups))
-    return "\n".join(as_markdown(make_rows(groups)) for groups in found.values())
+        return as_csv(row for rows in found.values() for row in rows)
+    return "\n".join(as_markdown(rows) for rows in found.values())
 
 
-def _write(found: dict[tuple[str, str], list[Group]], folder: Path) -> None:
+def _write(found: dict[tuple[str, str], list[Row]], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (dataset, model), groups in found.items():
+        for (dataset, model), rows in found.items():
             name = "report" if len(found) == 1 else f"report-{dataset}-{model}"
-            rows = make_rows(groups)
             for suffix, text in (("md", as_markdown(rows)), ("csv", as_csv(rows))):
                 path = folder / f"{name}.{suffix}"
                 path.write_text(text)

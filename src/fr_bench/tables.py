@@ -14,6 +14,7 @@ from fr_bench.measures import (
     Spread,
     baseline,
     best_test_error,
+    best_validation_error,
     efficiency,
     epoch_time_s,
     last_test_error,
@@ -21,10 +22,12 @@ from fr_bench.measures import (
     over_seeds,
     peak_memory,
     predicted_memory,
+    seconds_to,
     speedup_over,
     spread,
     step_time_s,
 )
+from fr_bench.paired import Paired, difference_to_bp
 from fr_bench.published import Published, published_for
 from fr_bench.runs import Run
 
@@ -33,10 +36,28 @@ NOT_AS_PUBLISHED = ("dataset.limit", "freeze", "max_steps")
 
 
 @dataclass(frozen=True)
+class Reached:
+    """How soon runs reached a test error, those that did.
+
+    Attributes:
+        test_error: asked for, a fraction.
+        seconds: of training.
+        num_runs: of the group, also those that diverged or did not finish.
+    """
+
+    test_error: float
+    seconds: Spread | None
+    num_reached: int
+    num_runs: int
+
+
+@dataclass(frozen=True)
 class Row:
     """One group. Errors are fractions, times seconds, memory bytes; None is what no record tells.
 
     Attributes:
+        difference_to_bp: of the best test error, seed by seed.
+        seconds_to_target: None if nobody asked, or if the first seconds are those of another run.
         speedup_vs_single: over BP with K = 1.
         speedup_vs_locked: over locked BP with the same K.
         limit: of the method's speed-up with balanced modules (see fr_bench.limits).
@@ -47,7 +68,10 @@ class Row:
 
     group: Group
     best_test_error: Spread | None
+    best_validation_error: Spread | None
     last_test_error: Spread | None
+    difference_to_bp: Paired | None
+    seconds_to_target: Reached | None
     epoch_time_s: Spread | None
     step_time_s: Spread | None
     speedup_vs_single: Spread | None
@@ -61,12 +85,16 @@ class Row:
     published_speedup: list[Published]
 
 
-def make_rows(groups: list[Group]) -> list[Row]:
-    """Returns a row for each group; speed-ups are over those BP runs among ``groups`` that are comparable."""
-    return [_row(group, groups) for group in groups]
+def make_rows(groups: list[Group], target: float | None = None) -> list[Row]:
+    """Returns a row for each group; speed-ups are over those BP runs among ``groups`` that are comparable.
+
+    Args:
+        target: a test error, as a fraction, of which to tell how soon it was reached.
+    """
+    return [_row(group, groups, target) for group in groups]
 
 
-def _row(group: Group, groups: list[Group]) -> Row:
+def _row(group: Group, groups: list[Group], target: float | None) -> Row:
     published = {"test_error": [], "speedup": []} if _is_changed(group) else {
         quantity: published_for(quantity, group.dataset, group.model, group.method, group.k)
         for quantity in ("test_error", "speedup")
@@ -74,7 +102,10 @@ def _row(group: Group, groups: list[Group]) -> Row:
     return Row(
         group=group,
         best_test_error=over_seeds(group, best_test_error),
+        best_validation_error=over_seeds(group, best_validation_error),
         last_test_error=over_seeds(group, last_test_error),
+        difference_to_bp=difference_to_bp(group, groups),
+        seconds_to_target=None if target is None else _reached(group, target),
         epoch_time_s=over_seeds(group, epoch_time_s),
         step_time_s=over_seeds(group, step_time_s),
         speedup_vs_single=speedup_over(group, baseline(group, groups, 1)),
@@ -91,6 +122,13 @@ def _row(group: Group, groups: list[Group]) -> Row:
 
 def _is_changed(group: Group) -> bool:
     return any(key in group.settings for key in NOT_AS_PUBLISHED) or bool(group.settings.get("dataset.validation"))
+
+
+def _reached(group: Group, target: float) -> Reached | None:
+    if any(run.takes_over for run in group.runs):
+        return None
+    seconds = [found for run in group.runs if (found := seconds_to(run, target)) is not None]
+    return Reached(target, spread(seconds), len(seconds), len(group.runs))
 
 
 def _accounted(run: Run) -> float | None:
@@ -132,10 +170,19 @@ def _flat(row: Row) -> dict[str, Any]:
     for end in ("finished", "diverged", "unfinished"):
         record[f"runs_{end}"] = sum(run.end == end for run in group.runs)
     for name in (
-        "best_test_error", "last_test_error", "epoch_time_s", "step_time_s", "speedup_vs_single", "speedup_vs_locked",
-        "efficiency",
+        "best_test_error", "best_validation_error", "last_test_error", "epoch_time_s", "step_time_s",
+        "speedup_vs_single", "speedup_vs_locked", "efficiency",
     ):  # fmt: skip
         record |= _columns(name, getattr(row, name))
+    paired, reached = row.difference_to_bp, row.seconds_to_target
+    record |= {
+        "difference_to_bp_mean": "" if paired is None else paired.mean,
+        "difference_to_bp_standard_error": "" if paired is None else _number(paired.standard_error),
+        "difference_to_bp_seeds": "" if paired is None else paired.num_seeds,
+    }
+    if reached is not None:
+        record |= {"target_test_error": reached.test_error, "runs_that_reached_target": reached.num_reached}
+        record |= _columns("seconds_to_target", reached.seconds)
     record["limit"] = "" if row.limit is None else row.limit
     record |= _published_columns("published_test_error", row.published_error)
     record |= _published_columns("published_speedup", row.published_speedup)
@@ -144,6 +191,10 @@ def _flat(row: Row) -> dict[str, Any]:
     for module, peak in enumerate(row.peak_memory, start=1):
         record[f"peak_memory_bytes_module_{module}"] = "" if peak is None else peak.mean
     return record
+
+
+def _number(value: float | None) -> float | str:
+    return "" if value is None else value
 
 
 def _columns(name: str, value: Spread | None) -> dict[str, Any]:
