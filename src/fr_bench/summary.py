@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 from fr_bench.categories import CATEGORIES, OTHER
+from fr_bench.runs import Record, number
 
-Record = dict[str, Any]
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
 # The memory account of a module in bytes, and what was predicted for all of it.
 ACCOUNT = (*CATEGORIES, OTHER, "predicted")
@@ -25,8 +24,7 @@ class SummaryBuilder:
             origin: where another run's records end, with which this one begins (see fr_bench.origin): they do not
                 count as this run's speed. None or empty for a run that is its own from the first step on.
         """
-        origin = origin or {}
-        self._own_from = (origin.get("step", 0), origin.get("epoch", 0.0), origin.get("train_time", 0.0))
+        self._own_from = [number(origin or {}, key) or 0 for key in ("step", "epoch", "train_time")]
         self._config = config
         self._cuts = cuts
         self._num_blocks = num_blocks
@@ -42,7 +40,7 @@ class SummaryBuilder:
         self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
         # The last `time` record's step, by module.
-        self._timed_until: defaultdict[int, int] = defaultdict(lambda: self._own_from[0])
+        self._timed_until: defaultdict[int, int] = defaultdict(lambda: int(self._own_from[0]))
 
     def add(self, record: Record) -> None:
         """Takes one record."""
@@ -73,8 +71,9 @@ class SummaryBuilder:
             self._computing_s[module] = record["play_s"] + record["learn_s"]
         self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
-        if "efficiency" in record:
-            self._efficiency_sum += num_iterations * record["efficiency"]
+        efficiency = number(record, "efficiency")
+        if efficiency is not None:
+            self._efficiency_sum += num_iterations * efficiency
             self._efficiency_steps += num_iterations
 
     def build(self, state: str) -> Record:
