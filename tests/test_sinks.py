@@ -335,7 +335,7 @@ def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(
     done = call(tmp_path, "train", *words, f"run_dir={tmp_path / 'run'}")
     wandb.teardown()
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "W&B" in line]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fr-bench: W&B")]
     assert line.startswith(
         f"fr-bench: W&B: 127.0.0.1:{port} cannot be reached ([Errno 111] Connection refused); the run"
     )

@@ -206,7 +206,7 @@ def _check_checkpoint(every: int | None, minutes: float | None, keep: int) -> No
 def _check_devices(devices: list[int] | None, device: str) -> None:
     if devices is None:
         return
-    if not devices or min(devices) < 0:
+    if not devices or not all(isinstance(number, int) and number >= 0 for number in devices):
         raise ConfigError(f"devices={devices}: must be a list of GPU numbers such as [0,1], or null for all of them.")
     if device == "cpu":
         raise ConfigError(

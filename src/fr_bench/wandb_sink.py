@@ -139,7 +139,7 @@ class WandbSink:
         (run_dir / "wandb").mkdir(exist_ok=True)  # or wandb may choose a hidden folder
         try:
             self._run = wandb.init(
-                dir=run_dir,
+                dir=str(run_dir),
                 id=id_path.read_text().strip() if id_path.exists() else None,
                 resume="allow",
                 reinit="finish_previous",
