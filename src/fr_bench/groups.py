@@ -38,6 +38,8 @@ WITHOUT_EFFECT = (
 SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")
 # Settings whose values are said in a word of their own, because `name=value` would fill a figure.
 SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
+# Settings that older runs do not have, with the value that they had without.
+SINCE_LATER = {"replicas": 1, "model.norm": "batch"}
 # Settings that a K brings along: they are compared among the groups of one K only.
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
@@ -144,7 +146,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     """Returns the settings that identify the run's group, sorted by name.
 
     What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
-    setting that is null or an empty list is the same as one that an older config.yaml does not have; so is one replica.
+    setting that is null or an empty list is the same as one that an older config.yaml does not have; so are those of
+    SINCE_LATER.
     """
     plan = run.config.get("plan")
     asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}
@@ -155,7 +158,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
     settings["resume"] = _taken_over(run)
     settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
-    return {key: value for key, value in settings.items() if (key, value) != ("replicas", 1)}
+    return {key: value for key, value in settings.items() if SINCE_LATER.get(key) != value}
 
 
 def _taken_over(run: Run) -> str | None:

@@ -7,7 +7,7 @@ names by ``_target_``. Each block maps one tensor to one tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,12 +39,12 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
     return list(blocks)
 
 
-def initialize(blocks: Blocks) -> Blocks:
-    """Draws convolution weights as He et al. 2015 do (normal, fan-out) and returns ``blocks``; all else stays."""
+def initialize(blocks: Blocks, mode: Literal["fan_out", "fan_in"] = "fan_out") -> Blocks:
+    """Draws convolution weights as He et al. 2015 do (normal) and returns ``blocks``; all else stays."""
     for _, block in blocks:
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
     return blocks
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
+from fr_bench.models.norms import check_norm, group_norm, no_norm
 
 
 def mlp(
-    input_shape: Sequence[int], num_classes: int, *, width: int = 64, depth: int = 4, dropout: float = 0.0
+    input_shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 64,
+    depth: int = 4,
+    dropout: float = 0.0,
+    norm: str = "batch",
 ) -> Blocks:
-    """``depth`` hidden layers of ``width`` units with batch norm and ReLU, then a linear layer: depth + 1 blocks.
+    """``depth`` hidden layers of ``width`` units with a norm and ReLU, then a linear layer: depth + 1 blocks.
 
     Args:
         input_shape: of one image; it is flattened.
@@ -22,20 +29,26 @@ def mlp(
         width: units of a hidden layer.
         depth: hidden layers.
         dropout: probability of dropping a unit after each hidden layer.
+        norm: batch, group or none: a plain perceptron, whose layers have a bias instead.
 
     Raises:
-        ConfigError: a size below 1, or a probability outside [0, 1).
+        ConfigError: a size below 1, a probability outside [0, 1), another norm, or a width without whole groups.
     """
     for key, value in (("width", width), ("depth", depth)):
         if value < 1:
             raise ConfigError(f"model.{key}={value}: must be an integer of at least 1.")
     if not 0 <= dropout < 1:
         raise ConfigError(f"model.dropout={dropout}: must be at least 0 and below 1.")
+    check_norm(norm)
+    kinds: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "group": group_norm, "none": no_norm}
     blocks: Blocks = []
     num_inputs = math.prod(input_shape)
     for number in range(1, depth + 1):
         layers: list[nn.Module] = [nn.Flatten()] if number == 1 else []
-        layers += [nn.Linear(num_inputs, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        linear = nn.Linear(num_inputs, width, bias=norm == "none")
+        if norm == "none":  # torch's own initial weights shrink the features with every layer
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, kinds[norm](width), nn.ReLU(inplace=True)]
         if dropout:
             layers.append(nn.Dropout(dropout))
         blocks.append((f"hidden{number}", nn.Sequential(*layers)))
