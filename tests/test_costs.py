@@ -200,9 +200,9 @@ def test_equal_cuts_have_an_expected_share_too() -> None:
 
 
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dni", "cdni"])
-@pytest.mark.parametrize("model", ["preactivation", "torchvision_resnet"])
+@pytest.mark.parametrize("model", ["preactivation", "basic", "torchvision_resnet"])
 def test_memory_added_up_by_block_is_that_of_the_traced_module(method: str, model: str) -> None:
-    depth = {"preactivation": 20, "torchvision_resnet": 18}[model]
+    depth = {"preactivation": 20, "basic": 20, "torchvision_resnet": 18}[model]
     node = {"_target_": f"fr_bench.models.{model}.resnet", "name": model, "depth": depth}
     config = tiny_config(method, 3, model=node, partition=[2, 5])
     plan = make_plan(config)

@@ -58,6 +58,22 @@ def test_what_flattening_images_copies_is_predicted_to_the_byte(
         assert measured == {category: account[f"predicted_{category}"] for category in CATEGORIES}
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("method", ["fr", "ddg", "cdni", "checkpointed"])
+@pytest.mark.parametrize(
+    ("family", "norm"),
+    [("basic", "batch"), ("basic", "group"), ("basic", "none"), ("preactivation", "group"), ("preactivation", "none")],
+)
+def test_the_prediction_is_exact_for_every_family_and_norm(
+    family: str, norm: str, method: str, channels_last: bool, tmp_path: Path
+) -> None:
+    node = {"_target_": f"fr_bench.models.{family}.resnet", "name": family, "depth": 20, "norm": norm}
+    changes = {"model": node, "channels_last": channels_last, "epochs": 1}
+    config = checkpointed(3, **changes) if method == "checkpointed" else tiny_config(method, 3, **changes)
+    for account in last_accounts(run_serial(config, tmp_path), 3):
+        assert {c: account[c] for c in CATEGORIES} == {c: account[f"predicted_{c}"] for c in CATEGORIES}
+
+
 @pytest.mark.parametrize("transport", ["gloo", "ipc"])
 def test_between_processes_the_buffers_are_those_predicted(transport: str, tmp_path: Path) -> None:
     for account in last_accounts(run_processes(tiny_config("fr", 3, transport), tmp_path), 3):

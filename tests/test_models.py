@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from harness import assert_same, run_serial, tiny_config
 from torch import nn
 
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
+from fr_bench.models.norms import NORMS
 from fr_bench.network import Network
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -43,6 +45,21 @@ def test_sizes_are_the_published_ones(name: str, num_blocks: int, millions: floa
         blocks = build(name)
     assert len(blocks) == num_blocks
     assert num_parameters(blocks) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_blocks", "parameters"),
+    [
+        ("resnet20_basic", 11, 269_722),
+        ("resnet56_basic", 29, 853_018),
+        ("resnet110_basic", 56, 1_727_962),  # He et al. 2016, table 6: 0.27, 0.85 and 1.7 million
+        ("resnet164_basic", 83, 2_602_906),
+    ],
+)
+def test_basic_blocks_have_the_known_number_of_parameters(name: str, num_blocks: int, parameters: int) -> None:
+    with torch.device("meta"):
+        blocks = build(name)
+    assert len(blocks) == num_blocks and num_parameters(blocks) == parameters
 
 
 def test_the_wide_resnets_compute_what_torchvisions_do() -> None:
@@ -83,6 +100,72 @@ def test_a_preactivation_block_is_the_papers_formula() -> None:
     assert torch.equal(block(x), x + h)
 
 
+def test_a_basic_block_is_the_papers_formula() -> None:
+    """relu(s(x) + norm(W2 relu(norm(W1 x)))), where s drops every second pixel and adds channels of zeros."""
+    blocks = dict(build("resnet20_basic"))
+    x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+    for name, shortcut in (
+        ("stage1_block2", x),
+        ("stage2_block1", torch.cat([x[:, :, ::2, ::2], torch.zeros(4, 16, 4, 4, dtype=torch.float64)], dim=1)),
+    ):
+        block = blocks[name].double()
+        h = torch.relu(block.norm1(block.conv1(x)))
+        h = block.norm2(block.conv2(h))
+        assert torch.equal(block(x), torch.relu(h + shortcut))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_basic", "resnet18", "mlp"])
+def test_no_block_changes_its_input(name: str, norm: str) -> None:
+    """The history keeps it, so ReLU and sums in place must be on something else."""
+    if (name, norm) == ("resnet18", "none"):
+        pytest.skip("refused")
+    x = torch.randn(2, 3, 8, 8)
+    for block_name, block in build(name, shape=(3, 8, 8), norm=norm):
+        before = x.clone()
+        with torch.no_grad():  # where autograd would not notice
+            h = block(x)
+        assert torch.equal(x, before), block_name
+        x = h
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_basic", "resnet18", "mlp"])
+def test_without_batch_norm_an_image_is_on_its_own(name: str, norm: str) -> None:
+    if (name, norm) == ("resnet18", "none"):
+        pytest.skip("refused")
+    blocks = build(name, shape=(3, 8, 8), norm=norm)
+    network = nn.Sequential(*(block for _, block in blocks)).double()
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(network(x)[:2], network(x[:2]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["resnet164", "resnet164_basic"])
+def test_without_a_norm_features_and_gradients_keep_their_size(name: str) -> None:
+    """However deep: the last block's features are of the first one's size, and so is what comes back to it."""
+    (_, stem), *residual, _ = build(name, shape=(3, 16, 16), norm="none")
+    x = torch.relu(stem(torch.randn(16, 3, 16, 16))).detach().requires_grad_()
+    h = x
+    for _, block in residual:
+        h = block(h)
+    assert 0.1 < h.norm() / x.norm() < 10
+    h.backward(torch.randn_like(h) / h.norm())
+    assert x.grad is not None and torch.isfinite(x.grad).all()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for _, block in residual for p in block.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["preactivation", "basic"])
+def test_a_cut_behind_every_block_changes_no_number(name: str, norm: str, tmp_path: Path) -> None:
+    node = {"_target_": f"fr_bench.models.{name}.resnet", "name": name, "depth": 20, "norm": norm}
+    k = {"preactivation": 8, "basic": 11}[name]
+    whole = run_serial(tiny_config("bp", 1, model=node, epochs=1), tmp_path / "whole")
+    cut = run_serial(tiny_config("bp", k, model=node, epochs=1, partition=list(range(1, k))), tmp_path / "cut")
+    assert_same(cut, whole)
+    assert len(run_serial(tiny_config("fr", k, model=node, partition="auto"), tmp_path / "fr").losses) == 10
+
+
 def test_initial_weights_depend_on_the_seed_and_leave_the_random_stream_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -102,6 +185,12 @@ def test_initial_weights_depend_on_the_seed_and_leave_the_random_stream_alone() 
         ("resnet20", {"depth": 2}, r"model\.depth=2"),
         ("resnet50", {"depth": 51}, r"model\.depth=51: must be one of 18, 50"),
         ("resnet50", {"stem": "cfar"}, r"model\.stem=cfar.*Did you mean 'cifar'"),
+        ("resnet56_basic", {"depth": 57}, r"model\.depth=57: .*6n \+ 2"),
+        ("resnet56", {"norm": "bacth"}, r"model\.norm=bacth: must be one of batch, group, none.*'batch'"),
+        ("resnet56_basic", {"norm": "layer"}, r"model\.norm=layer"),
+        ("resnet50", {"norm": "none"}, r"model\.norm=none: must be one of batch, group\."),
+        ("mlp", {"norm": None}, r"model\.norm=None"),
+        ("mlp", {"norm": "group", "width": 20}, r"model\.norm=group: 20 units are no multiple of the 8"),
         ("mlp", {"width": 0}, r"model\.width=0"),
         ("mlp", {"dropout": 1.0}, r"model\.dropout=1\.0"),
     ],

@@ -47,6 +47,22 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     assert_close(several, one)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "fr_bench.models.basic.resnet", "name": "resnet20_basic", "depth": 20, "norm": "group"},
+        {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20, "norm": "none"},
+        {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "norm": "none"},
+    ],
+    ids=lambda model: f"{model['name']} {model['norm']}",
+)
+def test_so_are_our_own_models_without_batch_norm(model: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"model": model, "optimizer": {"lr": 0.02}}
+    one = run_processes(config_of("fr", 2, "gloo", **changes), tmp_path / "one")
+    two = run_processes(config_of("fr", 2, "gloo", replicas=2, **changes), tmp_path / "two")
+    assert_close(two, one)
+
+
 def test_a_clipped_gradient_is_that_of_all_replicas(tmp_path: Path) -> None:
     one = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05), tmp_path / "one")
     two = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05, replicas=2), tmp_path / "two")
