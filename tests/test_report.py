@@ -6,12 +6,31 @@ import csv
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from run_files import records_of_a_run, write_run
 
 from fr_bench.cli import main
-from fr_bench.published import CERTAINTY, SOURCES, published_for, published_numbers
+from fr_bench.published import CERTAINTY, DOUBTS, METHODS, NETWORKS, SOURCES, published_numbers
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def as_published(model: str, /, **changes: object) -> dict[str, object]:
+    """What ``write_run`` needs for a run with the paper's settings on CIFAR-10; ``changes`` update groups."""
+    settings: dict[str, object] = {"epochs": 300, "batch_size": 128}
+    for group, name in (("model", model), ("optimizer", "sgd"), ("schedule", "multistep"), ("dataset", "cifar10")):
+        node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+        settings[group] = {key: 5e-4 if value == "5e-4" else value for key, value in node.items() if key != "root"}
+    for key, value in changes.items():
+        settings[key] = settings[key] | value if isinstance(value, dict) and key in settings else value
+    return {"model": model, "dataset": "cifar10", "settings": settings}
+
+
+def method(name: str, **more: object) -> dict[str, object]:
+    return {"name": name, "_target_": METHODS[name], **more}
 
 
 def report(*words: object) -> int:
@@ -183,41 +202,97 @@ def test_memory_is_listed_by_module(tmp_path, capsys):
 
 
 def test_published_numbers_stand_in_a_column_of_their_own(tmp_path, capsys):
-    names = {"model": "resnet164", "dataset": "cifar10"}
-    write_run(tmp_path / "fr2", "fr", k=2, **names)
-    write_run(tmp_path / "fr4", "fr", k=4, **names)
-    write_run(tmp_path / "frozen", "fr", k=2, settings={"freeze": [1]}, **names)
-    write_run(tmp_path / "part", "fr", k=2, settings={"dataset": {"limit": 100}}, **names)
+    fr = method("fr")
+    write_run(tmp_path / "fr2", "fr", k=2, **as_published("resnet164", method=fr))
+    write_run(tmp_path / "fr4", "fr", k=4, **as_published("resnet164", method=fr))
+    write_run(tmp_path / "frozen", "fr", k=2, **as_published("resnet164", method=fr, freeze=[1]))
+    write_run(tmp_path / "part", "fr", k=2, **as_published("resnet164", method=fr, dataset={"limit": 100}))
+    write_run(tmp_path / "fast", "fr", k=2, **as_published("resnet164", method=fr, optimizer={"lr": 0.5}))
     assert report(tmp_path) == 0
     text = capsys.readouterr().out
     rows = table(text, "Test error")
     published = {key: row["published"] for key, row in rows.items() if row["published"]}
-    assert list(published.values()) == ["6.03 % (FR paper, recalled)"]
-    assert "freeze" not in next(iter(published)) and "limit" not in next(iter(published))
+    assert list(published.values()) == ["6.03 % (FR paper, recalled, which ResNet164?)"]
+    assert not any(word in next(iter(published)) for word in ("freeze=[1]", "limit=100", "lr=0.5"))
     assert all(row["best test error"] == "16.67 %" for row in rows.values())
-    assert f"recalled: {CERTAINTY['recalled']}" in text
+    assert f"recalled: {CERTAINTY['recalled']}" in text and f"which ResNet164? {DOUBTS['which ResNet164?']}" in text
+    withheld = [line for line in text.splitlines() if line.startswith("- Not beside")]
+    assert len(withheld) == 3 and all("FR paper, which has" in line for line in withheld)
+    for difference in ("freeze=null, not [1].", "dataset.limit=null, not 100.", "optimizer.lr=0.01, not 0.5."):
+        assert any(line.endswith(difference) for line in withheld), (difference, withheld)
 
 
 def test_without_a_match_there_is_no_published_column(tmp_path, capsys):
-    write_run(tmp_path / "0", "fr", k=3, model="resnet164", dataset="cifar10")
-    write_run(tmp_path / "1", "fr", k=2, model="resnet20", dataset="cifar10")
+    write_run(tmp_path / "0", "fr", k=3, **as_published("resnet164", method=method("fr")))
+    write_run(tmp_path / "1", "fr", k=2, **as_published("resnet20", method=method("fr")))
     assert report(tmp_path) == 0
-    assert "published" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "published" not in text and "Not beside" not in text
+
+
+def test_a_number_of_basic_blocks_is_not_beside_bottlenecks(tmp_path, capsys):
+    """The FDG and DDG papers' ResNet56; and a name alone makes no network."""
+    changes = {"optimizer": {"lr": 0.1}, "schedule": {"milestones": [150, 225, 275]}, "method": method("fr")}
+    write_run(tmp_path / "basic", "fr", k=2, **as_published("resnet56_basic", **changes))
+    write_run(tmp_path / "bottleneck", "fr", k=2, **as_published("resnet56", **changes))
+    changes["model"] = {"name": "resnet56_basic", "depth": 20}
+    write_run(tmp_path / "other", "fr", k=2, **as_published("resnet56_basic", **changes))
+    changes["model"] = {"name": "resnet56_basic", "norm": "group"}
+    write_run(tmp_path / "norm", "fr", k=2, **as_published("resnet56_basic", **changes))
+    assert report(tmp_path, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 4
+    found = [(row["model"], row["variant"]) for row in rows if row["published_test_error"] == "0.0607"]
+    assert found == [("resnet56_basic", "depth=56")] and sum(bool(row["published_test_error"]) for row in rows) == 1
+
+
+def test_milestones_are_the_same_in_epochs_and_as_fractions(tmp_path, capsys):
+    changes = {"method": method("ddg", weights="stashed", carry_history=True)}
+    for index, milestones in enumerate(([0.5, 0.75], [150, 225], [100, 225])):
+        settings = as_published("resnet110_basic", **changes, schedule={"milestones": milestones})
+        write_run(tmp_path / str(index), "ddg", k=2, **settings)
+    assert report(tmp_path, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert sorted(row["published_test_error"] for row in rows) == ["", "0.0659", "0.0659"]
+    # A speed-up depends on less.
+    assert all(row["published_speedup"] == "1.404" and row["published_speedup_certainty"] == "plotted" for row in rows)
+
+
+def test_the_authors_own_rates_are_no_reason_to_withhold_their_number(tmp_path, capsys):
+    for index, rates in enumerate(([2.0, 1.0], [3.0, 1.0])):
+        changes = {"method": method("fr", bn_stats="both"), "module_lr": rates, "optimizer": {"nesterov": True}}
+        write_run(tmp_path / str(index), "fr", k=2, **as_published("resnet164_basic", **changes))
+    assert report(tmp_path, "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["published_test_error"] for row in rows if row["variant"] == "module_lr=[2.0,1.0]"] == ["0.0603"]
+    assert [row["published_test_error"] for row in rows if row["variant"] == "module_lr=[3.0,1.0]"] == [""]
 
 
 @pytest.mark.parametrize(
-    ("cell", "value", "certainty"),
+    ("cell", "value", "source", "certainty"),
     [
-        (("cifar10", "resnet164", "bp", 1), 0.0640, "recalled"),
-        (("cifar10", "resnet152", "fr", 2), 0.0491, "recalled"),
-        (("cifar100", "resnet101", "ddg", 2), 0.2425, "quoted"),
-        (("cifar100", "resnet152", "fr", 2), 0.2361, "quoted"),
-        (("cifar10", "resnet56", "fr", 4), 0.0648, "read"),
+        (("cifar10", "resnet164", "bp", 1), 0.0640, "FR paper", "recalled"),
+        (("cifar10", "resnet152", "fr", 2), 0.0491, "FR paper", "recalled"),
+        (("cifar100", "resnet101", "ddg", 2), 0.2425, "FR paper", "quoted"),
+        (("cifar100", "resnet152", "fr", 2), 0.2361, "FR paper", "quoted"),
+        (("cifar10", "resnet56_basic", "fr", 4), 0.0648, "FDG rerun", "read"),
     ],
 )
-def test_published_cells(cell, value, certainty):
-    (number,) = published_for("test_error", *cell)
-    assert number.value == pytest.approx(value) and number.certainty == certainty
+def test_published_cells(cell, value, source, certainty):
+    numbers = [each for each in published_numbers() if each.quantity == "test_error"]
+    (number,) = [each for each in numbers if (each.dataset, each.model, each.method, each.k) == cell]
+    assert number.value == pytest.approx(value) and (number.source, number.certainty) == (source, certainty)
+
+
+@pytest.mark.parametrize(("group", "known"), [("model", NETWORKS), ("method", METHODS)])
+def test_published_numbers_are_about_our_own_configs(group, known):
+    for name, settings in known.items():
+        node = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+        if group == "method":
+            assert node["_target_"] == settings
+        else:
+            here = {f"model.{key}": value for key, value in node.items() if key not in ("name", "norm")}
+            assert here | {"model.norm": None} == settings and node["norm"] == "batch"
 
 
 def test_every_published_number_says_whose_it_is_and_how_sure():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from fr_bench.limits import SYNTHESIZING
@@ -42,6 +42,7 @@ def _errors(rows: list[Row]) -> list[str]:
     published = [each for row in rows for each in row.published_error]
     if published:
         columns["published"] = lambda row: _published(row.published_error, lambda each: f"{100 * each.value:.2f} %")
+    notes += _withheld((row, row.withheld_error) for row in rows)
     return ["### Test error", _table(columns, rows), _list(notes + footnotes(published))]
 
 
@@ -84,6 +85,7 @@ def _speed(rows: list[Row]) -> list[str]:
             "Transport serial with K > 1: the modules took turns in one process, so that the speed says nothing "
             "about a pipeline."
         )
+    notes += _withheld((row, row.withheld_speedup) for row in rows)
     return ["### Speed", _table(columns, rows), _list(notes + footnotes(published))]
 
 
@@ -159,7 +161,18 @@ def _reached(value: Reached | None) -> str:
 
 
 def _published(numbers: list[Published], text: Callable[[Published], str]) -> str:
-    return "; ".join(f"{text(each)} ({each.source}, {each.certainty})" for each in numbers)
+    return "; ".join(f"{text(each)} ({each.credit})" for each in numbers)
+
+
+def _withheld(rows: Iterable[tuple[Row, list[Published]]]) -> list[str]:
+    """A line for each published number that is about a row, but was had with other settings."""
+    lines = []
+    for row, numbers in rows:
+        for each in numbers:
+            differing = each.differences(row.group.settings)
+            rest = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+            lines.append(f"Not beside {row.group.label}: {each.source}, which has {'; '.join(differing[:4])}{rest}.")
+    return lines
 
 
 def _peak(index: int, row: Row) -> str:

@@ -16,8 +16,8 @@ from fr_bench.tables import Row, as_csv, make_rows
 DESCRIPTION = """\
 Prints the tables of runs as Markdown: best and last test error with mean and standard deviation over seeds,
 difference to BP seed by seed, seconds an epoch, speed-up over BP, efficiency, peak memory by module; published
-numbers beside ours where model, data set and K are the same. Runs that differ in anything but the seed are never
-averaged."""
+numbers beside ours where network, data set, K and the settings that decide the result are the same. Runs that differ in
+anything but the seed are never averaged."""
 
 
 def main(argv: list[str]) -> int:

@@ -28,11 +28,8 @@ from fr_bench.measures import (
     step_time_s,
 )
 from fr_bench.paired import Paired, difference_to_bp
-from fr_bench.published import Published, published_for
+from fr_bench.published import Published, published_about
 from fr_bench.runs import Run
-
-# A run on part of the data, or with modules that do not learn, is not what was published.
-NOT_AS_PUBLISHED = ("dataset.limit", "freeze", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ class Row:
         limit: of the method's speed-up with balanced modules (see fr_bench.limits).
         peak_memory: by module.
         accounted_memory, predicted_memory: all categories of all modules.
-        published_error, published_speedup: for exactly this data set, model, method and K.
+        published_error, published_speedup: of others, for the same network and settings.
+        withheld_error, withheld_speedup: of others, for the same network, method and K, but with other settings.
     """
 
     group: Group
@@ -83,6 +81,8 @@ class Row:
     predicted_memory: Spread | None
     published_error: list[Published]
     published_speedup: list[Published]
+    withheld_error: list[Published]
+    withheld_speedup: list[Published]
 
 
 def make_rows(groups: list[Group], target: float | None = None) -> list[Row]:
@@ -95,10 +95,8 @@ def make_rows(groups: list[Group], target: float | None = None) -> list[Row]:
 
 
 def _row(group: Group, groups: list[Group], target: float | None) -> Row:
-    published = {"test_error": [], "speedup": []} if _is_changed(group) else {
-        quantity: published_for(quantity, group.dataset, group.model, group.method, group.k)
-        for quantity in ("test_error", "speedup")
-    }  # fmt: skip
+    errors = published_about("test_error", group.settings, group.k)
+    speedups = published_about("speedup", group.settings, group.k)
     return Row(
         group=group,
         best_test_error=over_seeds(group, best_test_error),
@@ -115,13 +113,11 @@ def _row(group: Group, groups: list[Group], target: float | None) -> Row:
         peak_memory=[spread(peak_memory(run, k) for run in group.measured) for k in range(1, group.size + 1)],
         accounted_memory=over_seeds(group, _accounted),
         predicted_memory=over_seeds(group, _predicted),
-        published_error=published["test_error"],
-        published_speedup=published["speedup"],
+        published_error=[each for each in errors if not each.differences(group.settings)],
+        published_speedup=[each for each in speedups if not each.differences(group.settings)],
+        withheld_error=[each for each in errors if each.differences(group.settings)],
+        withheld_speedup=[each for each in speedups if each.differences(group.settings)],
     )
-
-
-def _is_changed(group: Group) -> bool:
-    return any(key in group.settings for key in NOT_AS_PUBLISHED) or bool(group.settings.get("dataset.validation"))
 
 
 def _reached(group: Group, target: float) -> Reached | None:
@@ -209,4 +205,5 @@ def _published_columns(name: str, numbers: list[Published]) -> dict[str, str]:
         name: "; ".join(f"{each.value:.4g}" for each in numbers),
         f"{name}_source": "; ".join(each.source for each in numbers),
         f"{name}_certainty": "; ".join(each.certainty for each in numbers),
+        f"{name}_doubt": "; ".join(each.doubt for each in numbers),
     }
