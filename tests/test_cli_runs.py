@@ -112,3 +112,20 @@ def test_every_component_names_something_that_exists(file):
 def test_every_experiment_and_debug_config_composes(group, tmp_path):
     for file in sorted((CONF / group).glob("*.yaml")):
         assert main(["train", f"{group}={file.stem}", "--cfg", "job"]) == 0
+
+
+@pytest.mark.parametrize(("k", "rates"), [(1, [1.0]), (2, [2.0, 1.0]), (4, [2.0, 1.0, 1.0, 1.0])])
+def test_the_authors_code_trains_module_1_at_twice_the_rate_for_every_k(k, rates):
+    (job,) = compose(parse(["experiment=authors_code", f"k={k}"])).jobs
+    assert job.config["module_lr"] == rates
+    assert job.config["method"]["bn_stats"] == "both" and job.config["method"]["warmup"] == "skip"
+    assert job.config["optimizer"]["nesterov"] and job.config["partition"] == "equal"
+
+
+def test_the_authors_code_can_be_planned_and_its_rates_be_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=authors_code", "model=resnet20_basic", "dataset=digits", "device=cpu", "dry_run=true"]
+    assert main(["train", *words, "k=3"]) == 0
+    assert "module  device" in capsys.readouterr().out
+    assert main(["train", *words, "k=3", "module_lr=[1,1]"]) == 2
+    assert "2 multipliers for k=3 modules" in capsys.readouterr().err

@@ -111,8 +111,14 @@ def register() -> None:
     OmegaConf.register_new_resolver("run_id", lambda: secrets.token_hex(3), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("first_of", lambda given, default: given or default, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+    OmegaConf.register_new_resolver("first_module", first_module, replace=True)
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def first_module(value: float, k: int) -> list[float]:
+    """``value`` for module 1 and 1 for those above it, if there are any: ``module_lr`` for every k."""
+    return [float(value), *[1.0] * (k - 1)] if k > 1 else [1.0] * k
 
 
 def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> str:
