@@ -58,11 +58,18 @@ def test_what_flattening_images_copies_is_predicted_to_the_byte(
         assert measured == {category: account[f"predicted_{category}"] for category in CATEGORIES}
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("method", ["fr", "ddg", "cdni", "checkpointed"])
 @pytest.mark.parametrize(
-    ("family", "norm"),
-    [("basic", "batch"), ("basic", "group"), ("basic", "none"), ("preactivation", "group"), ("preactivation", "none")],
+    ("family", "norm", "method", "channels_last"),
+    [
+        ("basic", "batch", "fr", True),
+        ("basic", "batch", "checkpointed", False),
+        ("basic", "group", "ddg", True),
+        ("basic", "group", "fr", False),
+        ("basic", "none", "fr", True),
+        ("preactivation", "group", "fr", True),
+        ("preactivation", "none", "cdni", True),
+        ("preactivation", "none", "ddg", False),
+    ],
 )
 def test_the_prediction_is_exact_for_every_family_and_norm(
     family: str, norm: str, method: str, channels_last: bool, tmp_path: Path

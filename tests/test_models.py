@@ -155,8 +155,7 @@ def test_without_a_norm_features_and_gradients_keep_their_size(name: str) -> Non
     assert all(p.grad is not None and p.grad.abs().max() > 0 for _, block in residual for p in block.parameters())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["preactivation", "basic"])
+@pytest.mark.parametrize(("name", "norm"), [("preactivation", "none"), ("basic", "batch"), ("basic", "group")])
 def test_a_cut_behind_every_block_changes_no_number(name: str, norm: str, tmp_path: Path) -> None:
     node = {"_target_": f"fr_bench.models.{name}.resnet", "name": name, "depth": 20, "norm": norm}
     k = {"preactivation": 8, "basic": 11}[name]
