@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fr_bench.cli import COMMANDS, main
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
 
 SMALL = ["model=mlp", "dataset=digits"]
+CONF = Path(__file__).parents[1] / "conf"
+MADE_BY = ("_target_", "_partial_", "name")
 
 
 class FakeLaunch(types.ModuleType):
@@ -204,24 +207,29 @@ def test_no_key_lacks_a_description():
     """Nor does a group, or a choice of one."""
     from fr_bench.compose import compose, take_apart
     from fr_bench.train_command import parse
-    from fr_bench.train_help import all_meanings, heading, settings
+    from fr_bench.train_help import all_meanings, heading, meanings_in, settings
 
     def anatomy_of(*words: str) -> Any:
         arguments = parse([*words])
         return take_apart(arguments, compose(arguments).jobs[0])
 
     groups = anatomy_of().groups
-    whole = ("experiment", "debug")  # these choose of the other groups what goes together
-    jobs = [[f"{group}={option}"] for group in whole for option in groups[group]]
-    parts = {group: options for group, options in groups.items() if group not in whole}
-    for number in range(max(map(len, parts.values()))):
-        jobs.append([f"{group}={options[number % len(options)]}" for group, options in parts.items()])
-    for words in jobs:
+    composed = ("experiment", "debug", "cluster")  # these set keys outside their group too
+    for words in [[], *([f"{group}={option}"] for group in composed for option in groups[group])]:
         anatomy = anatomy_of(*words)
         meanings = all_meanings(anatomy.sources)
         described = [*(key for key, _ in settings(anatomy)), *(f"defaults.{group}" for group in groups)]
         assert [key for key in described if not meanings.get(key)] == []
         assert [source.name for source in anatomy.sources if not heading(source.text)] == []
+    for group in groups.keys() - {*composed}:
+        for option in groups[group]:
+            text = (CONF / group / f"{option}.yaml").read_text()
+            assert heading(text), option
+            meanings = meanings_in(text)
+            for key, value in yaml.safe_load(text).items():
+                nested = isinstance(value, dict) and "_target_" not in value and key != "defaults"
+                keys = [f"{key}.{inner}" for inner in value] if nested else [key]
+                assert key in MADE_BY or "defaults:" in text or all(meanings.get(each) for each in keys), keys
 
 
 def test_info_passes_through(launch, capsys):
