@@ -121,7 +121,7 @@ def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path:
 
 def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(tmp_path: Path) -> None:
     """Without run_dir: the second life must find the first one's."""
-    words = ["k=2", "method=ddg", "epochs=150", "transport=gloo"]  # long enough that the signal comes before the end
+    words = ["k=2", "method=ddg", "epochs=60", "transport=gloo"]  # long enough that the signal comes before the end
     alone = call(tmp_path, *SETTINGS, *words, f"run_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--max-restarts=1"]
