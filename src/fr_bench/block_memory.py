@@ -72,16 +72,20 @@ class BlockMemory:
         """The shapes of a module made of ``parts``."""
         bottom, top = parts[0], parts[-1]
         between = sum(above.saved_input_bytes for below, above in pairwise(parts) if not below.output_is_saved)
-        largest_graph = max(part.checkpointed_bytes - part.input_bytes for part in parts)
+
+        def count_checkpointed_bytes() -> int:
+            inputs = sum(part.input_bytes for part in parts)
+            return inputs + max(part.checkpointed_bytes - part.input_bytes for part in parts)
+
         return ModuleShapes(
             weight_bytes=sum(part.weight_bytes for part in parts),
             parameter_bytes=sum(part.parameter_bytes for part in parts),
             graph_bytes=sum(part.graph_bytes for part in parts) + between,
             saved_input_bytes=bottom.saved_input_bytes,
-            checkpointed_bytes=sum(part.input_bytes for part in parts) + largest_graph,
             input_bytes=bottom.input_bytes,
             output_bytes=top.output_bytes,
             output=top.output,
             output_is_saved=top.output_is_saved,
             parameters=[parameter for part in parts for parameter in part.parameters],
+            count_checkpointed_bytes=count_checkpointed_bytes,
         )

@@ -5,8 +5,9 @@ In terms of the FR paper's Table 1: BP O(L), DNI O(L + K L_s), DDG O(LK + K^2), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,23 +31,29 @@ class ModuleShapes:
         parameter_bytes: of the parameters alone.
         graph_bytes: what autograd saves for one batch, without weights and without the module's input.
         saved_input_bytes: of the input, if autograd saves it.
-        checkpointed_bytes: what is saved with activation checkpointing, and the largest block recomputed.
         input_bytes, output_bytes: of the input and output of one batch.
         output: of a batch, on ``meta``.
         output_is_saved: whether autograd saves it.
         parameters: on ``meta``.
+        count_checkpointed_bytes: see ``checkpointed_bytes``.
     """
 
     weight_bytes: int
     parameter_bytes: int
     graph_bytes: int
     saved_input_bytes: int
-    checkpointed_bytes: int
     input_bytes: int
     output_bytes: int
     output: Tensor
     output_is_saved: bool
     parameters: Sequence[Tensor]
+    count_checkpointed_bytes: Callable[[], int]
+
+    @cached_property
+    def checkpointed_bytes(self) -> int:
+        """What is saved with activation checkpointing, and the largest block recomputed. Counted when first asked for:
+        it takes two more passes, and hardly a method wants it."""
+        return self.count_checkpointed_bytes()
 
 
 def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> ModuleShapes:
@@ -54,9 +61,13 @@ def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> Mo
     x = x.detach().requires_grad_(not is_bottom)
     weights = [*network.parameters(), *network.buffers()]
     h, saved = _run(network, x, is_top)
-    network.checkpointing = True
-    _, saved_by_block = _run(network, x, is_top)
-    network.checkpointing = False
+
+    def count_checkpointed_bytes() -> int:
+        network.checkpointing = True
+        _, saved_by_block = _run(network, x, is_top)
+        network.checkpointing = False
+        return tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0))
+
     with_input = tensor_bytes(saved, except_for=weights)
     graph_bytes = tensor_bytes(saved, except_for=[*weights, x])
     parameters = list(network.parameters())
@@ -65,12 +76,12 @@ def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> Mo
         parameter_bytes=tensor_bytes(parameters),
         graph_bytes=graph_bytes,
         saved_input_bytes=with_input - graph_bytes,
-        checkpointed_bytes=tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0)),
         input_bytes=x.numel() * x.element_size(),
         output_bytes=h.numel() * h.element_size(),
         output=h.detach(),
         output_is_saved=tensor_bytes([h], except_for=saved) == 0,
         parameters=parameters,
+        count_checkpointed_bytes=count_checkpointed_bytes,
     )
 
 

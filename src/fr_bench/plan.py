@@ -27,6 +27,8 @@ from fr_bench.transport.ipc import DEPTH
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError)  # what a block raises on an input not made for it
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -341,17 +343,26 @@ def trace_modules(
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
         try:
-            with torch.no_grad():
-                network(x, 0)
             shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == len(cuts) + 1))
-        except InPlaceError as error:
-            raise ConfigError(f"model: module {k}: {error}") from error
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"model: module {k} cannot run on input {tuple(x.shape)}: {error}") from error
+        except CANNOT_RUN as error:
+            cause = _cause(error, network, x)
+            what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
+            raise ConfigError(f"model: module {k}{what}: {cause}") from cause
         x = shapes[-1].output
     if x.shape != (size, num_classes):
         raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")
     return shapes
+
+
+def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
+    """What a pass that ended with ``error`` ends with where ``x`` wants no gradient: of an input that is changed in
+    place autograd tells before we can, in words of its own."""
+    try:
+        with torch.no_grad():
+            network(x, 0)
+    except CANNOT_RUN as cause:
+        return cause
+    return error
 
 
 def ring_bytes(shapes: Sequence[ModuleShapes]) -> int:
