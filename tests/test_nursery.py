@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,26 @@ process.join()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
+def test_a_server_that_is_still_importing_ends_with_the_process_that_started_it() -> None:
+    """As after a mistake in a config, which is found while the server starts."""
+    program = "from fr_bench import nursery; nursery.context()"
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    assert process.wait(timeout=200) == 0
+    time.sleep(0.5)  # a process that was killed takes a moment to go, one that imports torch takes seconds
+    assert not members_of(process.pid)
+
+
+def members_of(session: int) -> list[str]:
+    """Command lines of processes that live."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = folder.joinpath("stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(folder.joinpath("cmdline").read_text())
+    return found
 
 
 def test_shared_counters_of_this_process_are_removed_and_those_of_others_are_not() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from fr_bench.cli import main
+from fr_bench.cli import console
 
 if __name__ == "__main__":  # the spawned workers import this module under another name
-    sys.exit(main())
+    sys.exit(console())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -51,6 +52,7 @@ def main(
     progress: MutableSequence[int],
 ) -> None:
     """Entry point of a process: runs ``task`` and ends the process without returning."""
+    gc.enable()  # which the server does without
     die_with_parent()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)

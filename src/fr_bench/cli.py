@@ -6,6 +6,7 @@ neither torch nor Hydra: help and completion must answer at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import sys
@@ -41,6 +42,16 @@ EXAMPLES = """\
   fr-bench train experiment=quickstart            a first run on real images, half a minute on two cores
   fr-bench train method=fr k=4 dataset=cifar10    Features Replay in four processes; settings are key=value
   fr-bench train -m method=bp,fr k=1,2,4          a sweep: every combination, with a table at the end"""
+
+
+def console() -> int:
+    """The command in a process of its own: :func:`main`, with two seconds less at its start and end. Torch's modules
+    make a million objects that stay; Python's collector would look through them again and again."""
+    gc.set_threshold(200_000, 10, 10)
+    try:
+        return main()
+    finally:
+        gc.freeze()  # else the interpreter, which is about to end, looks through them a last time
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,14 +3,19 @@
 A fresh interpreter for each of K modules would import torch, and what its optimizers import, K times: about five
 seconds of a core each. The server starts no thread and touches no GPU, so what is forked from it is as good as new. It
 lives as long as the process that uses it.
+
+Those seconds pass on another core while this process imports the same and plans the run, if the server is started
+first: :func:`context` does not wait for it.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
@@ -27,10 +32,21 @@ def context() -> ForkServerContext:
         resource_tracker.ensure_running()
     with _held_back():  # again: starting the tracker lets go of two of them
         forkserver.ensure_running()
+    atexit.unregister(_end)
+    atexit.register(_end, os.getpid())  # once
     return found
 
 
-@contextmanager
+def _end(owner: int) -> None:
+    """Ends the server with the process ``owner``. By itself it notices as soon as it is idle, which it is not while it
+    imports: after a mistake, seconds after the command has ended."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None and os.getpid() == owner:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+@contextlib.contextmanager
 def _held_back() -> Iterator[None]:
     """What is started inside has the signals blocked, until it says otherwise; here they arrive afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)

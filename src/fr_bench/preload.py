@@ -4,14 +4,19 @@ The server must outlive signals that are sent to the whole process group, becaus
 itself die with the process that started it.
 """
 
+import gc
 import signal
 
-import torch._dynamo  # noqa: F401  # every optimizer imports it, which takes longer than torch itself
-
-from fr_bench import worker  # noqa: F401
 from fr_bench.child import IGNORED, die_with_parent
+
+die_with_parent()
+gc.disable()  # until a process is forked (see child.main): what is imported stays, and is not to be looked through
+
+import torch._dynamo  # noqa: E402, F401  # every optimizer imports it, which takes longer than torch itself
+
+from fr_bench import worker  # noqa: E402, F401
 
 for number in IGNORED:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)  # see fr_bench.nursery; what came until now is forgotten
-die_with_parent()
+gc.freeze()  # nor by the processes, which share its memory as long as they leave it alone

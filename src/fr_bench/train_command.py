@@ -168,6 +168,10 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
     _check_all(jobs, lambda job: check(job.config))
     _check_folder(composition.sweep_dir or jobs[0].config["run_dir"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
+    if not run_elsewhere:
+        from fr_bench import nursery
+
+        nursery.context()  # in time: what it imports and what we do takes seconds
     from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
 
     _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
