@@ -1,4 +1,4 @@
-"""What README prints works as printed."""
+"""What the documentation prints works as printed, and what it links to is there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import pytest
 
-
-def section(title: str) -> str:
-    return README.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results").glob("*/README.md"))]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -21,9 +20,24 @@ def blocks(text: str, language: str) -> list[str]:
     return [content for name, content in found if name == language]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text())
+    for path, title in links:
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if title:
+            titles = [re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in headings(target)]
+            assert title in titles, f"{path}#{title}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+
+
 def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Path) -> None:
     """The first line of a file's block is where it is."""
-    text = section("Your own")
+    text = (ROOT / "docs" / "your_own.md").read_text()
     files = [*blocks(text, "yaml"), *blocks(text, "python")]
     assert len(files) == 6
     for content in files:
