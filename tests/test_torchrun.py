@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -342,15 +341,14 @@ def test_what_torchrun_says_is_understood() -> None:
 # Their clocks, and the word that travels
 
 
-def in_threads(size: int, work: Any) -> list[Any]:
-    """Calls ``work(rank)`` in processes that are connected by gloo; returns what each gives."""
+def in_processes(size: int, folder: Path, work: Any) -> list[Any]:
+    """Calls ``work(rank)`` in processes that are connected by gloo; returns what each gives. They meet at a file: a
+    store's server would be a thread of this process, and a process that is forked beside it may inherit its locks."""
     context = torch.multiprocessing.get_context("fork")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results: Any = context.SimpleQueue()
 
     def enter(rank: int) -> None:
-        own = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=60))
-        dist.init_process_group("gloo", store=own, rank=rank, world_size=size)
+        dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), size), rank=rank, world_size=size)
         results.put((rank, work(rank)))
         dist.barrier()
 
@@ -363,14 +361,16 @@ def in_threads(size: int, work: Any) -> list[Any]:
     return [found[rank] for rank in range(size)]
 
 
-def test_clocks_that_began_at_other_moments_are_made_one() -> None:
+def test_clocks_that_began_at_other_moments_are_made_one(tmp_path: Path) -> None:
     began_ns = [0, 7_000_000_000, -123_456_789_000]
-    offsets = in_threads(3, lambda rank: clocks.offset_ns(rank, 3, lambda: time.monotonic_ns() + began_ns[rank]))
+    offsets = in_processes(
+        3, tmp_path, lambda rank: clocks.offset_ns(rank, 3, lambda: time.monotonic_ns() + began_ns[rank])
+    )
     for offset, began in zip(offsets, began_ns, strict=True):
         assert abs(offset + began) < 5_000_000  # ns; a round trip on a busy machine
 
 
-def test_the_word_reaches_every_module_in_every_iteration() -> None:
+def test_the_word_reaches_every_module_in_every_iteration(tmp_path: Path) -> None:
     """Two replicas of three modules; numbers 1 to 6."""
     words = [0, PAUSE, 0, STOP]
 
@@ -385,4 +385,4 @@ def test_the_word_reaches_every_module_in_every_iteration() -> None:
             relay.pass_on(heard[-1])
         return heard
 
-    assert in_threads(6, listen) == [words] * 6
+    assert in_processes(6, tmp_path, listen) == [words] * 6

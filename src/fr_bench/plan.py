@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,54 +162,46 @@ def make_plan(config: dict[str, Any]) -> Plan:
     k, replicas = config["k"], config.get("replicas", 1)  # configs of older runs lack it
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    policy = method.policy(**hyper_parameters)
     dataset = fetch_dataset(config)
-    num_train = len(dataset.train.labels)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    policy = method.policy(**hyper_parameters)
     check_replicas(config, replicas, method)
     if not policy.replicates:
         check_num_modules(k, len(blocks))
     elif k > config["batch_size"]:
         raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
-    launch = Torchrun.from_environment()
-    if launch is not None:
-        launch.check_size(k, replicas)
-    devices = module_devices(config["device"], config["devices"], k * replicas, launch)
-    check_precision(config["precision"], devices)
-    check_compile(config, method, policy, devices)
-    num_here = len(devices) if launch is None else launch.local_world_size
-    threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
-    transport, _ = choose_transport(config["transport"], devices, 0, method.transports, replicas, launch)
-    method.check_run(config, transport=transport, on_gpu=devices[0] != "cpu", **hyper_parameters)
+    site = find_site(config, method)
+    check_precision(config["precision"], site.devices)
+    check_compile(config, method, policy, site.devices)
+    transport, _ = site.transport(0)
+    method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
-    num_images = config["batch_size"] // (num_replicas * policy.num_microbatches)
-    x = place_on_meta(config, blocks, dataset.input_shape, num_images)
-    balance = Balance(
-        config, method, hyper_parameters, blocks, x, dataset.num_classes, devices, threads, transport, num_here
+    x = place_on_meta(
+        config, blocks, dataset.input_shape, config["batch_size"] // (num_replicas * policy.num_microbatches)
     )
+    balance = Balance(
+        config, method, hyper_parameters, blocks, x, dataset.num_classes, site.devices, site.threads, transport,
+        site.num_per_machine,
+    )  # fmt: skip
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
-    all_rings_bytes = num_replicas * ring_bytes(shapes)
-    transport, reason = choose_transport(
-        config["transport"], devices, all_rings_bytes, method.transports, replicas, launch
-    )
-    evaluated = {"test": dataset.test, "validation": dataset.validation}
-    steps_per_epoch = num_train // config["batch_size"]
-    num_steps = config["epochs"] * steps_per_epoch
-    if config["max_steps"] is not None:
-        num_steps = min(num_steps, config["max_steps"])
+    transport, reason = site.transport(num_replicas * ring_bytes(shapes))
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
+    is_predictable = policy.is_predictable and unpredictable(config) is None
+    num_modules = len(site.devices) // num_replicas
+    num_train, evaluated = len(dataset.train.labels), {"test": dataset.test, "validation": dataset.validation}
+    steps_per_epoch, num_steps = count_steps(config, num_train)
     return Plan(
         config=config,
         cuts=cuts,
         block_names=[name for name, _ in blocks],
-        devices=devices,
+        devices=site.devices,
         transport=transport,
         transport_reason=reason,
-        threads=threads,
+        threads=site.threads,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         input_shape=tuple(dataset.input_shape),
@@ -218,16 +210,60 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         expected_share=balance.shares(cuts),
-        staleness=policy.staleness(len(devices) // num_replicas) * num_replicas,
+        staleness=policy.staleness(num_modules) * num_replicas,
         targets_everywhere=method.needs_targets(**hyper_parameters),
-        predicted_memory=predicted_memory
-        if policy.is_predictable and unpredictable(config) is None
-        else [{} for _ in devices],
+        predicted_memory=predicted_memory if is_predictable else [{} for _ in site.devices],
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
-        warnings=never_learning(config, policy, len(devices) // num_replicas, steps_per_epoch, num_steps),
+        warnings=never_learning(config, policy, num_modules, steps_per_epoch, num_steps),
     )
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the modules run.
+
+    Attributes:
+        devices: of modules 1..K, replica by replica.
+        num_per_machine: of them.
+        threads: CPU threads of a module.
+        transport: bytes of shared memory that rings would need -> (transport, reason), or a ConfigError.
+    """
+
+    devices: list[str]
+    num_per_machine: int
+    threads: int
+    transport: Callable[[int], tuple[str, str]]
+
+
+def find_site(config: dict[str, Any], method: type[Method]) -> Site:
+    """Where the modules of a run go: on this machine, or on those on which torchrun started processes.
+
+    Raises:
+        ConfigError: devices that are not there, or more or fewer processes than modules.
+    """
+    replicas, launch = config.get("replicas", 1), Torchrun.from_environment()
+    if launch is not None:
+        launch.check_size(config["k"], replicas)
+    devices = module_devices(config["device"], config["devices"], config["k"] * replicas, launch)
+    num_here = len(devices) if launch is None else launch.local_world_size
+    threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
+    return Site(
+        devices,
+        num_here,
+        threads,
+        lambda num_bytes: choose_transport(
+            config["transport"], devices, num_bytes, method.transports, replicas, launch
+        ),
+    )
+
+
+def count_steps(config: dict[str, Any], num_train: int) -> tuple[int, int]:
+    """Of an epoch, which drops a last batch that is not full; and of the whole run."""
+    steps_per_epoch = num_train // config["batch_size"]
+    num_steps = config["epochs"] * steps_per_epoch
+    return steps_per_epoch, num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"])
 
 
 def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:

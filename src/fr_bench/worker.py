@@ -121,16 +121,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of)
     all_ends = connect(task, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
-    total: Callable[[Tensor], Tensor] = lambda own: own  # noqa: E731
-    relay = None
-    if plan.num_replicas > 1 and plan.uses_link:
-        join_replicas(plan, modules[0])
-        assert modules[0].replicas is not None
-        total = modules[0].replicas.total
-    elif plan.num_replicas > 1:
-        total = sum_over_processes
-    if task.launch is not None or (plan.num_replicas > 1 and plan.uses_link):
-        relay = Relay(modules[0].number, plan.num_modules, plan.num_replicas, new_group("gloo"))
+    total = share_batches(plan, modules)
+    relay = make_relay(task, modules[0])
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
@@ -159,6 +151,26 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
                 save_weights(module, task.run_directory / "checkpoints" / "final")
     checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
+
+
+def share_batches(plan: Plan, modules: list[Module]) -> Callable[[Tensor], Tensor]:
+    """Joins ``modules`` to those of the other replicas; returns what adds up a loss of each of them."""
+    if plan.num_replicas == 1:
+        return lambda own: own
+    if not plan.uses_link:
+        return sum_over_processes
+    join_replicas(plan, modules[0])
+    assert modules[0].replicas is not None
+    return modules[0].replicas.total
+
+
+def make_relay(task: WorkerTask, module: Module) -> Relay | None:
+    """What carries the word to pause or stop: between processes that torchrun started, which share no board, and between
+    replicas, each of which would read it in an iteration of its own."""
+    plan = task.plan
+    if task.launch is None and (plan.num_replicas == 1 or not plan.uses_link):
+        return None
+    return Relay(module.number, plan.num_modules, plan.num_replicas, new_group("gloo"))
 
 
 def make_direction(
