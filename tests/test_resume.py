@@ -204,6 +204,63 @@ def test_a_longer_run_says_where_its_schedule_goes_on_with_another_factor(
     assert rates[11] == pytest.approx(0.05 * float(now))
 
 
+def test_a_run_that_did_not_take_over_from_the_one_named_is_refused(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    source, other = (stopped(config, tmp_path / name, 5) for name in ("source", "other"))
+    longer = config | {"epochs": 3}
+    stopped(longer, tmp_path / "by itself", 8)
+    train_here(longer, tmp_path / "finished by itself")
+    stopped(longer | {"resume": str(source)}, tmp_path / "taken over", 8)
+    for name, why in (
+        ("by itself", "began by itself"),
+        ("finished by itself", "began by itself"),
+        ("taken over", f"took over from {source}"),
+    ):
+        with pytest.raises(ConfigError, match=f"{why}; choose another run_dir, or resume=auto"):
+            decide(longer | {"resume": str(other)}, RunDirectory(tmp_path / name), print)
+        with pytest.raises(ConfigError, match=why):
+            check_plan(longer | {"resume": str(other), "run_dir": str(tmp_path / name)})
+    assert decide(longer | {"resume": str(source)}, RunDirectory(tmp_path / "taken over"), print).resumption is not None
+
+
+def test_a_finished_run_is_not_taken_over_for_no_step_at_all(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 100})
+    train_here(config, tmp_path / "source")
+    same_end = config | {"epochs": 4, "max_steps": 10, "resume": str(tmp_path / "source")}
+    with pytest.raises(ConfigError, match="after step 10, this run ends after 10; more epochs"):
+        decide(same_end, RunDirectory(tmp_path / "run"), print)
+    # Cut off behind its last checkpoint, it still had its evaluation to make.
+    train_here(tiny_config("fr", 2, checkpoint={"every": 5}), tmp_path / "cut off", cut_off_at=10)
+    folder_of(tmp_path / "source" / "checkpoints", 10).rename(folder_of(tmp_path / "cut off" / "checkpoints", 10))
+    assert decide(same_end | {"resume": str(tmp_path / "cut off")}, RunDirectory(tmp_path / "run"), print).notes
+
+
+@pytest.mark.parametrize(("schedule", "in_one_piece"), [("Constant", True), ("MultiStep", False), ("Cosine", False)])
+def test_whether_the_first_steps_are_those_the_run_would_have_made_is_kept(
+    schedule: str, in_one_piece: bool, tmp_path: Path
+) -> None:
+    """MultiStep divides the rate by 10 in the middle: of 2 epochs there, of 4 here."""
+    changes: dict[str, Any] = {"schedule": {"_target_": f"fr_bench.schedules.{schedule}", "name": "schedule"}}
+    changes["checkpoint"] = {"every": 100}
+    train_here(tiny_config("fr", 2, **changes), tmp_path / "source")
+    train_here(tiny_config("fr", 2, epochs=4, resume=str(tmp_path / "source"), **changes), tmp_path / "run")
+    origin = json.loads((tmp_path / "run" / "origin.json").read_text())
+    assert origin["in_one_piece"] is in_one_piece
+    assert origin["settings"] == {"cuts": [3], "epochs": 2, "freeze": [], "module_lr": None}
+    train_here(tiny_config("fr", 2, epochs=5, resume=str(tmp_path / "run"), **changes), tmp_path / "third")
+    assert json.loads((tmp_path / "third" / "origin.json").read_text())["in_one_piece"] is in_one_piece
+
+
+def test_records_of_as_many_other_modules_are_left_behind(tmp_path: Path) -> None:
+    source = stopped(tiny_config("fr", 4), tmp_path / "source", 5)
+    config = tiny_config("fr", 2, transport="gloo", replicas=2, resume=str(source))
+    directory = RunDirectory(tmp_path / "run")
+    start = decide(config, directory, print)
+    directory.create()
+    kept = bring_records(start, directory).kept
+    assert kept and not any("module" in record for record in kept)
+
+
 def test_the_cuts_in_use_are_kept_whatever_the_partition_says_today(tmp_path: Path) -> None:
     """Balanced cuts follow from costs, which another version may count otherwise."""
     config = tiny_config("fr", 3, partition="auto")

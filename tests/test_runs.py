@@ -246,6 +246,33 @@ def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_pa
     assert not problems
 
 
+def test_runs_whose_first_steps_were_made_otherwise_are_no_seeds_of_one_experiment(tmp_path, problems):
+    there = {"cuts": [4], "epochs": 2, "freeze": [], "module_lr": None}
+    origin = ORIGIN | {"is_exact": True, "in_one_piece": False, "settings": there}
+    earlier = ORIGIN | {"is_exact": True, "in_one_piece": False, "origin": origin, "settings": there}
+    write_run(tmp_path / "alone", seed=0)
+    write_run(tmp_path / "as its own", seed=1, origin=origin | {"in_one_piece": True})
+    write_run(tmp_path / "two epochs", seed=0, origin=origin)
+    write_run(tmp_path / "two epochs again", seed=1, origin=origin)
+    write_run(tmp_path / "ten epochs", seed=0, origin=origin | {"settings": there | {"epochs": 10}})
+    write_run(tmp_path / "frozen", seed=0, origin=origin | {"settings": there | {"freeze": [1]}})
+    write_run(tmp_path / "twice", seed=0, origin=earlier)
+    write_run(
+        tmp_path / "twice, frozen", seed=0, origin=earlier | {"origin": origin | {"settings": there | {"freeze": [1]}}}
+    )
+    labels = {label: [run.seed for run in group.runs] for label, group in groups_of(tmp_path, problems).items()}
+    once, twice = "from K=4 at step 10 of 10", "from K=4 at step 10 of 10, K=4 at step 10 of 10"
+    assert labels == {
+        "FR, K = 2": [0, 1],
+        f"FR ({once}, epochs_there=2), K = 2": [0, 1],
+        f"FR ({once}, epochs_there=10), K = 2": [0],
+        f"FR ({once}, epochs_there=2, freeze_there=[1]), K = 2": [0],
+        f"FR ({twice}), K = 2": [0],
+        f"FR ({twice}, freeze_there_before=[1]), K = 2": [0],
+    }
+    assert not problems
+
+
 # --- measures
 
 

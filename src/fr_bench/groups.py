@@ -43,6 +43,8 @@ SINCE_LATER = {"replicas": 1, "model.norm": "batch"}
 # Settings that a K brings along: they are compared among the groups of one K only.
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
+THERE = "resume."  # begins the names of settings of the run that another took over from
+
 
 @dataclass(frozen=True)
 class Group:
@@ -157,6 +159,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
         settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
     settings["resume"] = _taken_over(run)
+    if settings["resume"] is not None:
+        settings |= dict(_settings_there(run.origin))
     settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
     return {key: value for key, value in settings.items() if SINCE_LATER.get(key) != value}
 
@@ -168,10 +172,22 @@ def _taken_over(run: Run) -> str | None:
     """
     if not run.origin:
         return str(run.config["resume"]) if run.takes_over else None
-    plan = run.config.get("plan")
-    num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
-    in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
-    return None if in_one_piece and not run.origin.get("origin") else f"from {_stages(run.origin)}"
+    in_one_piece = run.origin.get("in_one_piece")
+    if in_one_piece is None:  # written by an older version
+        plan = run.config.get("plan")
+        num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
+        in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
+        in_one_piece = in_one_piece and not run.origin.get("origin")
+    return None if in_one_piece else f"from {_stages(run.origin)}"
+
+
+def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str, Any]]:
+    """Settings with which the steps before were made; of earlier stages, as ``there_before``."""
+    settings, earlier = origin.get("settings"), origin.get("origin")
+    if isinstance(settings, dict):
+        yield from ((f"{THERE}{name}_{stage}", value) for name, value in settings.items())
+    if isinstance(earlier, dict):
+        yield from _settings_there(earlier, f"{stage}_before")
 
 
 def _stages(origin: Record) -> str:
@@ -231,6 +247,8 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
         rivals = [other for other in rivals if other.method == group.method]
     elif key == "cuts":  # a balanced partition cuts by the costs of the method: that alone makes no variant
         rivals = [other for other in rivals if (other.method, other.k) == (group.method, group.k)]
+    elif key.startswith(THERE):  # it goes without saying but where all else of the steps before is the same
+        rivals = [other for other in rivals if other.settings.get("resume") == group.settings["resume"]]
     elif key in BOUND_TO_K:
         rivals = [other for other in rivals if other.k == group.k]
     return any(other.settings.get(key) != group.settings[key] for other in rivals)

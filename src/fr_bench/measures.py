@@ -19,7 +19,7 @@ BUSY = ("play_s", "learn_s", "send_s")
 # another K, and what changes the numbers but hardly the time. All other settings must agree.
 FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
-    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "resume",
+    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "resume", "resume.",
 )  # fmt: skip
 # What makes a BP slower or faster than ordinary training: no other method's speed is compared with such a one.
 NO_ORDINARY_TRAINING = ("method.checkpoint_activations", "freeze")

@@ -3,7 +3,8 @@
     resume=auto      an unfinished run of the same config in run_dir goes on; without one it starts there
     resume=never     starts anew in a new directory
     resume=RUN_DIR   starts in a new directory from the last checkpoint of the run in RUN_DIR; a run in run_dir that
-                     did so before and is unfinished goes on, so that the same command can be repeated
+                     did so before and is unfinished goes on, so that the same command can be repeated; one that did
+                     not is refused
 
 A checkpoint lies in the middle of its step s: behind the `train` and `time` records of s and before all others of s.
 """
@@ -21,9 +22,10 @@ from fr_bench.atomic import replace_file
 from fr_bench.checkpoint_files import Checkpoint, newest_good, remove_after
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
+from fr_bench.origin import NAME as ORIGIN
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resumption import Resumption
-from fr_bench.run_directory import FoundRun, RunDirectory, strict_json
+from fr_bench.run_directory import FoundRun, RunDirectory, read_json, strict_json
 
 Complain = Callable[[str], None]
 Record = dict[str, Any]
@@ -110,6 +112,7 @@ def check_resume(config: dict[str, Any]) -> None:
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
+        _refuse_other_origin(found, config, directory)
     elif config["resume"] not in ("auto", "never"):
         _find_source(config)
 
@@ -126,6 +129,7 @@ def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) 
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
+        _refuse_other_origin(found, config, directory)
         if found.state == "finished":
             return Start(finished=found.summary)
         directory.refuse_if_alive(found)
@@ -168,13 +172,15 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     )
     same_k = checkpoint.k == config["k"]
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_k else make_plan(config)
-    if checkpoint.step > plan.num_steps:
+    found = source.find()
+    is_done = checkpoint.step == plan.num_steps and found is not None and found.state == "finished"
+    if checkpoint.step > plan.num_steps or is_done:
         raise ConfigError(
             f"{where}: its checkpoint is after step {checkpoint.step}, this run ends after {plan.num_steps}; "
             "more epochs (or max_steps) make it longer."
         )
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
-    before, now = shape_of(checkpoint), (plan.k, plan.config["replicas"])
+    before, now = shape_of(checkpoint), _shape(plan)
     if before != now:
         was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
         notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
@@ -189,13 +195,17 @@ def _start(plan: Plan, checkpoint: Checkpoint, found: FoundRun | None, source: P
             f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
             "an empty pipe, weights and optimizer as they were."
         )
-    is_exact = is_whole and shape_of(checkpoint) == (plan.k, plan.config["replicas"])
+    is_exact = is_whole and shape_of(checkpoint) == _shape(plan)
     return Start(plan, found=found, resumption=Resumption(checkpoint, is_exact), source=source, notes=notes)
 
 
 def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
     """(k, replicas): with others the modules of a run are others."""
     return checkpoint.k, checkpoint.replicas
+
+
+def _shape(plan: Plan) -> tuple[int, int]:
+    return plan.k, plan.config["replicas"]
 
 
 def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:
@@ -280,6 +290,20 @@ def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDir
         _refuse_differences(found.config, config, f"run_dir={directory.path}")
 
 
+def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
+    """With ``resume=RUN_DIR`` a run that is there already must have taken over from that one."""
+    if config["resume"] in ("auto", "never"):
+        return
+    asked, was = Path(config["resume"]).absolute(), read_json(directory.path / ORIGIN).get("run")
+    has_begun = found.state == "finished" or directory.checkpoints.is_dir()
+    if has_begun and (was is None or Path(was) != asked) and asked != directory.path.absolute():
+        took_over = "began by itself" if was is None else f"took over from {was}"
+        raise ConfigError(
+            f"resume={config['resume']}: run_dir={directory.path} holds a run that {took_over}; choose another "
+            "run_dir, or resume=auto to go on with the one that is there."
+        )
+
+
 def _refuse_differences(
     before: dict[str, Any],
     now: dict[str, Any],
@@ -309,7 +333,7 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
         (kept if is_before else dropped).append(record)
     if start.resumption is None:
         dropped, kept = [*kept, *dropped], []
-    elif start.plan is not None and len(start.resumption.checkpoint.numbers) != start.plan.size:
+    elif start.plan is not None and shape_of(start.resumption.checkpoint) != _shape(start.plan):
         kept = [record for record in kept if "module" not in record]  # those were other modules
     if kept or directory.metrics.exists():
         replace_file(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))

@@ -165,8 +165,8 @@ def share_batches(plan: Plan, modules: list[Module]) -> Callable[[Tensor], Tenso
 
 
 def make_relay(task: WorkerTask, module: Module) -> Relay | None:
-    """What carries the word to pause or stop: between processes that torchrun started, which share no board, and between
-    replicas, each of which would read it in an iteration of its own."""
+    """What carries the word to pause or stop: between processes that torchrun started, which share no board, and
+    between replicas, each of which would read it in an iteration of its own."""
     plan = task.plan
     if task.launch is None and (plan.num_replicas == 1 or not plan.uses_link):
         return None
