@@ -13,7 +13,9 @@ from test_exactness import assert_matches_reference
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
+from fr_bench.models import build_blocks
 from fr_bench.module import Module
+from fr_bench.network import Network
 from fr_bench.plan import make_plan
 
 
@@ -288,3 +290,23 @@ def test_learning_is_real(method: str, tmp_path: Path) -> None:
     learned = run_serial(config, tmp_path / "learned")
     frozen = run_serial(tiny_config("bp", 4, freeze=[1, 2, 3], **digits), tmp_path / "frozen")
     assert learned.evaluations[-1][3] < 0.7 * frozen.evaluations[-1][3]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        *[(name, {}) for name in METHODS],
+        ("ddg", {"weights": "current"}),
+        ("fr", {"warmup": "zero"}),
+        ("ddg", {"warmup": "zero"}),
+    ],
+)
+def test_what_wants_no_gradient_stays_as_it_was(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Neither a delayed gradient nor weight decay reaches it."""
+    model = {"_target_": "tiny_models.partly_frozen", "name": "partly_frozen"}
+    config = tiny_config(method, 3, model=model)
+    config["method"] |= settings
+    before = dict(Network(build_blocks(model, (3, 8, 8), 4, config["seed"]), 0).named_parameters())
+    after = run_serial(config, tmp_path).weights
+    for name, parameter in before.items():
+        assert torch.equal(after[name], parameter) is not parameter.requires_grad, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import signal
@@ -34,6 +35,7 @@ class Look:
             variable=os.environ.get("FR_BENCH_TEST"),
             has_torch="torch._dynamo" in sys.modules,
             ignored=all(signal.getsignal(number) == signal.SIG_IGN for number in IGNORED),
+            collects=gc.isenabled(),
             server=os.getppid(),
         )
 
@@ -57,7 +59,7 @@ def test_each_process_has_the_folder_and_the_variables_of_this_moment(
         monkeypatch.setenv("FR_BENCH_TEST", name)
         for event in look(tmp_path, 2):
             assert (event["folder"], event["variable"]) == (str(tmp_path / name), name)
-            assert event["has_torch"] and event["ignored"]
+            assert event["has_torch"] and event["ignored"] and event["collects"]
             servers.add(event["server"])
     monkeypatch.delenv("FR_BENCH_TEST")
     assert look(tmp_path, 1)[0]["variable"] is None

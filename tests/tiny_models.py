@@ -49,6 +49,17 @@ def residual(
     return [*blocks, ("head", Head(width, num_classes))]
 
 
+def partly_frozen(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A model of which some layers were made without training in mind, as one that was trained before."""
+    blocks = residual(input_shape, num_classes)
+    for _, block in blocks[1::2]:
+        for parameter in block.parameters():
+            parameter.requires_grad_(False)
+        block.register_parameter("scale", nn.Parameter(torch.ones(())))
+        block.register_forward_hook(lambda block, _, h: h * block.scale)
+    return blocks
+
+
 def in_place(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """A model whose second block begins with an in-place ReLU."""
     blocks = residual(input_shape, num_classes, depth=2)

@@ -44,6 +44,16 @@ class Surroundings:
         os.environ.update(self.variables)
 
 
+def begin(surroundings: Surroundings) -> None:
+    """Makes a process that the server forked one of its own: with its parent's folder and variables, deaf to signals
+    that are its parent's to answer, and with Python's collector, which the server does without."""
+    gc.enable()
+    die_with_parent()
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    surroundings.adopt()
+
+
 def main(
     surroundings: Surroundings,
     log_path: str,
@@ -52,11 +62,7 @@ def main(
     progress: MutableSequence[int],
 ) -> None:
     """Entry point of a process: runs ``task`` and ends the process without returning."""
-    gc.enable()  # which the server does without
-    die_with_parent()
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    surroundings.adopt()
+    begin(surroundings)
     redirect_output(log_path)
 
     from fr_bench.heartbeat import start_pulse

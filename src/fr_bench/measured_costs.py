@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import statistics
 import sys
 import time
@@ -220,10 +219,8 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
 
 
 def _child_main(surroundings: child.Surroundings, sender: Connection, task: MeasuringTask) -> None:
-    child.die_with_parent()
-    surroundings.adopt()
+    child.begin(surroundings)
     keep_freed_memory()  # as in the processes of a run
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends us
     try:
         sender.send(measure(task))
     except Exception as error:  # whatever it is, the parent says it in one line

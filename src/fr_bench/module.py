@@ -188,7 +188,8 @@ class Module:
 
     def compile_passes(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
         """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
-        weights = {name: weight.detach().clone().requires_grad_() for name, weight in self.network.named_parameters()}
+        own = self.network.named_parameters()
+        weights = {name: weight.detach().clone().requires_grad_(weight.requires_grad) for name, weight in own}
         with self.watch.paused(), self.network.unchanged_buffers():
             for kind in kinds:
                 live = self._forward(x, 0, kind.graph, kind.update_statistics, weights if kind.on_copies else None)
@@ -241,11 +242,11 @@ class Module:
     def copy_weights(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Copies of the parameters (or of ``of``) by name, as leaves for a graph of their own. What a backward leaves
         in their ``grad`` is summed over the replicas like the parameters' own."""
-        of = dict(self.network.named_parameters()) if of is None else of
-        copies = {name: tensor.detach().clone().requires_grad_() for name, tensor in of.items()}
+        own = dict(self.network.named_parameters())
+        of = own if of is None else of
+        copies = {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
         if self.replicas is not None:
-            trained = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
-            self.replicas.listen(copies[name] for name in trained)
+            self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
         return copies
 
     def like_network(self, other: nn.Module) -> None:

@@ -10,7 +10,7 @@ import signal
 from fr_bench.child import IGNORED, die_with_parent
 
 die_with_parent()
-gc.disable()  # until a process is forked (see child.main): what is imported stays, and is not to be looked through
+gc.disable()  # until a process is forked (see child.begin): what is imported stays, and is not to be looked through
 
 import torch._dynamo  # noqa: E402, F401  # every optimizer imports it, which takes longer than torch itself
 

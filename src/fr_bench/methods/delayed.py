@@ -50,7 +50,8 @@ class DelayedMethod(Method, Generic[Kept]):
             self.learn_delayed(kept, batch, t)
         elif self.warmup == "zero":
             for parameter in self.module.network.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+                if parameter.requires_grad:  # one that does not is no part of training
+                    parameter.grad = torch.zeros_like(parameter)
             self.module.step(t)
 
     def start_epoch(self) -> None:
