@@ -224,6 +224,29 @@ def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable
     assert len(run.records()) > 3 and whole_folders(run.run_dir / "checkpoints")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_before_the_run_has_begun_is_answered_too(number: int, tmp_path: Path) -> None:
+    """While it imports and plans, which takes seconds."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={tmp_path / 'run'}"], cwd=tmp_path, text=True,
+        start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def is_ready() -> bool:
+        """Whether it has a handler for the signal, as the kernel says."""
+        status = Path(f"/proc/{program.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(caught >> (number - 1) & 1) or program.poll() is not None
+
+    assert wait_until(is_ready, 60)
+    program.send_signal(number)
+    _, stderr = program.communicate(timeout=ENDS_WITHIN_S)
+    name = signal.Signals(number).name
+    assert (program.returncode, stderr) == (75, f"fr-bench: stopped by {name} while no run was under way\n")
+    assert list(tmp_path.iterdir()) == []
+    assert wait_until(lambda: program.pid not in {each.session for each in living_processes()}, AT_MOST_S)
+
+
 def test_nohup_survives_the_end_of_the_terminal_and_can_be_stopped_too(start: Callable[..., Run]) -> None:
     """Both signals were ignored when it started."""
     run = start(nohup=True)

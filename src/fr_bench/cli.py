@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import TextIO
 
-from fr_bench import __version__
+from fr_bench import __version__, early_stop
 from fr_bench.errors import ConfigError, FrBenchError, nearest
 from fr_bench.torchrun import Torchrun
 
@@ -48,6 +48,8 @@ def console() -> int:
     """The command in a process of its own: :func:`main`, with two seconds less at its start and end. Torch's modules
     make a million objects that stay; Python's collector would look through them again and again."""
     gc.set_threshold(200_000, 10, 10)
+    if sys.argv[1:2] == ["train"]:
+        early_stop.catch()
     try:
         return main()
     finally:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from fr_bench import child, nursery, rendezvous
+from fr_bench import child, early_stop, nursery, rendezvous
 from fr_bench.board import Board
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed
 from fr_bench.events import Event, InOrder, as_exception, first_of_own
@@ -90,14 +90,14 @@ class SignalWatch:
     def hand_on(self, interruption: Interrupted) -> Interrupted:
         """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the
         job; where the time was up, that of SIGUSR2, with which such a launcher announces the same. Python's own for
-        Ctrl-C, which raises, is left out.
+        Ctrl-C, which raises, is left out, and ours for the time before a run.
 
         Returns:
             ``interruption``, with what came of it.
         """
         number = self.received or signal.SIGUSR2
         handler = self._previous.get(number)
-        if not callable(handler) or handler is signal.default_int_handler:
+        if not callable(handler) or handler in (signal.default_int_handler, early_stop.stop):
             return interruption
         try:
             handler(number, None)
