@@ -1,7 +1,8 @@
 """The sufficient-direction constant of the FR paper's Assumption 1, measured while training.
 
-Over a window of W iterations each module sums the gradients G_k that its method stepped with and the true
-gradients N_k of backpropagation, taken at the same weights w^t on batch t, over convolution and linear weights:
+Over a window of W iterations each module sums the gradients G_k that its method came to (before ``clip_norm`` shortens
+them) and the true gradients N_k of backpropagation, taken at the same weights w^t on batch t, over convolution and
+linear weights:
 
     sigma_k = <N_k, G_k> / ||N_k||^2      cosine = <N_k, G_k> / (||N_k|| ||G_k||)      norm ratio = ||G_k|| / ||N_k||
 
