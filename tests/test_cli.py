@@ -85,8 +85,9 @@ def test_output_that_nobody_reads_is_no_accident(words: list[str], unbuffered: s
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_version_names_the_libraries(capsys):
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["report", "--version"]])
+def test_version_names_the_libraries(words, capsys):
+    assert main(words) == 0
     text = capsys.readouterr().out
     assert text.startswith("fr-bench 0.") and "torch" in text and "hydra-core" in text
 

@@ -90,7 +90,7 @@ def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if words[0] == "--version":
+    if words[0] == "--version" or (words[0] in COMMANDS and words[1:] == ["--version"]):  # Hydra would tell its own
         print(_versions())
         return 0
     if words[0] in ("-sc", "--shell-completion"):
