@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 
+from fr_bench import run_directory
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.eval_command import evaluate_weights, find_weights, read_config
-from fr_bench.launch import check_plan, run_training
+from fr_bench.launch import Run, check_plan, run_training
 from fr_bench.resume import bring_records, decide, differences
 from fr_bench.run_directory import RunDirectory
 
@@ -423,6 +425,36 @@ def test_a_sign_of_life_from_another_machine_is_waited_out(tmp_path: Path, capsy
     with_status(run, state="running", pid=1, host="another-machine", heartbeat=time.time() - 23)
     assert decide(config, RunDirectory(run), print).resumption is not None
     assert "waiting up to" in capsys.readouterr().err
+
+
+class TakenAway:
+    """Processes of a run that another machine takes over while this one is stopped."""
+
+    def __init__(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run, self.monkeypatch = run, monkeypatch
+
+    def __enter__(self) -> TakenAway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def events(self, _: Any) -> Iterator[dict[str, Any]]:
+        with_status(self.run, pid=7, host="another-machine")
+        now = time.time()
+        self.monkeypatch.setattr(run_directory.time, "time", lambda: now + 60)
+        yield {"event": "train", "time_ns": time.monotonic_ns(), "step": 1, "loss": 0.0, "error": 0.0, "lr": 0.1}
+
+
+def test_a_run_that_another_machine_has_taken_over_ends_and_leaves_its_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "_processes", lambda self, board: TakenAway(tmp_path, monkeypatch))
+    with pytest.raises(TakenOver, match="process 7 on another-machine has taken over the run"):
+        run_training(tiny_config("fr", 2), tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["pid"]) == ("running", 7)
+    assert not (tmp_path / "summary.json").exists() and not read_records(tmp_path)
 
 
 def test_of_two_that_find_the_same_run_one_gets_it(tmp_path: Path) -> None:

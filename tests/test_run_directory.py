@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fr_bench import run_directory
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.run_directory import FinishedRun, RunDirectory
 
 
@@ -134,6 +134,47 @@ def test_the_heartbeat_moves_but_does_not_write_at_every_call(tmp_path: Path, mo
     run.heartbeat()
     assert status_of(tmp_path)["heartbeat"] == first + 60
     assert status_of(tmp_path)["started"] == first
+
+
+def test_a_process_of_this_machine_that_is_alive_keeps_its_run_however_long_it_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stopped, or slow to start."""
+    claimed(tmp_path)
+    now = time.time()
+    monkeypatch.setattr(run_directory.time, "time", lambda: now + 60)
+    found = RunDirectory(tmp_path).find()
+    assert found is not None
+    with pytest.raises(ConfigError, match=f"a run is going on there .process {os.getpid()} on"):
+        RunDirectory(tmp_path).refuse_if_alive(found)
+    with pytest.raises(ConfigError, match=f"a run is going on there .process {os.getpid()} on"):
+        RunDirectory(tmp_path).create()
+
+
+def test_what_another_process_has_taken_over_is_no_longer_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = claimed(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps(status_of(tmp_path) | {"pid": 7, "host": "another-machine"}))
+    before = (tmp_path / "status.json").read_bytes()
+    now = time.time()
+    monkeypatch.setattr(run_directory.time, "time", lambda: now + 60)
+    with pytest.raises(TakenOver, match="process 7 on another-machine has taken over the run"):
+        run.heartbeat()
+    with pytest.raises(TakenOver):
+        run.set_status("failed")
+    assert (tmp_path / "status.json").read_bytes() == before
+
+
+def test_a_slow_start_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = claimed(tmp_path)
+    first = status_of(tmp_path)["heartbeat"]
+    monkeypatch.setattr(run_directory, "HEARTBEAT_S", 0.0)
+    with run.beating():
+        deadline = time.monotonic() + 30
+        while status_of(tmp_path)["heartbeat"] == first and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert status_of(tmp_path)["heartbeat"] > first
 
 
 def test_a_reader_never_sees_half_a_status(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ class RunFailed(FrBenchError):
         self.module = module
 
 
+class TakenOver(RunFailed):
+    """The run goes on in another process, to which its directory belongs: nothing more may be written there."""
+
+
 class Diverged(RunFailed):
     """A loss or a gradient became infinite or not a number; ``step`` counts from 1, as in the records."""
 

@@ -12,7 +12,7 @@ from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.collector import Collector
 from fr_bench.console import RunTitle, choose_console, print_summary
 from fr_bench.environment import describe_environment
-from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed, TakenOver
 from fr_bench.meeting import Meeting
 from fr_bench.members import Members, follow
 from fr_bench.origin import settle_origin
@@ -178,7 +178,8 @@ class Run:
         sinks = SinkGroup([])
         cause: BaseException | None = None
         try:
-            sinks = SinkGroup(self._sinks())
+            with self.directory.beating():  # W&B may take its time
+                sinks = SinkGroup(self._sinks())
             self._supervise(sinks, signals)
         except OSError as failure:
             cause = cannot_write(Path(failure.filename or self.directory.path), failure)
@@ -186,22 +187,31 @@ class Run:
         except BaseException as failure:
             cause = failure
         summary = self.summary.build(_state(cause))
+        if not isinstance(cause, TakenOver):
+            cause = self._write_end(summary, cause)
+        if self.meeting is not None:
+            self.meeting.end(_exit_code(cause))
+        sinks.finish(None if isinstance(cause, TakenOver) else summary, _exit_code(cause))
+        if cause is not None:
+            raise cause
+        if not self.quiet:
+            print_summary(summary, self.directory.path, self.plan.expected_share)
+        return summary
+
+    def _write_end(self, summary: dict[str, Any], cause: BaseException | None) -> BaseException | None:
+        """Writes how it ended; returns why it did, ``cause`` if there is one."""
         try:
+            self.directory.heartbeat()  # first: what another process has taken over is not to be written
             self.directory.write_summary(summary)
+        except TakenOver as failure:
+            return cause or failure
         except RunFailed as failure:
             cause = cause or failure
         try:
             _set_status(self.directory, cause)
         except RunFailed as failure:
             cause = cause or failure
-        if self.meeting is not None:
-            self.meeting.end(_exit_code(cause))
-        sinks.finish(summary, _exit_code(cause))
-        if cause is not None:
-            raise cause
-        if not self.quiet:
-            print_summary(summary, self.directory.path, self.plan.expected_share)
-        return summary
+        return cause
 
     def _supervise(self, sinks: Sink, signals: SignalWatch) -> None:
         board, path, resumption = Board.shared(), self.directory.path, self.start.resumption

@@ -13,6 +13,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fr_bench.atomic import replace_file
-from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.errors import ConfigError, RunFailed, TakenOver
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
@@ -115,8 +116,9 @@ class RunDirectory:
         return FoundRun(read_json(self._status_path), config, plan, read_json(self.path / "summary.json"))
 
     def refuse_if_alive(self, found: FoundRun) -> None:
-        """Makes sure that nobody works on the run that was ``found``. A sign of life from another machine, where its
-        process cannot be seen, may be its last one: then this waits for the next, or for none to come.
+        """Makes sure that nobody works on the run that was ``found``. On this machine its process is seen to be there,
+        however long it has been silent, stopped or slow. A sign of life from another machine may be its last one: then
+        this waits for the next, or for none to come.
 
         Raises:
             ConfigError: a process is alive there.
@@ -124,15 +126,16 @@ class RunDirectory:
         status = found.status
         if found.state != "running":
             return
-        if status.get("host") == socket.gethostname() and not _is_alive(status):
+        if _is_of_this_machine(status):
+            if _is_alive(status):
+                raise self._going_on(status)
             return
         has_waited = False
         while (age_s := self._silence_s(status)) < SILENCE_S:
             now = read_json(self._status_path)
             moved = has_waited and now.get("heartbeat") != status.get("heartbeat")
-            if not status or moved or status.get("host") == socket.gethostname():
-                owner = f" (process {now['pid']} on {now['host']})" if now else ""
-                raise ConfigError(f"run_dir={self.path}: a run is going on there{owner}; choose another run_dir.")
+            if not status or moved:
+                raise self._going_on(now)
             if not has_waited:
                 wait_s = SILENCE_S - age_s
                 print(
@@ -209,15 +212,52 @@ class RunDirectory:
             error: the first cause, if it failed.
             module: where that happened (from 1).
             exit_code: of the command, once it is known.
+
+        Raises:
+            TakenOver: the run is another process's by now.
+            RunFailed: the disk is full, or the like.
         """
         if state not in STATES:
             raise ValueError(f"state {state!r} is not one of {STATES}")
         self._status |= {"state": state, "error": error, "module": module, "exit_code": exit_code}
-        self._write_status()
+        self._renew_status()
 
     def heartbeat(self) -> None:
-        """Says that the run is alive; call it as often as you like, it writes every HEARTBEAT_S seconds."""
+        """Says that the run is alive; call it as often as you like, it writes every HEARTBEAT_S seconds.
+
+        Raises:
+            TakenOver: another machine has taken this process for gone, as one that was stopped for long.
+            RunFailed: the disk is full, or the like.
+        """
         if time.time() - self._status["heartbeat"] >= HEARTBEAT_S:
+            self._renew_status()
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Says so from a thread while what is inside may take longer than a reader waits for the next sign of life."""
+        done = threading.Event()
+
+        def beat() -> None:
+            with contextlib.suppress(RunFailed):  # the next heartbeat of the run's own tells of it
+                while not done.wait(1.0):
+                    self.heartbeat()
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _renew_status(self) -> None:
+        with _naming(self._status_path), _locked(self.path):
+            now = read_json(self._status_path)
+            if any(now.get(key, self._status[key]) != self._status[key] for key in ("pid", "host", "started")):
+                raise TakenOver(
+                    f"{self.path}: process {now.get('pid')} on {now.get('host')} has taken over the run, because this "
+                    "one gave no sign of life for a while; it goes on there, and ends here"
+                )
             self._write_status()
 
     def _write_status(self) -> None:
@@ -247,13 +287,16 @@ class RunDirectory:
                 "(resume=auto would go on with it)."
             )
         age_s = self._silence_s(status)
-        if age_s < SILENCE_S:
-            owner = f" (process {status['pid']} on {status['host']})" if status else ""
-            raise ConfigError(f"{where}: a run is going on there{owner}; choose another run_dir.")
+        if age_s < SILENCE_S or (_is_of_this_machine(status) and _is_alive(status)):
+            raise self._going_on(status)
         raise ConfigError(
             f"{where}: holds a run that was cut off ({age_s:.0f} s without a sign of life); "
             "choose another run_dir, or remove the folder (resume=auto would go on with it)."
         )
+
+    def _going_on(self, status: dict[str, Any]) -> ConfigError:
+        owner = f" (process {status['pid']} on {status['host']})" if status else ""
+        return ConfigError(f"run_dir={self.path}: a run is going on there{owner}; choose another run_dir.")
 
     def _silence_s(self, status: dict[str, Any]) -> float:
         return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
@@ -287,6 +330,10 @@ def _new_status() -> dict[str, Any]:
         "heartbeat": now,
         "started": now,
     }
+
+
+def _is_of_this_machine(status: dict[str, Any]) -> bool:
+    return bool(status.get("host") == socket.gethostname())
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
