@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 
 from fr_bench import run_directory
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
+from fr_bench.collector import Collector
 from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.eval_command import evaluate_weights, find_weights, read_config
 from fr_bench.launch import Run, check_plan, run_training
 from fr_bench.resume import bring_records, decide, differences
 from fr_bench.run_directory import RunDirectory
+from fr_bench.stopwatch import Stopwatch
+from fr_bench.trainer import Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
 METHODS = ["bp", "fr", "ddg", "dni", "cdni"]
@@ -136,6 +139,32 @@ def test_with_another_k_weights_and_optimizer_go_on_and_the_method_begins_anew(
         train_here(tiny_config(method, after, resume=str(source)), tmp_path / f"{method}-other")
         steps = [record["step"] for record in read_records(tmp_path / f"{method}-other") if record["kind"] == "train"]
         assert steps == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("after", "steps"), [(3, 2), (2, 5)])
+def test_the_first_times_after_another_k_are_of_the_steps_since(
+    after: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 3 of an epoch of 5; with the same k both the times and the steps of before go on."""
+    source = stopped(tiny_config("bp", 2), tmp_path / "source", 3)
+    walls = []
+
+    def add(self: Collector, event: dict[str, Any]) -> list[dict[str, Any]]:
+        walls.extend([event["wall_s"]] if event["event"] == "time" else [])
+        return collect(self, event)
+
+    def load(self: Trainer, index: int, state: dict[str, Any]) -> None:
+        took_long = {"trained_ns": 10**12} if state["trained_ns"] else {}
+        load_state(self, index, state | took_long)
+
+    collect, load_state = Collector.add, Trainer.load_state_dict
+    monkeypatch.setattr(Collector, "add", add)
+    monkeypatch.setattr(Trainer, "load_state_dict", load)
+    monkeypatch.setattr(Stopwatch, "take", lambda _: dict.fromkeys(("play_s", "learn_s", "wait_s", "send_s"), 10.0))
+    train_here(tiny_config("bp", after, resume=str(source)), tmp_path / "other")
+    first = next(record for record in read_records(tmp_path / "other") if record["kind"] == "time")
+    assert (first["step"], first["play_s"], first["learn_s"]) == (5, 10 / steps, 10 / steps)
+    assert (walls[0] > 100) == (steps == 5)
 
 
 def test_where_it_took_over_is_kept_when_it_goes_on_itself(tmp_path: Path) -> None:

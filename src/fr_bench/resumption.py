@@ -82,7 +82,6 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Of modules that may be cut otherwise: everything goes by name."""
     weights: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Any]] = {}
-    state: dict[str, Any] = {}
     meters = []
     for number in checkpoint.numbers:
         state = _load_state(checkpoint.folder, number)
@@ -97,7 +96,8 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
         names = player.module.network.state_dict().keys()
         player.module.network.load_state_dict({name: weights[name] for name in names if name in weights})
         snapshot.load_optimizer(player.module, optimizer)
-        trainer.load_state_dict(index, {**state["loop"], "direction": None})
+        # The stopwatch of the new module counts from here, so the next `time` record is of the steps from here too.
+        trainer.load_state_dict(index, {"trained_ns": 0, "reported_step": checkpoint.step, "direction": None})
 
 
 def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
