@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import assert_same_run, call, read_records
+from harness import assert_same_run, call, read_records, tiny_config
 from test_faults import living_processes, wait_until
 
 from fr_bench import clocks
+from fr_bench.board import Board
 from fr_bench.errors import ConfigError
+from fr_bench.members import Members
+from fr_bench.plan import make_plan
 from fr_bench.relay import PAUSE, STOP, Relay
 from fr_bench.run_directory import await_directory
 from fr_bench.torchrun import Torchrun
@@ -168,6 +171,27 @@ def test_a_process_that_hangs_is_found_and_named(tmp_path: Path) -> None:
     _, told = agent.communicate(timeout=PATIENCE_S)
     assert "fr-bench: module 2 (rank 1) gave no sign of life for 3 s" in told, told
     assert json.loads(status.read_text())["module"] == 2
+
+
+class TellingMeeting:
+    """What rank 0 hears of one other."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self.launch = Torchrun(0, 2, 0, 1, "a", 1)
+        self._events = list(events)
+
+    def receive(self) -> list[tuple[int, dict[str, Any]]]:
+        events, self._events = self._events, []
+        return [(1, event) for event in events]
+
+
+def test_an_error_of_a_machine_that_has_been_up_for_longer_is_not_of_the_future(tmp_path: Path) -> None:
+    """Before the machines have compared their clocks."""
+    error = {"event": "error", "time_ns": time.monotonic_ns() + 10**15, "module": 2}
+    plan = make_plan(tiny_config("fr", 2, "gloo"))
+    members = Members(plan, tmp_path, Board(), None, TellingMeeting(error))  # type: ignore[arg-type]
+    received = [*members._receive(), *members._receive()]
+    assert received == [error]
 
 
 # Processes that do not fit

@@ -166,6 +166,8 @@ class Members:
         for rank, event in self._meeting.receive():
             heard.add(rank)
             if event["event"] != PULSE:
+                # On another machine's clock until that process has learned ours: what has come has happened.
+                event["time_ns"] = min(event["time_ns"], time.monotonic_ns())
                 self._in_order.add(event)
         self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
