@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import PEERS, Result, assert_same, run_processes, run_serial, tiny_config
+from harness import PEERS, ListConnection, Result, assert_same, run_processes, run_serial, tiny_config
 from reference import Reference
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
 from fr_bench.plan import check_components, make_plan
+from fr_bench.reporter import Reporter
 from fr_bench.supervisor import Supervisor, watch_signals
 
 NUM_STEPS = 5
@@ -77,6 +78,24 @@ def plain_losses(batches: list[tuple[Tensor, Tensor]], num_parts: int) -> list[f
 def test_the_plain_loop_is_a_plain_loop(tmp_path: Path) -> None:
     losses, tasks = run_peer("plain", tmp_path, 1)
     assert losses == plain_losses(tasks[0].batches(), 1)
+
+
+def test_a_peer_pays_for_no_more_than_our_modules_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``deterministic``, which by default has torch fill all memory that is not yet written."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    (task,) = make_tasks(
+        "plain", tiny_config("bp", 1, deterministic=True), input_shape=SHAPE, num_classes=NUM_CLASSES, num_processes=1,
+        threads=1, num_steps=1, store_port=None,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    try:
+        task.run(Reporter(ListConnection(), [-1]))  # type: ignore[arg-type]
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

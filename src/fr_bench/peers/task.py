@@ -19,6 +19,7 @@ from fr_bench.components import bind
 from fr_bench.memory import peak_resident_bytes
 from fr_bench.models import build_blocks
 from fr_bench.reporter import Reporter
+from fr_bench.torch_settings import choose_algorithms
 
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = ("plain", "ddp", *PIPELINES)
@@ -77,8 +78,7 @@ class PeerTask:
     def run(self, reporter: Reporter) -> None:
         """Trains, and reports the end of every step (ns, ``time.monotonic_ns``) and the process's peak memory."""
         torch.set_num_threads(self.threads)
-        if self.config["deterministic"]:
-            torch.use_deterministic_algorithms(True)
+        choose_algorithms(self.config["deterministic"])  # as our own modules, which it is compared with
         if self.store_port is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
