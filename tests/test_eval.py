@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,46 @@ def test_the_text_names_errors_and_the_run(run_dir: Path, capsys: pytest.Capture
     ],
 )
 def test_what_is_wrong_with_a_run_is_said(run_dir, spoil, message, tmp_path, capsys) -> None:
-    import shutil
-
     shutil.copytree(run_dir, tmp_path / "run")
     spoil(tmp_path / "run")
     assert main(["eval", str(tmp_path / "run"), "--trust"]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("memory_limit_gb: null", "memory_limit_gb: 1.0e-06"),
+        ("precision: fp32", "precision: tf32"),
+        ("compile: false", "compile: true"),
+    ],
+)
+def test_what_training_needed_an_evaluation_does_without(
+    run_dir: Path,
+    old: str,
+    new: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A limit for a module is none for all of them on one device; TF32 is a GPU's; nothing is compiled."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    text = (run_dir / "config.yaml").read_text()
+    if old not in text:  # null by default
+        text += "memory_limit_gb: null\n"
+    (tmp_path / "run" / "config.yaml").write_text(text.replace(old, new))
+    monkeypatch.setenv("PATH", "")  # nor is there a compiler
+    assert main(["eval", str(run_dir), "--json", "--trust", "--device", "cpu"]) == 0
+    expected = capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("k", ["0", "-1"])
+def test_too_few_modules_are_refused(run_dir: Path, k: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_dir), "--k", k, "--trust"]) == 2
+    assert capsys.readouterr().err == f"fr-bench: --k {k}: must be at least 1.\n"
 
 
 def test_too_many_modules_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

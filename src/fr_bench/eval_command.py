@@ -36,12 +36,16 @@ def main(argv: list[str]) -> int:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if arguments.k is not None and arguments.k < 1:
+        raise ConfigError(f"--k {arguments.k}: must be at least 1.")
     config = read_config(arguments.run_dir)
     if arguments.k is not None and arguments.k != config["k"]:
         config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
     config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
+    # What the training of a module had to keep, or a device had to have, an evaluation does without.
+    config |= {"memory_limit_gb": None, "compile": False}
     if not arguments.trust:
         refuse_foreign_code(config, arguments.run_dir)
     folder, which = find_weights(arguments.run_dir / "checkpoints")
@@ -113,7 +117,7 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
     from fr_bench.worker import build_modules, configure_process
 
     weights = read_weights(folder)
-    plan = make_plan(config)
+    plan = make_plan(without_tf32(config))
     configure_process(plan)
     numbers = list(range(1, plan.k + 1))
     modules = build_modules(plan, numbers)
@@ -129,6 +133,14 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
     for split in Sources(plan, numbers).evaluation_sets:
         results |= evaluate(modules, LocalSide.chain(plan.k), split) or {}
     return results
+
+
+def without_tf32(config: dict[str, Any]) -> dict[str, Any]:
+    """The same in fp32 where no GPU is asked for, or there is none: TF32 is a way in which GPUs multiply."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and config["device"] != "cpu"
+    return config if on_gpu or config["precision"] != "tf32" else config | {"precision": "fp32"}
 
 
 def read_weights(folder: Path) -> dict[str, Any]:
