@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -374,6 +375,20 @@ def test_a_run_dir_that_cannot_be_made_is_a_mistake(launch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train(*SMALL, "run_dir=file/run") == 2
     assert "file is a file" in capsys.readouterr().err and not launch.started
+
+
+@pytest.mark.parametrize(("run_dir", "message"), [("/proc/run", ": /proc "), ("x" * 300, "File name too long")])
+def test_a_run_dir_that_only_looks_as_if_it_could_be_made_is_a_mistake(run_dir, message, launch, tmp_path, capsys):
+    assert train(*SMALL, f"run_dir={run_dir}") == 2
+    told = capsys.readouterr().err
+    assert f"cannot make the folder {run_dir}" in told.replace(f"{tmp_path}/", "") and message in told
+    assert told.count("\n") == 1 and not launch.started and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: pytest.fail("it did"))
+    monkeypatch.setattr("fr_bench.train_command._report_all", lambda composition: 0)
+    assert train(*SMALL, "run_dir=run", "dry_run=true") == 0
 
 
 # --- mistakes

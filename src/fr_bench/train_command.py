@@ -16,6 +16,7 @@ import dataclasses
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,7 +167,7 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
     """
     jobs = composition.jobs
     _check_all(jobs, lambda job: check(job.config))
-    _check_folder(composition.sweep_dir or jobs[0].config["run_dir"])
+    _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
     if not run_elsewhere:
         from fr_bench import nursery
@@ -265,15 +266,36 @@ def _report_all(composition: Composition) -> int:
     return 0
 
 
-def _check_folder(folder: str) -> None:
-    """Checks that ``folder`` can be made, which Hydra does before it calls us."""
+def _check_folder(folder: str, *, is_made: bool) -> None:
+    """Checks that ``folder`` can be made, which Hydra does before it calls us.
+
+    Args:
+        is_made: whether it will be; then a folder beside it is made to see, and removed again.
+    """
     for path in (Path(folder), *Path(folder).parents):
-        if path.exists():
-            if not path.is_dir():
-                raise ConfigError(f"cannot make the folder {folder}: {path} is a file.")
-            if not os.access(path, os.W_OK):
-                raise ConfigError(f"cannot make the folder {folder}: {path} is not writable.")
-            return
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # a name that is too long, or a folder that we may not look into
+            raise ConfigError(f"cannot make the folder {folder}: {error.strerror}.") from None
+        if not path.is_dir():
+            raise ConfigError(f"cannot make the folder {folder}: {path} is a file.")
+        if not os.access(path, os.W_OK):
+            raise ConfigError(f"cannot make the folder {folder}: {path} is not writable.")
+        if is_made:
+            _try_to_make_one_in(path, folder)
+        return
+
+
+def _try_to_make_one_in(path: Path, folder: str) -> None:
+    """As /proc, a place may be writable by its permissions and take nothing all the same."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".fr-bench-", dir=path))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder}: {path} does not take a new folder ({error.strerror})."
+        ) from None
 
 
 def _run_hydra(argv: list[str], task: TrainTask) -> int:
