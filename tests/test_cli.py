@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -386,7 +385,7 @@ def test_a_run_dir_that_only_looks_as_if_it_could_be_made_is_a_mistake(run_dir, 
 
 
 def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: pytest.fail("it did"))
+    monkeypatch.setattr("fr_bench.train_command._try_to_make_one_in", lambda *_: pytest.fail("it did"))
     monkeypatch.setattr("fr_bench.train_command._report_all", lambda composition: 0)
     assert train(*SMALL, "run_dir=run", "dry_run=true") == 0
 
