@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import run_processes, tiny_config
+import torch
+from harness import read_records, read_weights, run_processes, tiny_config, train_here
 
 from fr_bench.cli import main
 
@@ -83,6 +84,16 @@ def test_what_training_needed_an_evaluation_does_without(
     expected = capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_weights_that_are_tied_are_saved_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"_target_": "tiny_models.tied", "name": "tied"}
+    train_here(tiny_config("fr", 2, model=model, channels_last=False, checkpoint={"every": 5}), tmp_path)
+    weights = read_weights(tmp_path)
+    assert torch.equal(weights["tied.first.weight"], weights["tied.second.weight"])
+    (last,) = [record for record in read_records(tmp_path) if record["kind"] == "eval" and record["step"] == 10]
+    assert main(["eval", str(tmp_path), "--json", "--trust"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_loss"] == last["test_loss"]
 
 
 @pytest.mark.parametrize("k", ["0", "-1"])

@@ -67,6 +67,26 @@ def in_place(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[
     return blocks
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+def tied(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A model whose second block uses a weight twice."""
+    blocks = residual(input_shape, num_classes, depth=2)
+    blocks.insert(1, ("tied", Tied(8)))
+    return blocks
+
+
 class RaisesAt(nn.Module):
     """A block that raises in its ``at``-th training forward."""
 

@@ -56,8 +56,12 @@ def take(
         "meter": None if meter is None else meter.state_dict(),
         "loop": dict(loop),
     }
-    weights = {name: to_cpu(value).contiguous() for name, value in module.network.state_dict().items()}
-    return Snapshot(weights, plain_copy(state))
+    return Snapshot(weights_of(module), plain_copy(state))
+
+
+def weights_of(module: Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers, contiguous, by name: each has memory of its own, also where two are tied."""
+    return {name: to_cpu(value).contiguous() for name, value in module.network.state_dict().items()}
 
 
 def restore(

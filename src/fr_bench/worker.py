@@ -31,6 +31,7 @@ from fr_bench.rehearsal import rehearse
 from fr_bench.relay import Relay
 from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
+from fr_bench.snapshot import weights_of
 from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
@@ -302,5 +303,4 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
 def save_weights(module: Module, folder: Path) -> None:
     """Writes parameters and buffers under ``block.name`` keys."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in module.network.state_dict().items()}
-    replace_file(folder / weights_file(module.k), save(state))
+    replace_file(folder / weights_file(module.k), save(weights_of(module)))
