@@ -308,6 +308,15 @@ def test_a_sweep_under_torchrun_is_refused(job: Job) -> None:
     assert code == 2 and "Traceback" not in told
 
 
+def test_rank_0_has_no_process_server(job: Job, tmp_path: Path) -> None:
+    """Whose processes it would never start."""
+    job.start(0, "k=2", "epochs=1000000")
+    job.start(1, "k=2", "epochs=1000000")
+    leader = job.processes[0]
+    assert wait_until(lambda: num_records(tmp_path / "run") > 0 or leader.poll() is not None, PATIENCE_S)
+    assert leader.poll() is None and children(leader.pid) == []
+
+
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

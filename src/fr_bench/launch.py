@@ -214,7 +214,9 @@ class Run:
         return cause
 
     def _supervise(self, sinks: Sink, signals: SignalWatch) -> None:
-        board, path, resumption = Board.shared(), self.directory.path, self.start.resumption
+        # Under torchrun the only module that has the board is a thread of this process.
+        board = Board.shared() if self.meeting is None else Board()
+        path, resumption = self.directory.path, self.start.resumption
         own_step = resumption.step if resumption is not None and self.start.source == path else None
         book = CheckpointBook(
             self.plan, self.directory.checkpoints, self.directory.metrics, board, self.collector.clock, say, own_step

@@ -112,7 +112,7 @@ def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: T
             if config["dry_run"]:
                 raise ConfigError("dry_run=true: trains nothing, so it needs no torchrun; start it without.")
             if launch.leads:
-                check_jobs(composition, run_elsewhere=False)
+                check_jobs(composition, run_elsewhere=False, starts_processes=False)
                 run_dir = meeting.choose_run_dir(os.path.abspath(config["run_dir"]))
         outcomes = OutcomeLog(None)
         code = _run_hydra([*argv, f"run_dir={quoted(str(run_dir))}"], TrainTask(outcomes, meeting))
@@ -156,11 +156,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
+def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processes: bool = True) -> None:
     """Finds what is wrong with any job, and what of it this machine cannot serve.
 
     Args:
         run_elsewhere: whether the jobs run on machines that may have other devices.
+        starts_processes: whether the jobs' processes are ours to start.
 
     Raises:
         ConfigError: naming the combination.
@@ -169,7 +170,7 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool) -> None:
     _check_all(jobs, lambda job: check(job.config))
     _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
-    if not run_elsewhere:
+    if starts_processes and not run_elsewhere:
         from fr_bench import nursery
 
         nursery.context()  # in time: what it imports and what we do takes seconds
