@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fr_bench import run_directory
 from fr_bench.errors import ConfigError, TakenOver
-from fr_bench.run_directory import FinishedRun, RunDirectory
+from fr_bench.run_directory import FinishedRun, RunDirectory, rank_log
 
 
 def claimed(path: Path) -> RunDirectory:
@@ -230,6 +230,6 @@ def test_every_file_has_its_place(tmp_path: Path) -> None:
     run.write_environment({"hostname": "here"})
     assert json.loads((tmp_path / "env.json").read_text()) == {"hostname": "here"}
     assert run.metrics == tmp_path / "metrics.jsonl"
-    assert run.rank_log(3) == tmp_path / "rank_3.log"
+    assert rank_log(tmp_path, 3) == tmp_path / "rank_3.log"
     assert run.checkpoints == tmp_path / "checkpoints"
     assert run.wandb == tmp_path / "wandb"

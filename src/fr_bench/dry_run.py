@@ -35,10 +35,9 @@ def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str
     if time is None:
         which = f"of method '{method}'" if plan.config["replicas"] == 1 else "with replicas"
         return [f"time is not predicted: the schedule {which} is not known to the simulation"]
-    run_s = time.fill_s + plan.num_steps * time.step_s
     return [
         f"predicted time: {duration(time.step_s)} a step, {duration(plan.steps_per_epoch * time.step_s)} an epoch, "
-        f"{duration(run_s)} for the run's {plan.num_steps} steps",
+        f"{duration(time.training_time_s(plan.num_steps))} for the run's {plan.num_steps} steps",
         f"from costs of every block, measured on {time.measured_on}",
         *_sentences(
             "these are uncontended costs, of a process alone on the machine: modules that compute side by side slow "

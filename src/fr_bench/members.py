@@ -26,6 +26,7 @@ from fr_bench.meeting import Meeting
 from fr_bench.plan import Plan
 from fr_bench.reporter import BEFORE_TRAINING, EventSink, Reporter, when
 from fr_bench.resumption import Resumption
+from fr_bench.run_directory import rank_log
 from fr_bench.supervisor import POLL_S, SignalWatch
 from fr_bench.transport.open import ModulePorts
 from fr_bench.worker import WorkerTask
@@ -60,7 +61,7 @@ class ModuleThread(threading.Thread):
         self._progress = [BEFORE_TRAINING] * plan.size
         self._reporter = Reporter(sink, self._progress)
         number = meeting.launch.rank + 1
-        self._log = run_directory / f"rank_{number}.log"
+        self._log = rank_log(run_directory, number)
         self._task = WorkerTask(
             plan, [number], [ModulePorts()], None, run_directory, board, resumption, launch=meeting.launch
         )
@@ -196,7 +197,7 @@ class Members:
     def _first_cause(self, errors: list[Event]) -> FrBenchError:
         event = first_of_own(errors)
         if event is not None:
-            log = self._run_directory / f"rank_{event['module']}.log"
+            log = rank_log(self._run_directory, event["module"])
             return as_exception(event, log, when(event["step"]))
         noticed = min(errors, key=lambda each: each["time_ns"])
         what = noticed["message"].removeprefix("PeerLost: ").partition(" is gone")[0]  # behind it is torch's prose

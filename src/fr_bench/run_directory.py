@@ -92,10 +92,6 @@ class RunDirectory:
         self._status_path = path / "status.json"
         self._status: dict[str, Any] = {}
 
-    def rank_log(self, k: int) -> Path:
-        """The log of the process that holds module ``k`` (from 1)."""
-        return self.path / f"rank_{k}.log"
-
     def find(self) -> FoundRun | None:
         """The run that is in the folder, None without one. Changes nothing.
 
@@ -300,6 +296,11 @@ class RunDirectory:
 
     def _silence_s(self, status: dict[str, Any]) -> float:
         return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
+
+
+def rank_log(run_directory: Path, number: int) -> Path:
+    """The log of the process whose first module has ``number`` (from 1)."""
+    return run_directory / f"rank_{number}.log"
 
 
 def await_directory(path: Path, patience_s: float = 15.0) -> None:

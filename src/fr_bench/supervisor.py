@@ -21,6 +21,7 @@ from fr_bench.heartbeat import PULSE, Silence, state_in_words
 from fr_bench.plan import Plan
 from fr_bench.reporter import BEFORE_TRAINING, Reporter, when
 from fr_bench.resumption import Resumption
+from fr_bench.run_directory import rank_log
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
 
@@ -182,7 +183,7 @@ class Supervisor:
 
     def _start(self, context: Any, task: ProcessTask) -> None:
         receiving, sending = context.Pipe(duplex=False)
-        log_path = str(self._run_directory / f"rank_{task.modules[0]}.log")
+        log_path = str(rank_log(self._run_directory, task.modules[0]))
         arguments = (child.Surroundings.here(), log_path, task, sending, self._progress)
         process = context.Process(target=child.main, args=arguments, daemon=True)
         process.start()
@@ -290,7 +291,7 @@ class Supervisor:
                 raise RunFailed(
                     f"module {module} (process {process.pid}) gave no sign of life for {self._silence.timeout_s:g} s "
                     f"{self._when(module)}: {state_in_words(process.pid)}; see "
-                    f"{self._run_directory / f'rank_{module}.log'} and dmesg. The same command goes on from the last "
+                    f"{rank_log(self._run_directory, module)} and dmesg. The same command goes on from the last "
                     "checkpoint; a larger hang_timeout waits longer, null for ever",
                     module,
                 )
@@ -314,11 +315,11 @@ class Supervisor:
             for module, process in zip(self._modules, self._processes, strict=True)
             if process.exitcode not in (None, 0)
         )
-        log = self._run_directory / f"rank_{module}.log"
+        log = rank_log(self._run_directory, module)
         return RunFailed(f"module {module} ended with exit code {code} {self._when(module)}; see {log}", module)
 
     def _as_exception(self, event: Event) -> FrBenchError:
-        log = self._run_directory / f"rank_{event['module']}.log"
+        log = rank_log(self._run_directory, event["module"])
         return as_exception(event, log, self._when(event["module"]))
 
     def _when(self, module: int) -> str:

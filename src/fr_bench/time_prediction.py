@@ -59,6 +59,10 @@ class TimePrediction:
     measured_on: str
     notes: list[str]
 
+    def training_time_s(self, num_steps: int) -> float:
+        """Seconds of training for ``num_steps`` mini-batches, pipe fill included."""
+        return self.fill_s + num_steps * self.step_s
+
 
 def predict_time(plan: Plan) -> TimePrediction | None:
     """Measures the blocks of the plan's model, unless that was done before, and simulates its schedule.

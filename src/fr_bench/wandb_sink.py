@@ -171,11 +171,6 @@ class WandbSink:
         for split in ("test", "validation"):
             self._run.define_metric(f"eval/{split}_error", step_metric="step", summary="min")
 
-    @property
-    def location(self) -> str:
-        """Where to look: the URL of an online run, the command that uploads an offline one."""
-        return f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else str(self._run.url)
-
     def leave_out(self, records: Iterable[dict[str, Any]]) -> None:
         """Says which rows the W&B run has already: a run that goes on makes those behind its checkpoint once more,
         and W&B cannot replace a row."""

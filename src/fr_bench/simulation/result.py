@@ -44,10 +44,6 @@ class Prediction:
         """The busiest device's compute time over the step time, as in `time` records."""
         return max(self.busy_share)
 
-    def training_time_s(self, num_steps: int) -> float:
-        """Seconds of training for ``num_steps`` mini-batches, pipe fill included."""
-        return self.fill_s + num_steps * self.step_time_s
-
 
 def simulate(schedule: Schedule, num_measured: int | None = None, traced: Container[int] = ()) -> Prediction:
     """Runs a schedule until it repeats itself and measures it from there.
