@@ -4,8 +4,8 @@ A fresh interpreter for each of K modules would import torch, and what its optim
 seconds of a core each. The server starts no thread and touches no GPU, so what is forked from it is as good as new. It
 lives as long as the process that uses it.
 
-Those seconds pass on another core while this process imports the same and plans the run, if the server is started
-first: :func:`context` does not wait for it.
+Those seconds pass on another core while this process makes ready what else a run needs, if the server is started early:
+:func:`context` does not wait for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def context() -> ForkServerContext:
 
 def _end(owner: int) -> None:
     """Ends the server with the process ``owner``. By itself it notices as soon as it is idle, which it is not while it
-    imports: after a mistake, seconds after the command has ended."""
+    imports: where a run was found to be finished, seconds after the command has ended."""
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if server is not None and os.getpid() == owner:
         with contextlib.suppress(ProcessLookupError):

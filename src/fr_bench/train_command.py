@@ -170,13 +170,13 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     _check_all(jobs, lambda job: check(job.config))
     _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
-    if starts_processes and not run_elsewhere:
-        from fr_bench import nursery
-
-        nursery.context()  # in time: what it imports and what we do takes seconds
     from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
 
     _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
+    if starts_processes and not run_elsewhere and not _is_dry_run(jobs):
+        from fr_bench import nursery
+
+        nursery.context()  # in good time: it imports while Hydra and W&B are made ready
 
 
 class TrainTask:
