@@ -69,6 +69,16 @@ def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     assert [rows["BP 4"][column] for column in columns] == ["0.8", "1", "", "5", "80 %"]
 
 
+def test_the_time_of_a_run_ends_with_its_slowest_module(tmp_path, capsys):
+    records = records_of_a_run(2, step_s=0.1)
+    for record in records:
+        if record["kind"] == "eval" and record["step"] == 30:
+            record["train_time"] = 6.0  # the last `train` record came 3 s before
+    write_run(tmp_path / "fr", records=records)
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Speed")["FR 2"]["seconds an epoch"] == "2"
+
+
 def test_the_reference_is_ordinary_training_however_many_runs_others_have(tmp_path, capsys):
     checkpointed = {"method": {"checkpoint_activations": True}}
     write_run(tmp_path / "bp", "bp", k=1, step_s=0.4, settings={"method": {"checkpoint_activations": False}})

@@ -78,15 +78,19 @@ def last_test_error(run: Run) -> float | None:
     return known[-1] if known else None
 
 
-def _last(run: Run) -> Record:
-    return max((record for found in run.records.values() for record in found), key=lambda record: record["step"])
+def _last(run: Run) -> Record | None:
+    """The record at the run's end: of those of its last step the latest, because the `train` record is written while
+    the modules below the last still learn."""
+    records = [record for found in run.records.values() for record in found]
+    return max(records, key=lambda record: (record["step"], record["train_time"]), default=None)
 
 
 def _seconds_per(run: Run, key: str) -> float | None:
     """Over the run's own training: a run that took over from another begins with that one's seconds."""
-    if run.own_from is None:
+    last = _last(run)
+    if last is None or run.own_from is None:
         return None
-    last, before = _last(run), dict(zip(("step", "epoch", "train_time"), run.own_from, strict=True))
+    before = dict(zip(("step", "epoch", "train_time"), run.own_from, strict=True))
     seconds, number_of = last["train_time"] - before["train_time"], last[key] - before[key]
     return seconds / number_of if number_of > 0 and seconds > 0 else None
 
