@@ -110,6 +110,21 @@ def test_runs_that_ended_early_are_drawn_by_themselves_and_marked(tmp_path):
     assert legend_words(drawing) == ["FR (n = 1, 1 diverged, 1 unfinished)", "diverged", "unfinished"]
 
 
+def test_runs_that_diverged_before_their_first_record_are_counted(tmp_path, capsys):
+    early = {"records": [], "state": "failed", "error": "diverged at step 1 in module 1: its loss is nan"}
+    runs = tmp_path / "runs"
+    write_run(runs / "0", seed=0)
+    for seed in (1, 2):
+        write_run(runs / str(seed), seed=seed, **early)
+    write_run(runs / "alone", "ddg", **early)
+    assert legend_words(draw(runs)["loss-k2"]) == ["FR (n = 1, 2 diverged)"]
+    assert plot(runs, "--out", tmp_path / "figures") == 0
+    text = capsys.readouterr().out
+    assert "  FR, K = 2: n = 1, 2 diverged" in text and "  DDG, K = 2: 1 diverged" in text
+    assert plot(runs / "alone", "--out", tmp_path / "figures") == 2
+    assert "nothing to draw" in capsys.readouterr().err
+
+
 def test_variants_are_told_apart_and_never_averaged(tmp_path):
     write_run(tmp_path / "0", settings={"method": {"bn_stats": "replay"}}, loss=lambda _: 1.0)
     write_run(tmp_path / "1", seed=1, settings={"method": {"bn_stats": "play"}}, loss=lambda _: 2.0)

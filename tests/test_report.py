@@ -364,6 +364,27 @@ def test_bad_runs_are_named_on_stderr_and_the_others_reported(tmp_path, capsys):
     assert "broken/metrics.jsonl:" in captured.err and "diverged at step 30" in captured.err
 
 
+def test_runs_that_diverged_before_their_first_record_count(tmp_path, capsys):
+    early = {"records": [], "state": "failed", "error": "diverged at step 1 in module 1: its loss is nan"}
+    write_run(tmp_path / "good", step_s=0.1, test_error=lambda epoch: 0.1)
+    for seed in (1, 2):
+        write_run(tmp_path / f"bad{seed}", seed=seed, **early)
+    write_run(tmp_path / "alone", "ddg", **early)
+    assert report(tmp_path, "--target", "10") == 0
+    captured = capsys.readouterr()
+    errors, speeds = table(captured.out, "Test error"), table(captured.out, "Speed")
+    assert {name: row["seeds"] for name, row in errors.items()} == {"DDG 2": "1 diverged", "FR 2": "n = 1, 2 diverged"}
+    assert {name: row["seconds to 10 %"] for name, row in speeds.items()} == {
+        "DDG 2": "- (0 of 1)",
+        "FR 2": "1 (1 of 3)",
+    }
+    assert errors["DDG 2"]["best test error"] == speeds["DDG 2"]["seconds an epoch"] == ""
+    assert captured.err.count("diverged at step 1") == captured.err.count("counted, without any records") == 3
+    assert report(tmp_path, "--csv") == 0
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert [rows[name]["runs_diverged"] for name in ("ddg", "fr")] == ["1", "2"]
+
+
 @pytest.mark.parametrize("name", ["missing", "empty"])
 def test_nothing_to_report_on_is_a_mistake(name, tmp_path, capsys):
     (tmp_path / "empty").mkdir()

@@ -33,7 +33,7 @@ class Run:
     Attributes:
         config: as in config.yaml; empty if that is not readable.
         status, summary, environment, origin: the JSON files; empty if missing.
-        records: of metrics.jsonl by ``kind``, in the order of steps.
+        records: of metrics.jsonl by ``kind``, in the order of steps; empty if it diverged before the first.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Run:
     @property
     def end(self) -> str:
         """``finished``, ``diverged`` or ``unfinished`` (failed, interrupted, cut off, or still running)."""
-        if str(self.status.get("error")).startswith("diverged") or self._has_lost_its_loss():
+        if _has_diverged(self.status) or self._has_lost_its_loss():
             return "diverged"
         return "finished" if self.state == "finished" else "unfinished"
 
@@ -149,7 +149,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_run(directory: Path, complain: Complain) -> Run | None:
-    """Reads one run directory; None, and a complaint, if it has no records or does not say what it ran."""
+    """Reads one run directory; None, and a complaint, if it has no records or does not say what it ran.
+
+    A run that diverged before its first record is kept: left out, it would be missing among those that diverged.
+    """
     config = _read_yaml(directory / "config.yaml", complain)
     status, summary, environment, origin = (
         _read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json", "origin.json")
@@ -157,7 +160,7 @@ def read_run(directory: Path, complain: Complain) -> Run | None:
     method, model, dataset = (_name(config, summary, key) for key in ("method", "model", "dataset"))
     k = config.get("k", summary.get("k"))
     records = read_records(directory / "metrics.jsonl", complain)
-    if not records:
+    if not records and not (config and _has_diverged(status)):
         complain(f"{directory}: no records; {_why_it_ended(status)}; left out")
         return None
     if not (method and model and dataset and isinstance(k, int) and k >= 1):
@@ -166,7 +169,8 @@ def read_run(directory: Path, complain: Complain) -> Run | None:
     seed = config.get("seed", summary.get("seed"))
     run = Run(directory, method, model, dataset, k, seed, config, status, summary, environment, origin, records)
     if run.end != "finished":
-        complain(f"{directory}: {_why_it_ended(status)}; taken as far as it went")
+        taken = "taken as far as it went" if records else "counted, without any records"
+        complain(f"{directory}: {_why_it_ended(status)}; {taken}")
     return run
 
 
@@ -225,6 +229,10 @@ def _name(config: Record, summary: Record, key: str) -> str | None:
     name = node.get("name") if isinstance(node, dict) else node
     name = name if name is not None else summary.get(key)
     return None if name is None else str(name)
+
+
+def _has_diverged(status: Record) -> bool:
+    return str(status.get("error")).startswith("diverged")
 
 
 def _why_it_ended(status: Record) -> str:
