@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,7 +241,7 @@ def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:
 
 def _find_source(config: dict[str, Any]) -> RunDirectory:
     source = RunDirectory(Path(config["resume"]))
-    if not source.checkpoints.is_dir():
+    if not os.path.isdir(source.checkpoints):  # which raises for no name, however long
         raise ConfigError(
             f"resume={config['resume']}: must be auto, never or the directory of a run with checkpoints; "
             f"there is no folder {source.checkpoints}."

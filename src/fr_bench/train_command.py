@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -170,7 +171,8 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     _check_all(jobs, lambda job: check(job.config))
     _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
-    from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
+    with _ctrl_c_held_back():  # in the middle of an import it comes out as whatever that makes of it
+        from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
 
     _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
     if starts_processes and not run_elsewhere and not _is_dry_run(jobs):
@@ -310,6 +312,16 @@ def _run_hydra(argv: list[str], task: TrainTask) -> int:
         except KeyboardInterrupt:
             return 130
     return 0
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """What is pressed inside arrives afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
