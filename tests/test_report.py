@@ -92,6 +92,18 @@ def test_the_reference_is_ordinary_training_however_many_runs_others_have(tmp_pa
     assert speedups == {"BP": "1", "BP (freeze=[1])": "1", "BP (checkpointed)": "0.8 ± 0", "FR": "2"}
 
 
+def test_frozen_modules_are_compared_with_the_same_ones_frozen(tmp_path, capsys):
+    write_run(tmp_path / "bp", "bp", k=2, step_s=0.4)
+    write_run(tmp_path / "fr", "fr", k=2, step_s=0.2, settings={"freeze": [1]})
+    column = "over locked BP, same K"
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Speed")["FR (freeze=[1]) 2"][column] == ""
+    write_run(tmp_path / "other", "bp", k=2, step_s=0.5, settings={"freeze": [2]})
+    write_run(tmp_path / "same", "bp", k=2, step_s=0.3, settings={"freeze": [1]})
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Speed")["FR (freeze=[1]) 2"][column] == "1.5"
+
+
 def test_checkpointed_training_is_no_reference_even_for_itself(tmp_path, capsys):
     checkpointed = {"method": {"checkpoint_activations": True}}
     write_run(tmp_path / "bp", "bp", k=1, settings=checkpointed)
@@ -175,6 +187,19 @@ def test_the_difference_to_bp_is_paired_by_seed(tmp_path, capsys):
     rows = [row for row in csv.DictReader(io.StringIO(capsys.readouterr().out)) if row["method"] == "fr"]
     assert float(rows[0]["difference_to_bp_mean"]) == pytest.approx(0.02) and rows[0]["difference_to_bp_seeds"] == "2"
     assert rows[1]["difference_to_bp_mean"] == rows[1]["difference_to_bp_seeds"] == ""
+
+
+def test_the_difference_to_bp_with_clipped_gradients_is_to_bp_with_the_same_k(tmp_path, capsys):
+    clipped = {"settings": {"clip_norm": 1.0}}
+    for seed in (0, 1):
+        write_run(tmp_path / f"bp1-{seed}", "bp", k=1, seed=seed, test_error=lambda _: 0.10, **clipped)
+    write_run(tmp_path / "bp2", "bp", k=2, test_error=lambda _: 0.20, **clipped)
+    for k in (2, 4):
+        write_run(tmp_path / f"fr{k}", "fr", k=k, test_error=lambda _: 0.25, **clipped)
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Test error")
+    column = "paired difference to BP"
+    assert (rows["FR 2"][column], rows["FR 4"][column]) == ("+5.00 (n = 1)", "")
 
 
 def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, capsys):

@@ -16,13 +16,12 @@ IN_EVERY_RUN = ("parameters", "gradients", "optimizer", "activations")  # whatev
 SMALLEST_DIFFERENCE = 1e-9  # of two errors: 7.2 % is no exact binary fraction
 BUSY = ("play_s", "learn_s", "send_s")
 # What may differ between a run and the one that its speed is compared with: what makes it another method or
-# another K, and what changes the numbers but hardly the time. All other settings must agree.
+# another K, and what changes the numbers but hardly the time. All other settings must agree, `freeze` too: modules
+# that do not learn do less work.
 FREE_IN_A_COMPARISON = (
-    "method.", "optimizer.", "schedule.", "epochs", "max_steps", "freeze", "module_lr", "clip_norm", "cuts",
+    "method.", "optimizer.", "schedule.", "epochs", "max_steps", "module_lr", "clip_norm", "cuts",
     "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "resume", "resume.",
 )  # fmt: skip
-# What makes a BP slower or faster than ordinary training: no other method's speed is compared with such a one.
-NO_ORDINARY_TRAINING = ("method.checkpoint_activations", "freeze")
 
 
 @dataclass(frozen=True)
@@ -173,13 +172,13 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
 
     Data set, model, batch size, precision and hardware are the same (all but FREE_IN_A_COMPARISON); of several
     the one that shares most settings. Where modules took turns in one process, the baseline's did too. It recomputes
-    nothing and, unless ``group`` has the same modules frozen, all its modules learn.
+    nothing, as ordinary training does.
     """
     rivals = [
         other
         for other in groups
         if (other.method, other.k, other.dataset, other.model) == ("bp", k, group.dataset, group.model)
-        and _is_ordinary(other, group)
+        and not other.settings.get("method.checkpoint_activations")
         and all(is_among(key, FREE_IN_A_COMPARISON) for key in differing_settings(group, other))
         and (k == 1 or other.in_one_process == group.in_one_process)
         and over_seeds(other, step_time_s) is not None
@@ -190,11 +189,6 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
         key=lambda other: sum(not key.startswith("method.") for key in differing_settings(group, other)),
         default=None,
     )
-
-
-def _is_ordinary(other: Group, group: Group) -> bool:
-    special = [key for key in NO_ORDINARY_TRAINING if other.settings.get(key)]
-    return not special or (special == ["freeze"] and other.settings["freeze"] == group.settings.get("freeze"))
 
 
 def differing_settings(one: Group, other: Group) -> list[str]:
