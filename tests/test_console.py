@@ -77,6 +77,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "num_blocks": 8,
         "best_test_error": 0.0111,
         "best_epoch": 12.0,
+        "best_validation_error": None,
         "last_test_error": 0.0139,
         "steps": 330,
         "train_time": 75.0,
@@ -102,6 +103,12 @@ def test_the_summary_has_errors_times_and_memory_by_module(capsys: pytest.Captur
     assert "3 MiB" in memory and "5 MiB" in memory and "1.00 GiB" in memory
     assert "stash" not in text and "synthesizer" not in text  # nobody has any
     assert text.splitlines()[-1] == "run directory: outputs/run"
+
+
+def test_what_the_best_epoch_was_chosen_by_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """It need not have the lowest test error."""
+    print_summary(summary(best_validation_error=0.02, last_test_error=0.01), Path("run"), [0.9, 1.0])
+    assert "1.11 % (epoch 12, by its validation error of 2.00 %)" in capsys.readouterr().out
 
 
 def test_on_a_gpu_the_hosts_time_is_not_passed_off_as_busy_time(capsys: pytest.CaptureFixture[str]) -> None:

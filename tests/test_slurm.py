@@ -202,7 +202,7 @@ def test_without_the_extra_the_message_says_how_to_install_it(folder: Path) -> N
     (folder / "hydra_plugins" / "__init__.py").touch()
     hiding = os.pathsep.join([str(folder), *filter(None, sys.path)])
     code, _, errors = end(train(folder, "-m", "cluster=slurm", PYTHONPATH=hiding))
-    assert code == 2 and "pip install 'fr-bench[slurm]'" in errors and errors.count("\n") == 1, errors
+    assert code == 2 and "pip install '.[slurm]'" in errors and errors.count("\n") == 1, errors
 
 
 def test_a_job_asks_for_what_its_own_k_needs() -> None:

@@ -71,7 +71,7 @@ def test_with_a_validation_set_the_best_epoch_is_chosen_on_it() -> None:
     summary = builder(evaluation(10, 0.30, validation_error=0.20), evaluation(20, 0.10, validation_error=0.25)).build(
         "finished"
     )
-    assert (summary["best_test_error"], summary["best_epoch"]) == (0.30, 1.0)
+    assert (summary["best_test_error"], summary["best_epoch"], summary["best_validation_error"]) == (0.30, 1.0, 0.20)
     assert summary["last_test_error"] == 0.10
 
 

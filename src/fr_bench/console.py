@@ -183,7 +183,9 @@ def _result_table(summary: Record) -> Table:
     from rich.table import Table
 
     epoch = summary["best_epoch"]
-    at_epoch = "" if epoch is None else f" (epoch {round(epoch, 2):g})"
+    validation_error = summary.get("best_validation_error")  # one that an older version wrote lacks it
+    chosen = "" if validation_error is None else f", by its validation error of {percent(validation_error, 2)}"
+    at_epoch = "" if epoch is None else f" (epoch {round(epoch, 2):g}{chosen})"
     size = size_text(summary["k"], summary["replicas"])
     rows = {
         "run": f"{summary['method']}, {size}, {summary['model']} on {summary['dataset']}",

@@ -106,7 +106,7 @@ def _not_found(error: MissingConfigException, known: Known) -> str:
         if choice == "submitit_slurm":
             return (
                 f"{group}={choice} (which cluster=slurm chooses): hydra-submitit-launcher is not installed; "
-                "pip install 'fr-bench[slurm]'."
+                "pip install '.[slurm]' in fr-bench's folder."
             )
         options = ", ".join(error.options) or "none"
         hint = nearest(choice, error.options)

@@ -80,7 +80,7 @@ class SummaryBuilder:
         """Returns the summary; what no record has told yet is None.
 
         ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
-        smallest validation error (the first of equals). ``waiting_share`` is each module's share of time spent
+        smallest validation error (the first of equals), which is ``best_validation_error``. ``waiting_share`` is each module's share of time spent
         waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds that a mini-batch
         kept it computing in the last `time` record. Where the method cannot tell waiting from computing, both are
         None. Other times, and the efficiency, are means over the whole run, pipe fill included, but for the steps that
@@ -105,6 +105,7 @@ class SummaryBuilder:
             "num_blocks": self._num_blocks,
             "best_test_error": self._best and self._best["test_error"],
             "best_epoch": self._best and self._best["epoch"],
+            "best_validation_error": self._best and self._best.get("validation_error"),
             "last_test_error": self._last and self._last["test_error"],
             "steps": self._step,
             "epochs": self._epoch,
