@@ -79,12 +79,12 @@ class SummaryBuilder:
     def build(self, state: str) -> Record:
         """Returns the summary; what no record has told yet is None.
 
-        ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the
-        smallest validation error (the first of equals), which is ``best_validation_error``. ``waiting_share`` is each module's share of time spent
-        waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds that a mini-batch
-        kept it computing in the last `time` record. Where the method cannot tell waiting from computing, both are
-        None. Other times, and the efficiency, are means over the whole run, pipe fill included, but for the steps that
-        another run made; lists are by module.
+        ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the smallest
+        validation error (the first of equals), which is ``best_validation_error``. ``waiting_share`` is each module's
+        share of time spent waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds
+        that a mini-batch kept it computing in the last `time` record. Where the method cannot tell waiting from
+        computing, both are None. Other times, and the efficiency, are means over the whole run, pipe fill included, but
+        for the steps that another run made; lists are by module.
 
         Args:
             state: as in status.json.
