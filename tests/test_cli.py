@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from fr_bench.cli import COMMANDS, main
+from fr_bench.compose import job_folder
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
 
 SMALL = ["model=mlp", "dataset=digits"]
@@ -349,19 +351,31 @@ def test_in_a_sweep_dir_of_ones_own_a_combination_has_the_same_folder_every_time
     assert len({path for path, _, _ in first}) == 4 and {path.parent for path, _, _ in first} == {tmp_path / "mine"}
     launch.started.clear()
     # Another order, fewer values, and what changes nothing about a run.
-    assert train("-m", "k=2", *SMALL, folder, "console=off", "method=fr,bp") == 0
+    without_effect = ["console=off", "max_time=5", "hang_timeout=9", "checkpoint.every=3", "wandb.group=mine"]
+    assert train("-m", "k=2", *SMALL, folder, *without_effect, "method=fr,bp") == 0
     again = [(Path(config["run_dir"]), config["method"]["name"], config["k"]) for config in launch.started]
     assert len(again) == 2 and set(again) <= set(first)
 
 
-def test_overrides_that_make_no_folder_name_are_shortened_without_a_clash(launch, tmp_path):
+@pytest.mark.parametrize("word", ["checkpoint.every=1,2", "log_every=1,2", "method=fr,fr"])
+def test_two_jobs_are_never_one_run(word, launch, tmp_path, capsys):
+    key, _, values = word.partition("=")
+    assert train("-m", *SMALL, f"sweep_dir={tmp_path / 'mine'}", word) == 2
+    error = capsys.readouterr().err
+    assert f"{key}={values[0]}" in error and "two jobs of the sweep would be one run" in error
+    assert not launch.started and not list(tmp_path.iterdir())
+    assert train("-m", *SMALL, word) == 0  # in folders with numbers
+    assert len({config["run_dir"] for config in launch.started}) == 2
+
+
+def test_overrides_that_make_no_folder_name_are_shortened_without_a_clash():
     names = ["a/b c", "a_b c", "x" * 200, "x" * 199 + "y"]
-    words = [f"wandb.group='{name}'" for name in names]
-    for word in words:
-        assert train("-m", *SMALL, f"sweep_dir={tmp_path / 'mine'}", word) == 0
-    folders = [Path(config["run_dir"]) for config in launch.started]
-    assert len(set(folders)) == 4 and {path.parent for path in folders} == {tmp_path / "mine"}
-    assert max(len(path.name) for path in folders) < 140
+    folders = [
+        job_folder("mine", "0", _root_=OmegaConf.create({"hydra": {"overrides": {"task": [f"dataset.root={name}"]}}}))
+        for name in names
+    ]
+    assert len(set(folders)) == 4 and not any("/" in name for name in folders)
+    assert max(map(len, folders)) < 140
 
 
 def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):

@@ -42,7 +42,11 @@ CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
-NOT_IN_A_FOLDERS_NAME = ("sweep_dir", "console", "wandb.mode", "log_every", "trace", "resume", "cluster")
+# Of what makes no other run (fr_bench.resume's LOGGING) all that leaves the errors of its records alone, too.
+NOT_IN_A_FOLDERS_NAME = (
+    "checkpoint", "cluster", "console", "hang_timeout", "log_every", "max_time", "resume", "sweep_dir", "trace",
+    "wandb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> st
 
 
 def _is_left_out(key: str) -> bool:
-    return key in NOT_IN_A_FOLDERS_NAME or key.startswith("cluster.")
+    return key.partition(".")[0] in NOT_IN_A_FOLDERS_NAME
 
 
 def compose(arguments: argparse.Namespace) -> Composition:
@@ -257,6 +261,7 @@ class _Composer:
         else:
             combinations = [[str(a.input_line) for a in arguments if not a.is_sweep_override()]]
         jobs = [self._combine(master, list(chosen), number) for number, chosen in enumerate(combinations)]
+        _refuse_shared_folders(jobs)
         launcher = str(master.hydra.launcher._target_)
         return Composition(jobs, sweep_dir, len(jobs) if basic else None, launcher)
 
@@ -317,3 +322,18 @@ def _refuse_run_dir(overrides: list[Override]) -> None:
                 f"{override.input_line}: under -m every job has a folder of its own; "
                 "sweep_dir=FOLDER sets where they are."
             )
+
+
+def _refuse_shared_folders(jobs: list[Job]) -> None:
+    """The second job in a folder would find the first one's run there, and do nothing."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        other = found.setdefault(job.config["run_dir"], job)
+        if other is job:
+            continue
+        words = [*other.overrides, *job.overrides]
+        differing = [word for word in words if words.count(word) == 1] or job.overrides
+        raise ConfigError(
+            f"{' and '.join(differing)}: two jobs of the sweep would be one run, in {job.config['run_dir']}; what "
+            "makes no other run can only be swept without sweep_dir."
+        )
