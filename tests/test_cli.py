@@ -530,6 +530,18 @@ def test_a_mistake_in_any_combination_is_found_before_the_first_job(words, combi
     assert not launch.started and not list(tmp_path.iterdir())
 
 
+def test_a_key_that_a_combination_lacks_is_compared_with_its_own_keys(launch, capsys):
+    assert train("-m", *SMALL, "method.warmup=skip", "method=fr,bp") == 2
+    message = capsys.readouterr().err
+    assert "unknown key 'method.warmup'. method has: " in message and "checkpoint_activations" in message, message
+
+
+@pytest.mark.parametrize(("key", "helps"), [("method.frob", False), ("optimizer.maximize", True)])
+def test_a_new_key_is_suggested_where_something_takes_it(key, helps, launch, capsys):
+    assert train(*SMALL, f"{key}=1") == 2
+    assert (f"+{key}=..." in capsys.readouterr().err) is helps
+
+
 def test_a_sweep_declared_in_a_file_is_checked_too(launch, tmp_path, capsys):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      k: 1,0\n"

@@ -292,22 +292,24 @@ class _Composer:
             launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
             return Job(overrides, plain_config(config, os.path.abspath(folder)), dict(launcher))  # type: ignore[arg-type]
 
-        return self._guard(resolve)
+        return self._guard(resolve, overrides)
 
     def _load(self, overrides: list[str], mode: RunMode, sweeps: bool = True) -> DictConfig:
         return self._guard(
-            lambda: self.loader.load_configuration(self.config_name, overrides, mode, validate_sweep_overrides=sweeps)
+            lambda: self.loader.load_configuration(self.config_name, overrides, mode, validate_sweep_overrides=sweeps),
+            overrides,
         )
 
     def _parse(self, overrides: list[str]) -> list[Override]:
         parser = OverridesParser.create(config_loader=self.loader)
         return self._guard(lambda: parser.parse_overrides(overrides))
 
-    def _guard(self, step: Any) -> Any:
+    def _guard(self, step: Any, overrides: list[str] | None = None) -> Any:
+        """``overrides``: those that ``step`` composes, if not all: of a combination, whose groups are others'."""
         try:
             return step()
         except MISTAKES as error:
-            raise explain(error, Known(self.loader, self.config_name, self.overrides)) from error
+            raise explain(error, Known(self.loader, self.config_name, overrides or self.overrides)) from error
 
 
 def in_combination(overrides: list[str], error: ConfigError) -> ConfigError:

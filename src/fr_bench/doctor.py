@@ -211,5 +211,5 @@ def _slurm_text(state: dict[str, Any]) -> str:
         return "not on the PATH"
     answer = f"partitions {', '.join(state['partitions'])}" if state["partitions"] else "does not answer"
     where = f"inside job {state['job']}" if state["job"] else "outside a job"
-    launcher = state["launcher"] or "not installed: pip install '.[slurm]' in fr-bench's folder"
+    launcher = state["launcher"] or "not installed: pip install '.[slurm]' in the repository"
     return f"{', '.join(state['commands'])}; {answer}; {where}; hydra-submitit-launcher {launcher}"

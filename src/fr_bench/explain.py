@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from dataclasses import dataclass
+from pydoc import locate
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -106,7 +108,7 @@ def _not_found(error: MissingConfigException, known: Known) -> str:
         if choice == "submitit_slurm":
             return (
                 f"{group}={choice} (which cluster=slurm chooses): hydra-submitit-launcher is not installed; "
-                "pip install '.[slurm]' in fr-bench's folder."
+                "pip install '.[slurm]' in the repository."
             )
         options = ", ".join(error.options) or "none"
         hint = nearest(choice, error.options)
@@ -137,13 +139,22 @@ def _unknown_key(key: str, known: Known) -> str:
         return f"{given}: {'.'.join([*parents, wrong])} is a single value, not a section."
     if parents:
         section = ".".join(parents)
-        is_open = parents[0] in COMPONENTS
+        is_open = parents[0] in COMPONENTS and _may_take(node, wrong)
         own = f" A key that is meant to be new is written +{key}=..." if is_open else ""
         hint = nearest(wrong, choices).replace("'", f"'{section}.", 1)
         return f"{given}: unknown key '{key}'.{hint} {section} has: {', '.join(choices)}.{own}"
     elsewhere = [full for full in _leaves(config) if full.endswith(f".{wrong}")]
     hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(wrong, [*choices, *known.groups()])
     return f"{given}: unknown key '{key}'.{hint} Known keys: {', '.join(sorted({*choices, *known.groups()}))}."
+
+
+def _may_take(node: DictConfig, name: str) -> bool:
+    """Whether what ``node`` calls has an argument ``name``, as far as it tells."""
+    try:
+        parameters = inspect.signature(locate(str(node._get_node("_target_")))).parameters  # type: ignore[arg-type]
+    except Exception:  # whatever the import of a user's own module raises: the mistake at hand is another
+        return True
+    return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
 def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str:
