@@ -16,6 +16,16 @@ def test_fractions_of_epochs_give_the_papers_epochs() -> None:
     assert by_fraction.factor(150 * 390 - 1, 390, 300) == 1
 
 
+@pytest.mark.parametrize("epochs", [20, 30, 40, 60, 100, 300])
+def test_a_milestone_is_at_its_very_iteration(epochs: int) -> None:
+    for percent in range(5, 100, 5):
+        schedule = MultiStep(milestones=[percent / 100])
+        for steps_per_epoch in (3, 20, 390):
+            first = -(-percent * epochs * steps_per_epoch // 100)
+            factors = [schedule.factor(t, steps_per_epoch, epochs) for t in (first - 1, first)]
+            assert factors == [1, 0.1], (percent, steps_per_epoch)
+
+
 def test_cosine_falls_from_one_to_its_end() -> None:
     schedule = Cosine(final=0.1)
     assert schedule.factor(0, 10, 4) == 1
@@ -35,5 +45,7 @@ def test_warmup_rises_linearly_and_then_is_gone(schedule: Constant) -> None:
 def test_impossible_schedules_are_refused() -> None:
     with pytest.raises(ConfigError, match="milestones"):
         MultiStep(milestones=[0, 0.5])
+    with pytest.raises(ConfigError, match=r"milestones=0\.5: must be a list, such as"):
+        MultiStep(milestones=0.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="warmup_epochs"):
         Constant(warmup_epochs=-1)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from fr_bench.errors import ConfigError
 
+# In epochs, far less than an iteration: 0.55 of 20 epochs is 11.000000000000002 in floating point, and epoch 11 is 11.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -55,13 +58,17 @@ class MultiStep(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.milestones, list | tuple):
+            raise ConfigError(
+                f"schedule.milestones={self.milestones}: must be a list, such as schedule.milestones=[0.5,0.75]"
+            )
         if any(milestone <= 0 for milestone in self.milestones):
             raise ConfigError(f"schedule.milestones={list(self.milestones)}: must be positive")
 
     def after_warmup(self, epoch: float, epochs: float) -> float:
         """Returns ``gamma`` to the number of milestones passed."""
         starts = (milestone * epochs if milestone < 1 else milestone for milestone in self.milestones)
-        return self.gamma ** sum(epoch >= start for start in starts)
+        return self.gamma ** sum(epoch >= start - ROUNDING for start in starts)
 
 
 @dataclass(frozen=True, kw_only=True)
