@@ -93,10 +93,11 @@ def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], 
         contenders(**settings)
 
 
-def test_the_smallest_k_that_needs_more_cores_than_there_are_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_processes_need_more_cores_than_there_are_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = contenders(methods=["fr"], k=[1, 2, 3])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert crowded(found) == 3
+    assert (crowded(found) or "").startswith("3 processes and more have more threads")
+    assert (crowded(contenders(methods=["fr replicas=2"], k=[2])) or "").startswith("4 processes")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert crowded(found) is None
 

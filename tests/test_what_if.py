@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_checkpointed_activations_cost_a_second_forward() -> None:
 def test_one_device_is_one_device_whatever_the_method() -> None:
     for row in what_if(network(4), [1], [*METHODS, *PEERS], Link()):
         assert row.step_time_s == pytest.approx(12.0), row.method
+
+
+def test_little_memory_is_not_rounded_away() -> None:
+    row = dataclasses.replace(one("fr", 2, 8), predicted_memory=[2**18, 2**20 * 30])
+    table = as_table([row, dataclasses.replace(row, predicted_memory=[2**18, 2**18])])
+    assert [[cell.strip() for cell in line.split("|")[-3:-1]] for line in table.splitlines()[2:]] == [
+        ["30", "30"],
+        ["0.2", "0.5"],
+    ]
 
 
 # --- what cannot be

@@ -142,7 +142,13 @@ def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
     return Balance(config, method, {}, blocks, x, dataset.num_classes, devices, plan.threads, "gloo").cuts()
 
 
-def crowded(contenders: Sequence[Contender]) -> int | None:
-    """The smallest number of processes that have more threads together than there are cores; None if all fit."""
+def crowded(contenders: Sequence[Contender]) -> str | None:
+    """A line that tells how many processes have more threads together than there are cores; None if all fit.
+
+    Processes, not K: replicas multiply them.
+    """
     cores = len(os.sched_getaffinity(0))
-    return min((each.size for each in contenders if each.size * each.plan.threads > cores), default=None)
+    smallest = min((each.size for each in contenders if each.size * each.plan.threads > cores), default=None)
+    if smallest is None:
+        return None
+    return f"{smallest} processes and more have more threads than there are cores: they share cores."

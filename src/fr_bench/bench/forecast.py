@@ -222,4 +222,7 @@ def _mean_percent(shares: Sequence[float] | None) -> str:
 
 
 def _mib(join: Callable[[Sequence[int]], int], sizes: Sequence[int] | None) -> str:
-    return "" if sizes is None else f"{join(sizes) / 2**20:.0f}"
+    if sizes is None:
+        return ""
+    mib = join(sizes) / 2**20
+    return f"{mib:.{1 if mib < 10 else 0}f}"

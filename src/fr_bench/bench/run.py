@@ -67,9 +67,8 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
         print(as_table(rows))
     if checkpoints := as_checkpoint_table(rows):
         print(f"\n{checkpoints}\n")
-    k = crowded(contenders)
-    if k is not None:
-        print(f"K = {k} and more have more threads than there are cores: their modules share cores.")
+    if crowding := crowded(contenders):
+        print(crowding)
     if rows:
         from fr_bench.figures.bench import draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
