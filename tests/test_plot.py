@@ -358,6 +358,32 @@ def test_a_variant_looks_the_same_in_all_figures_and_like_no_other(tmp_path):
     assert not {"X", ">"} & (markers | {look.marker for look in LOOKS.values()}), "those mark how a run ended"
 
 
+def test_ten_variants_with_a_single_k_differ_in_their_markers(tmp_path):
+    write_run(tmp_path / "bp", "bp", k=2, settings={"method": {"checkpoint_activations": False}})
+    for number in range(10):
+        write_run(tmp_path / str(number), settings={"method": {"extra": number}}, kinds=("train",))
+    drawing = draw(tmp_path)["speedup"]
+    (axes,) = panels(drawing)
+    looks = {
+        (line.get_marker(), line.get_markerfacecolor())
+        for line in axes.get_lines()
+        if line.get_color() == LOOKS["fr"].color
+        and len(line.get_xdata()) == 1
+        and line.get_marker() not in ("None", "_")
+    }
+    assert len(looks) == 10
+    assert list(axes.get_xticks()) == [1, 2]
+
+
+def test_a_logarithmic_axis_has_three_labels_or_more(tmp_path):
+    write_run(tmp_path / "0", loss=lambda epoch: 2.5 if epoch < 1 else 0.12)
+    (axes, _) = panels(drawing := draw(tmp_path)["loss-k2"])
+    drawing.figure.draw_without_rendering()
+    bottom, top = axes.get_ylim()
+    inside = [tick for tick in axes.yaxis.get_major_ticks() if bottom <= tick.get_loc() <= top]
+    assert axes.get_yscale() == "log" and [tick.label1.get_text() for tick in inside] == ["0.1", "0.2", "0.5", "1", "2"]
+
+
 @pytest.mark.parametrize("style", ["paper", "poster"])
 def test_legends_lie_under_the_panels_and_inside_the_figure(style, tmp_path):
     for seed, method in enumerate(("bp", "dni", "cdni", "ddg", "fr")):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fr_bench.figures.style import END_MARKERS, line_properties
 from fr_bench.groups import Group
@@ -99,6 +100,7 @@ def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str,
     if logarithmic and 0 < smallest < high / LOGARITHMIC_FROM:
         axes.set_yscale("log")
         axes.set_ylim(smallest / 1.3, high * 1.3)
+        _label_decades(axes)
     else:
         margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -107,6 +109,15 @@ def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str,
             _draw_curve(axes, curve, getattr(curve, across), _properties(group, drawn), position)
     axes.set_xlabel("epoch" if across == "epoch" else "training time (s)")
     axes.set_xlim(0, 1.03 * max(float(getattr(curve, across)[-1]) for _, curves in drawn for curve in curves))
+
+
+def _label_decades(axes: Axes) -> None:
+    """Powers of ten, or 1, 2 and 5 of each where fewer than three of those would be labelled."""
+    bottom, top = np.log10(axes.get_ylim())
+    if np.floor(top) - np.ceil(bottom) < 2:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _properties(group: Group, drawn: list[tuple[Group, list[Curve]]]) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def _draw_panel(axes: Axes, found: Measured, series: list[list[Group]]) -> None:
         hollow = [group.k for group in known if group.in_one_process]
         properties |= {"markerfacecolor": "white", "linestyle": "none", "zorder": 3}
         axes.plot(hollow, [means[k] for k in hollow], **properties)
-    axes.xaxis.set_major_locator(FixedLocator(sorted({group.k for group, _ in found})))
+    # From 1 on, where the limits begin, and where both panels have something.
+    axes.xaxis.set_major_locator(FixedLocator(sorted({1, *(group.k for members in series for group in members)})))
     axes.set_xlabel("number of modules K")
 
 

@@ -96,11 +96,12 @@ OTHERS = (
     Look("#999933", (0, (9, 2, 2, 2)), "d", "xx"),
     Look("#332288", (0, (3, 2, 1, 2)), "H", ".."),
 )
-# A method's second, third, ... variant keeps its colour and differs in line and marker. As their numbers have no
-# common divisor, twenty pairs differ, and five methods can have four such variants each before two look alike in grey.
-# Markers are filled with a lighter colour: solid ones are the methods' own, hollow ones mean a serial transport.
+# A method's second, third, ... variant keeps its colour and differs in line and marker; in marker alone where a figure
+# has a single K and so no lines. As their numbers have no common divisor, 44 pairs differ, and eleven methods can have
+# four such variants each before two look alike in grey. Markers are filled with a lighter colour: solid ones are the
+# methods' own, hollow ones mean a serial transport.
 VARIANT_LINES = ((0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 3)))
-VARIANT_MARKERS = ("s", "^", "*", "o", "v")
+VARIANT_MARKERS: tuple[Any, ...] = ("s", "^", "*", "o", "v", "P", "d", "<", "p", (4, 1, 0), (6, 1, 0))
 # How a curve ends that ends early: solid, and no marker of a method or a variant.
 END_MARKERS = {"diverged": "X", "unfinished": ">"}
 
