@@ -97,6 +97,7 @@ def test_without_carried_history_every_epoch_warms_up_again(
         ("ddg", {"warmup": "zero"}, {"max_steps": 1}, "modules 1 and 2 never learn"),
         ("fr", {"carry_history": False}, {"max_steps": 2}, "module 1 never learns"),
         ("fr", {}, {"max_steps": 1, "freeze": [1]}, "module 2 never learns"),
+        ("fr", {}, {"max_steps": 3, "freeze": [1, 2, 3]}, "no module ever learns"),
         ("fr", {}, {"max_steps": 3}, None),
         ("fr", {}, {"batch_size": 22, "epochs": 4}, None),
         ("bp", {}, {"max_steps": 1}, None),

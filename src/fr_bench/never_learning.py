@@ -1,4 +1,5 @@
-"""Which modules a run gives no step to learn in, because their first gradient would come after its end."""
+"""Which modules a run gives no step to learn in, because their first gradient would come after its end, and whether
+any module is left to learn."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from fr_bench.methods.policy import Policy
 def never_learning(
     config: dict[str, Any], policy: Policy, num_modules: int, steps_per_epoch: int, num_steps: int
 ) -> list[str]:
-    """Lines of text, for the user; none where all modules learn, or were told not to (``freeze``)."""
+    """Lines of text, for the user; none where all modules learn, or were told not to (``freeze``), but not all of
+    them."""
+    if set(config["freeze"]) >= set(range(1, num_modules + 1)):
+        return [f"no module ever learns: freeze={config['freeze']} has all of them."]
     starts_anew = policy.starts_anew and steps_per_epoch < num_steps
     stretch = steps_per_epoch if starts_anew else num_steps
     modules = [k for k in range(1, num_modules + 1) if policy.batch_delay(k, num_modules) >= stretch]
