@@ -384,6 +384,13 @@ def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_dir_is_refused_without_a_sweep(launch, tmp_path, capsys):
+    assert train(*SMALL, "sweep_dir=mine") == 2
+    assert "sweep_dir=mine: is of a sweep, which needs -m" in capsys.readouterr().err
+    assert not launch.started and not list(tmp_path.iterdir())
+    assert train(*SMALL, "sweep_dir=null") == 0
+
+
 def test_a_run_dir_that_cannot_be_made_is_a_mistake(launch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train(*SMALL, "run_dir=file/run") == 2

@@ -243,6 +243,7 @@ class _Composer:
             multirun = self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN
         if multirun:
             return self._compose_sweep()
+        _refuse_sweep_dir(self.overrides)
         config = self._load([*self.overrides, "hydra.mode=RUN"], RunMode.RUN)
         return Composition([self._job(config, self.overrides, None)], None, 1, None)
 
@@ -324,6 +325,14 @@ def _refuse_run_dir(overrides: list[Override]) -> None:
                 f"{override.input_line}: under -m every job has a folder of its own; "
                 "sweep_dir=FOLDER sets where they are."
             )
+
+
+def _refuse_sweep_dir(overrides: list[str]) -> None:
+    """On the command line alone: a file of the user's own may set it for all sweeps."""
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == "sweep_dir" and value != "null":
+            raise ConfigError(f"{word}: is of a sweep, which needs -m; run_dir=FOLDER sets where a single run is.")
 
 
 def _refuse_shared_folders(jobs: list[Job]) -> None:
