@@ -135,10 +135,15 @@ def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(t
     run_dir = run_dir_in(tmp_path)
     assert run_dir is not None
     assert wait_until(lambda: num_records(run_dir) > 60 or agent.poll() is not None, PATIENCE_S)
+    first_life = json.loads((run_dir / "status.json").read_text())["started"]
     os.kill(children(agent.pid)[-1], signal.SIGKILL)
     before = num_records(run_dir)
-    assert wait_until(lambda: num_records(run_dir) < before or agent.poll() is not None, PATIENCE_S)  # cut to its start
-    assert wait_until(lambda: num_records(run_dir) > before or agent.poll() is not None, PATIENCE_S)
+
+    def lives_again() -> bool:
+        return bool(json.loads((run_dir / "status.json").read_text())["started"] != first_life)
+
+    assert wait_until(lambda: lives_again() or agent.poll() is not None, PATIENCE_S)
+    assert wait_until(lambda: num_records(run_dir) > before + 20 or agent.poll() is not None, PATIENCE_S)
     agent.send_signal(signal.SIGTERM)
     _, told = agent.communicate(timeout=PATIENCE_S)
     assert "lost its neighbour in step" in told and "Goes on after step" in told, told
