@@ -169,6 +169,7 @@ def test_a_process_that_hangs_is_found_and_named(tmp_path: Path) -> None:
     agent = subprocess.Popen([*torchrun(*flags), *words], env=environment(), stderr=subprocess.PIPE, text=True)
     assert wait_until(lambda: num_records(tmp_path / "run") > 10 or agent.poll() is not None, PATIENCE_S)
     hanging = children(agent.pid)[-1]
+    assert [children(pid) for pid in children(agent.pid)] == [[], []]  # no server of processes, nor anything else
     os.kill(hanging, signal.SIGSTOP)
     status = tmp_path / "run" / "status.json"
     assert wait_until(lambda: json.loads(status.read_text())["state"] == "failed", PATIENCE_S)
@@ -311,15 +312,6 @@ def test_a_sweep_under_torchrun_is_refused(job: Job) -> None:
     job.start(0, "-m", "k=2", "run_dir=null")
     ((code, told),) = job.end()
     assert code == 2 and "Traceback" not in told
-
-
-def test_rank_0_has_no_process_server(job: Job, tmp_path: Path) -> None:
-    """Whose processes it would never start."""
-    job.start(0, "k=2", "epochs=1000000")
-    job.start(1, "k=2", "epochs=1000000")
-    leader = job.processes[0]
-    assert wait_until(lambda: num_records(tmp_path / "run") > 0 or leader.poll() is not None, PATIENCE_S)
-    assert leader.poll() is None and children(leader.pid) == []
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:
