@@ -24,7 +24,8 @@ from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.partition import balanced_cuts, module_slices
-from fr_bench.plan import make_plan, place_on_meta
+from fr_bench.plan import make_plan
+from fr_bench.tracing import place_on_meta
 
 RESNET164 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet164", "depth": 164}
 UNIFORM = NetworkCosts([BlockCost(play=1.0, forward=1.0, backward=2.0)] * 52, [0.0] * 52)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import TextIO
 
-from fr_bench import __version__, early_stop
+from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
+from fr_bench.signals import catch_early
 from fr_bench.torchrun import Torchrun
 
 
@@ -49,7 +50,7 @@ def console() -> int:
     make a million objects that stay; Python's collector would look through them again and again."""
     gc.set_threshold(200_000, 10, 10)
     if sys.argv[1:2] == ["train"]:
-        early_stop.catch()
+        catch_early()
     try:
         return main()
     finally:

@@ -188,8 +188,7 @@ class Module:
 
     def compile_passes(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
         """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
-        own = self.network.named_parameters()
-        weights = {name: weight.detach().clone().requires_grad_(weight.requires_grad) for name, weight in own}
+        weights = self._copies()
         with self.watch.paused(), self.network.unchanged_buffers():
             for kind in kinds:
                 live = self._forward(x, 0, kind.graph, kind.update_statistics, weights if kind.on_copies else None)
@@ -242,12 +241,15 @@ class Module:
     def copy_weights(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Copies of the parameters (or of ``of``) by name, as leaves for a graph of their own. What a backward leaves
         in their ``grad`` is summed over the replicas like the parameters' own."""
-        own = dict(self.network.named_parameters())
-        of = own if of is None else of
-        copies = {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
+        copies = self._copies(of)
         if self.replicas is not None:
             self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
         return copies
+
+    def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        own = dict(self.network.named_parameters())
+        of = own if of is None else of
+        return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
 
     def like_network(self, other: nn.Module) -> None:
         """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""

@@ -15,11 +15,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 from fr_bench.child import IGNORED
+from fr_bench.signals import held_back
 
 
 def context() -> ForkServerContext:
@@ -28,9 +28,9 @@ def context() -> ForkServerContext:
     found.set_forkserver_preload(["fr_bench.preload"])
     # A cluster sends its signals to every process of a job, at any time. The server can ignore them no sooner than
     # its first line of ours, seconds after its start, and multiprocessing's tracker ignores some of them only.
-    with _held_back():
+    with held_back(IGNORED):
         resource_tracker.ensure_running()
-    with _held_back():  # again: starting the tracker lets go of two of them
+    with held_back(IGNORED):  # again: starting the tracker lets go of two of them
         forkserver.ensure_running()
     atexit.unregister(_end)
     atexit.register(_end, os.getpid())  # once
@@ -44,13 +44,3 @@ def _end(owner: int) -> None:
     if server is not None and os.getpid() == owner:
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """What is started inside has the signals blocked, until it says otherwise; here they arrive afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -113,7 +113,6 @@ def check_resume(config: dict[str, Any]) -> None:
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
-        _refuse_other_origin(found, config, directory)
     elif config["resume"] not in ("auto", "never"):
         _find_source(config)
 
@@ -130,7 +129,6 @@ def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) 
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
-        _refuse_other_origin(found, config, directory)
         if found.state == "finished":
             return Start(finished=found.summary)
         directory.refuse_if_alive(found)
@@ -289,6 +287,7 @@ def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
     if found.config:  # it may have been killed before it wrote one
         _refuse_differences(found.config, config, f"run_dir={directory.path}")
+    _refuse_other_origin(found, config, directory)
 
 
 def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:

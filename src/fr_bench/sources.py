@@ -19,7 +19,8 @@ from fr_bench.data import (
 )
 from fr_bench.evaluation import EvaluationSet
 from fr_bench.module import Module
-from fr_bench.plan import DTYPES, Plan
+from fr_bench.plan import Plan
+from fr_bench.tracing import DTYPES
 from fr_bench.transport.link import ModuleLink
 from fr_bench.transport.open import Ends
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from fr_bench import child, early_stop, nursery, rendezvous
+from fr_bench import child, nursery, rendezvous
 from fr_bench.board import Board
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed
 from fr_bench.events import Event, InOrder, as_exception, first_of_own
@@ -22,6 +22,7 @@ from fr_bench.plan import Plan
 from fr_bench.reporter import BEFORE_TRAINING, Reporter, when
 from fr_bench.resumption import Resumption
 from fr_bench.run_directory import rank_log
+from fr_bench.signals import stop_early
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.worker import WorkerTask
 
@@ -98,7 +99,7 @@ class SignalWatch:
         """
         number = self.received or signal.SIGUSR2
         handler = self._previous.get(number)
-        if not callable(handler) or handler in (signal.default_int_handler, early_stop.stop):
+        if not callable(handler) or handler in (signal.default_int_handler, stop_early):
             return interruption
         try:
             handler(number, None)

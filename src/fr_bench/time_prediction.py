@@ -22,9 +22,10 @@ from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
 from fr_bench.methods.policy import Policy
 from fr_bench.models import build_blocks
-from fr_bench.plan import Plan, place_on_meta, trace_modules
+from fr_bench.plan import Plan
 from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Schedule, Setup, group_blocks, make_schedule, simulate
 from fr_bench.simulation.locked import locked
+from fr_bench.tracing import place_on_meta, trace_modules
 
 
 def _pipeline(setup: Setup, method: type[SynchronousPipeline], policy: Policy) -> Schedule:

@@ -45,6 +45,7 @@ from fr_bench.compose import (
 from fr_bench.config import check
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
 from fr_bench.outcomes import Outcome, OutcomeLog, exit_code, table
+from fr_bench.signals import held_back
 from fr_bench.torchrun import Torchrun
 from fr_bench.train_help import help_text
 
@@ -171,7 +172,7 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     _check_all(jobs, lambda job: check(job.config))
     _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
-    with _ctrl_c_held_back():  # in the middle of an import it comes out as whatever that makes of it
+    with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it
         from fr_bench.launch import check_plan  # imports torch, which --help and --cfg must not
 
     _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
@@ -312,16 +313,6 @@ def _run_hydra(argv: list[str], task: TrainTask) -> int:
         except KeyboardInterrupt:
             return 130
     return 0
-
-
-@contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """What is pressed inside arrives afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
 from fr_bench.out_of_memory import explain, is_out_of_memory
-from fr_bench.plan import DTYPES, Plan
+from fr_bench.plan import Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.relay import Relay
 from fr_bench.reporter import Reporter
@@ -36,6 +36,7 @@ from fr_bench.sources import Sources
 from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
+from fr_bench.tracing import DTYPES
 from fr_bench.trainer import Extent, Player, Trainer
 from fr_bench.transport.group import EXCHANGE_TIMEOUT, make_group, new_group
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings

@@ -20,12 +20,13 @@ from fr_bench.markdown import align
 from fr_bench.memory_model import unpredictable
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import Network
-from fr_bench.plan import Plan, check_components, make_plan, place_on_meta, predict_modules, trace_modules
+from fr_bench.plan import Plan, check_components, make_plan, predict_modules
 from fr_bench.run_directory import strict_json
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
 from fr_bench.time_prediction import costs_of_plan, measured_on
+from fr_bench.tracing import place_on_meta, trace_modules
 
 ASKED_BY = "simulate.k"
 WITH_COMPANIONS = ("dni", "cdni")

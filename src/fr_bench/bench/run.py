@@ -24,10 +24,11 @@ from fr_bench.components import bind
 from fr_bench.environment import describe_environment
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
-from fr_bench.plan import check_components, place_on_meta
+from fr_bench.plan import check_components
 from fr_bench.run_directory import strict_json
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.supervisor import SignalWatch, watch_signals
+from fr_bench.tracing import place_on_meta
 
 
 def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: ConfigOf, folder: Path) -> int:
