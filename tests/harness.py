@@ -84,6 +84,8 @@ CONFIG: dict[str, Any] = {
     "partition": "equal",
     "channels_last": True,
     "compile": False,
+    "cuda_graphs": False,
+    "streams": True,
     "deterministic": False,
     "module_lr": None,
     "clip_norm": None,

@@ -214,7 +214,7 @@ def test_a_serial_pipeline_is_not_passed_off_as_one(tmp_path, capsys):
     write_run(tmp_path / "fr", transport="serial")
     assert report(tmp_path) == 0
     text = capsys.readouterr().out
-    assert table(text, "Speed")["FR 2"]["transport"] == "serial" and "took turns in one process" in text
+    assert table(text, "Speed")["FR 2"]["transport"] == "serial" and "shared one process and its device" in text
 
 
 def test_memory_is_listed_by_module(tmp_path, capsys):

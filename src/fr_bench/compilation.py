@@ -1,4 +1,4 @@
-"""``compile=true``: for which runs, and how this process compiles."""
+"""``compile=true`` and ``cuda_graphs=true``: for which runs, and how this process compiles."""
 
 from __future__ import annotations
 
@@ -33,6 +33,34 @@ def check_compile(config: Mapping[str, Any], method: type[Method], policy: Polic
         )
     if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
+
+
+def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
+    """Raises ConfigError where ``cuda_graphs`` cannot be had."""
+    if not uses_cuda_graphs(config):
+        return
+    name = config["method"]["name"]
+    if "cpu" in devices:
+        raise ConfigError(
+            "cuda_graphs=true: a mode of NVIDIA GPUs, and the modules run on the CPU; use false"
+        )
+    if not method.uses_link:
+        raise ConfigError(f"cuda_graphs=true: the library that method={name} brings runs the blocks itself; use false")
+    if policy.weights == "mixed":
+        raise ConfigError(
+            "cuda_graphs=true: method.weights=current mixes activations of one iteration with weights of another, "
+            "outside of what autograd checks; use stashed"
+        )
+    if config.get("replicas", 1) > 1:
+        raise ConfigError(
+            "cuda_graphs=true: replicas send their gradients while a backward runs, which a captured one cannot; "
+            "use replicas=1 or false"
+        )
+
+
+def uses_cuda_graphs(config: Mapping[str, Any]) -> bool:
+    """Whether a run captures its passes. Configs of older runs do not say."""
+    return bool(config.get("cuda_graphs"))
 
 
 def configure_compiler() -> None:

@@ -100,6 +100,8 @@ class Config:
     memory_limit_gb: float | None = MISSING
     channels_last: bool = MISSING
     compile: bool = MISSING
+    cuda_graphs: bool = MISSING
+    streams: bool = MISSING
     deterministic: bool = MISSING
     module_lr: list[float] | None = MISSING
     clip_norm: float | None = MISSING

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
     # What the training of a module had to keep, or a device had to have, an evaluation does without.
-    config |= {"memory_limit_gb": None, "compile": False}
+    config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False}
     if not arguments.trust:
         refuse_foreign_code(config, arguments.run_dir)
     folder, which = find_weights(arguments.run_dir / "checkpoints")

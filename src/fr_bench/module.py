@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fr_bench.errors import ConfigError
 from fr_bench.finite import FiniteWatch
+from fr_bench.graphs import NUM_WARMUPS, CudaRecorder, PairGraph, PlayGraph, Recorder
 from fr_bench.network import Network
 from fr_bench.stopwatch import Stopwatch
 
@@ -22,17 +25,19 @@ class Pass:
 
     Attributes:
         batch: index of the mini-batch.
-        x: the module's input; after :meth:`Module.backward` its ``grad`` is the error gradient for below.
+        x: the module's input.
         h: the module's output.
+        captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
     """
 
     batch: int
     x: Tensor
     h: Tensor
+    captured: PairGraph | None = None
 
 
 class PassKind(NamedTuple):
-    """What a compiler sees of a forward pass.
+    """What makes a forward pass another one for those who compile or capture it.
 
     Attributes:
         graph: whether one is built.
@@ -138,6 +143,8 @@ class Module:
         self.precision = precision
         self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
+        self._play_graphs: dict[PassKind, PlayGraph] = {}
+        self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
 
     @property
     def is_top(self) -> bool:
@@ -155,45 +162,137 @@ class Module:
         """K - k: how many iterations old the mini-batch is that a delayed gradient belongs to."""
         return self.num_modules - self.k
 
-    def play(
-        self,
-        x: Tensor,
-        batch: int,
-        *,
-        graph: bool = True,
-        update_statistics: bool = True,
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> Pass:
-        """Runs the module forward on a batch that has just arrived; see :meth:`_forward`."""
+    def play(self, x: Tensor, batch: int, *, graph: bool = True, update_statistics: bool = True) -> Pass:
+        """Runs the module forward on a batch that has just arrived.
+
+        Args:
+            x: h_{k-1}.
+            batch: its index, which keys random numbers.
+            graph: whether a backward follows.
+            update_statistics: whether the running statistics of batch norm move.
+        """
         with self.watch.span("play", batch):
-            return self._forward(x, batch, graph, update_statistics, weights)
+            return self._pass(x, batch, PassKind(graph, update_statistics))
+
+    def play_on_copies(
+        self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, *, update_statistics: bool = True
+    ) -> tuple[Pass, dict[str, Tensor]]:
+        """The same on copies of the parameters (or of ``of``): an optimizer may change those before the backward.
+
+        Returns:
+            The pass, and the copies by name, in whose ``grad`` its backward leaves their gradients.
+        """
+        kind = PassKind(True, update_statistics, on_copies=True)
+        with self.watch.span("play", batch):
+            pair = self._free_pair(kind)
+            if pair is not None:
+                return self._launch(
+                    pair, x, batch, dict(self.network.named_parameters()) if of is None else of
+                ), pair.leaves
+            copies = self._copies(of)
+            if self.replicas is not None:
+                self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
+            return self._forward(x, batch, kind, copies), copies
 
     def replay(self, x: Tensor, batch: int, *, update_statistics: bool = True) -> Pass:
         """Runs the module forward, with current weights and a graph, on an input that it kept."""
         with self.watch.span("replay", batch):
-            return self._forward(x, batch, True, update_statistics, None)
+            return self._pass(x, batch, PassKind(True, update_statistics))
 
-    def _forward(
-        self, x: Tensor, batch: int, graph: bool, update_statistics: bool, weights: Mapping[str, Tensor] | None
-    ) -> Pass:
+    def _pass(self, x: Tensor, batch: int, kind: PassKind) -> Pass:
+        if self.watch.is_running:  # what is beside training runs as it is
+            if kind in self._play_graphs:
+                return Pass(batch, x, self._play_graphs[kind](x))
+            pair = self._free_pair(kind)
+            if pair is not None:
+                return self._launch(pair, x, batch)
+        return self._forward(x, batch, kind)
+
+    def _free_pair(self, kind: PassKind) -> PairGraph | None:
+        if not self.watch.is_running:
+            return None
+        return next((pair for pair in self._pair_graphs.get(kind, ()) if pair.is_free), None)
+
+    def _launch(self, pair: PairGraph, x: Tensor, batch: int, weights: Mapping[str, Tensor] | None = None) -> Pass:
+        h = pair.forward(x, weights)
+        live = Pass(batch, pair.x, h.requires_grad_() if self.is_top else h, pair)  # the loss is computed from it
+        pair.belongs_to(live)
+        return live
+
+    def _forward(self, x: Tensor, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None) -> Pass:
         x = x.detach()
-        if graph and self.k > 1:
+        if kind.graph and self.k > 1:
             x.requires_grad_()
-        with torch.set_grad_enabled(graph), self.network.statistics(update_statistics), self.autocast():
+        return Pass(batch, x, self._run(x, batch, kind, weights))
+
+    def _run(self, x: Tensor, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        with (
+            torch.set_grad_enabled(kind.graph),
+            self.network.statistics(kind.update_statistics),
+            self.autocast(),
+        ):
             if weights is None:
-                h = self.network(x, self.stream(batch))
-            else:
-                h = torch.func.functional_call(self.network, dict(weights), (x, self.stream(batch)))
-        return Pass(batch, x, h)
+                return self.network(x, self.stream(batch))
+            return torch.func.functional_call(self.network, dict(weights), (x, self.stream(batch)))
 
     def compile_passes(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
         """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
         weights = self._copies()
         with self.watch.paused(), self.network.unchanged_buffers():
             for kind in kinds:
-                live = self._forward(x, 0, kind.graph, kind.update_statistics, weights if kind.on_copies else None)
+                live = self._forward(x, 0, kind, weights if kind.on_copies else None)
                 if kind.graph:
                     torch.autograd.backward(live.h, torch.zeros_like(live.h))
+
+    def capture_passes(self, x: Tensor, d: Tensor, kinds: Iterable[PassKind], recorder: Recorder | None = None) -> None:
+        """From now on training launches passes of each kind as CUDA graphs; see :mod:`fr_bench.graphs`.
+
+        Args:
+            x, d: an input, and an error gradient with respect to the output, as training will have them.
+            kinds: of the passes.
+            recorder: of the graphs.
+
+        Raises:
+            ConfigError: the blocks do something that a graph cannot repeat.
+        """
+        recorder = CudaRecorder(self._first_parameter.device) if recorder is None else recorder
+        pool = recorder.new_pool()  # a play, and a forward with its backward, never overlap in one module
+        try:
+            with self.watch.paused(), self.network.unchanged_buffers():
+                for kind in kinds:
+                    self._warm_up(x, d, kind, recorder)
+                    if not kind.graph:
+                        self._play_graphs[kind] = PlayGraph(partial(self._captured, kind), x, recorder, pool)
+                        continue
+                    # As many as are in flight. What one of them holds stays while the others run.
+                    pools = [recorder.new_pool() for _ in range(self.delay + 1)] if kind.on_copies else [pool]
+                    self._pair_graphs[kind] = [self._capture_pair(x, d, kind, recorder, own) for own in pools]
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"cuda_graphs=true: module {self.k} cannot be captured: {reason}; use false") from error
+
+    def _warm_up(self, x: Tensor, d: Tensor, kind: PassKind, recorder: Recorder) -> None:
+        with recorder.beside():
+            for _ in range(NUM_WARMUPS):
+                live = self._forward(x, 0, kind, self._copies() if kind.on_copies else None)
+                if kind.graph:
+                    torch.autograd.backward(live.h, d)
+                self.optimizer.zero_grad(set_to_none=True)
+        if drawing := self.network.drawing_blocks:
+            raise ConfigError(
+                f"cuda_graphs=true: block '{drawing[0]}' draws random numbers, such as those of dropout, and a graph "
+                "would draw others than without; use false"
+            )
+
+    def _capture_pair(self, x: Tensor, d: Tensor, kind: PassKind, recorder: Recorder, pool: object) -> PairGraph:
+        leaves = self._copies() if kind.on_copies else dict(self.network.named_parameters())
+        run = partial(self._captured, kind)
+        return PairGraph(run, x, d, leaves, kind.on_copies, self.k > 1, recorder, pool)
+
+    def _captured(self, kind: PassKind, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What is captured: the batch is no part of it."""
+        with self.network.counted_together(kind.update_statistics):
+            return self._run(x, 0, kind, weights)
 
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
         """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
@@ -212,8 +311,13 @@ class Module:
             d: the error gradient with respect to ``output``; None for a scalar loss.
         """
         with self.watch.span("backward", live.batch):
-            torch.autograd.backward(output, d)
-        return live.x.grad
+            if live.captured is None:
+                torch.autograd.backward(output, d)
+                return live.x.grad
+            if output is not live.h:
+                (d,) = torch.autograd.grad(output, live.h, d)
+            assert d is not None
+            return live.captured.backward(d)
 
     def step(self, t: int) -> None:
         """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
@@ -237,14 +341,6 @@ class Module:
     def stream(self, batch: int) -> int:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
         return batch * self.num_replicas + self.replica - 1
-
-    def copy_weights(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Copies of the parameters (or of ``of``) by name, as leaves for a graph of their own. What a backward leaves
-        in their ``grad`` is summed over the replicas like the parameters' own."""
-        copies = self._copies(of)
-        if self.replicas is not None:
-            self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
-        return copies
 
     def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         own = dict(self.network.named_parameters())

@@ -63,6 +63,11 @@ class Network(nn.Module):
         """Whether :meth:`compile_blocks` was called."""
         return bool(self._compiled)
 
+    @property
+    def drawing_blocks(self) -> list[str]:
+        """Those that draw random numbers, as far as passes have shown."""
+        return [name for name, draws in self._draws.items() if draws]
+
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         draws = self._draws.get(name)
         run = self._compiled.get(name, block)
@@ -118,6 +123,25 @@ class Network(nn.Module):
         """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
         with nullcontext() if update else still_statistics(self._batch_norms):
             yield
+
+    @contextmanager
+    def counted_together(self, update: bool) -> Iterator[None]:
+        """Batch norms that count their batches do so here at once: one kernel instead of one each."""
+        counters: dict[nn.Module, Tensor] = {}
+        for norm in self._batch_norms:
+            if norm.num_batches_tracked is not None and norm.momentum is not None:  # else its value is needed
+                counters[norm] = norm.num_batches_tracked
+        if not update or self.is_compiled or not counters:
+            yield
+            return
+        for counting in counters:
+            counting.register_buffer("num_batches_tracked", None)
+        try:
+            yield
+        finally:
+            for counting, counter in counters.items():
+                counting.register_buffer("num_batches_tracked", counter)
+        torch._foreach_add_(list(counters.values()), 1)
 
 
 @contextmanager

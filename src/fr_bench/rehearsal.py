@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from fr_bench.errors import ConfigError
@@ -29,6 +30,7 @@ def rehearse(
     labels: Batches | None,
     num_parts: int = 1,
     passes_of: Callable[[bool], Sequence[PassKind]] = lambda is_top: (),
+    captures: bool = False,
 ) -> list[Boundaries]:
     """Runs batch 0 through this process's modules (ascending) and back; returns their boundaries.
 
@@ -37,9 +39,10 @@ def rehearse(
         images, labels: where they are needed.
         num_parts: in how many equal parts modules see a batch; it is the first part then.
         passes_of: whether a module is the top -> what passes it makes in training, for those that are compiled.
+        captures: whether the passes are captured as CUDA graphs.
 
     Raises:
-        ConfigError: a module changes its input in place.
+        ConfigError: a module changes its input in place, or cannot be captured.
     """
 
     def play(index: int, x: Tensor) -> Pass:
@@ -72,6 +75,9 @@ def rehearse(
             )
         )
         module.optimizer.zero_grad(set_to_none=True)
+        if captures:
+            d = torch.zeros_like(live.h) if d is None else d
+            module.capture_passes(live.x.detach(), d, passes_of(module.is_top))
         module.input_like, module.output_like = (TensorSpec.of(features).empty("meta") for features in (live.x, live.h))
     return boundaries[::-1]
 

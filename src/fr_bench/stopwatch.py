@@ -50,6 +50,11 @@ class Stopwatch:
         self._rest: tuple[str, int] | None = None  # name and batch of what no span covers now
         self._rest_from_ns = 0
 
+    @property
+    def is_running(self) -> bool:
+        """Whether spans are timed: what happens is training."""
+        return self._running
+
     @contextmanager
     def span(self, name: str, batch: int) -> Iterator[None]:
         """Times the body as ``name`` (a key of KINDS), working on mini-batch ``batch``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,23 @@ from fr_bench.transport.side import SideChannel
 
 @dataclass
 class Player:
-    """A module with its method and its connections."""
+    """A module with its method and its connections.
+
+    Attributes:
+        stream: of a GPU, on which the module trains; None for the one that its process has anyway.
+    """
 
     module: Module
     method: Method
     link: ModuleLink
     side: SideChannel
     device: torch.device
+    stream: torch.cuda.Stream | None = None
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """What is done inside is queued behind what the module did, and does not wait for other modules of the
+        process."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 @dataclass(frozen=True)
@@ -170,13 +181,15 @@ class Trainer:
         """One stretch on the training clock; returns the step at which it ended, ``stop`` or an earlier checkpoint."""
         for peak in self._peaks.values():
             peak.begin()
+        self._synchronize()  # what was done between two stretches is on no module's stream
         self.reporter.send("stretch_begin", modules=self._numbers())
         since_ns = time.monotonic_ns()
         t = start
         while t < stop:
             if t % self.extent.steps_per_epoch == 0:
                 for player in self.players:
-                    player.method.start_epoch()
+                    with player.on_stream():
+                        player.method.start_epoch()
             result = self._iterate(t)
             if self.checkpointer.pauses_at(t + 1):
                 stop = t + 1
@@ -206,12 +219,14 @@ class Trainer:
         for player in self.players:
             self.reporter.enter_iteration(player.module.number, t)
             player.module.watch.tracing = tracing
-            player.method.play(t)
+            with player.on_stream():
+                player.method.play(t)
         if self.checkpointer.pauses_at(t + 1):
             for player in self.players:
                 player.link.keep_gradients()
         for player in reversed(self.players):
-            result = player.method.learn(t) or result
+            with player.on_stream():
+                result = player.method.learn(t) or result
         return result
 
     def _check_finite(self) -> None:
@@ -219,7 +234,8 @@ class Trainer:
         found = []
         for player in self.players:
             try:
-                player.module.finite.check()
+                with player.on_stream():
+                    player.module.finite.check()
             except Diverged as diverged:
                 found.append(diverged)
         if found:
@@ -227,9 +243,11 @@ class Trainer:
 
     def _log(self, t: int, result: BatchResult, is_logged: bool) -> None:
         assert self.meter is not None and self.top is not None
-        self.meter.add(result)
+        with self.players[-1].on_stream():
+            self.meter.add(result)
         if is_logged:
-            loss, error = self.meter.take("interval")
+            with self.players[-1].on_stream():
+                loss, error = self.meter.take("interval")
             learning_rate = self.top.base_lr * self.top.schedule(t)
             if self.in_first_replica:
                 self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)

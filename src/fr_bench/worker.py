@@ -19,7 +19,7 @@ from fr_bench.atomic import replace_file
 from fr_bench.board import Board
 from fr_bench.checkpoint_files import weights_file
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
-from fr_bench.compilation import configure_compiler, is_compiled
+from fr_bench.compilation import configure_compiler, is_compiled, uses_cuda_graphs
 from fr_bench.components import bind
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
@@ -120,7 +120,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
     method = bind(plan.config["method"])
     passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
-    boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of)
+    captures = uses_cuda_graphs(plan.config)
+    boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of, captures)
     all_ends = connect(task, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
     total = share_batches(plan, modules)
@@ -128,7 +129,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
-        players.append(Player(module, method(module, link), link, side, device))
+        players.append(Player(module, method(module, link), link, side, device, own_stream(plan, device)))
     config = plan.config
     extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
     direction = make_direction(plan, modules, sides, sources)
@@ -153,6 +154,13 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
                 save_weights(module, task.run_directory / "checkpoints" / "final")
     checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
+
+
+def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for a module that shares its process with others, and None for one that does not, or is on no GPU."""
+    if device.type != "cuda" or plan.transport != "serial" or plan.size == 1 or not plan.config.get("streams", True):
+        return None
+    return torch.cuda.Stream(device)
 
 
 def share_batches(plan: Plan, modules: list[Module]) -> Callable[[Tensor], Tensor]:

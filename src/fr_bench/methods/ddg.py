@@ -13,7 +13,7 @@ no part of it; they move once a batch, at play.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays on a copy of the weights and keeps the graph with it."""
         if self.weights == "stashed":
-            in_flight = self._play_stashed(x, t, self.module.copy_weights())
+            in_flight = self._play_stashed(x, t)
         else:
             # Hooks keep a reference to what the graph saves, without autograd's check that it is unchanged.
             with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
@@ -78,16 +78,15 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         self.module.step(t)
 
     def _play_stashed(
-        self, x: Tensor, batch: int, weights: dict[str, Tensor], update_statistics: bool = True
+        self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, update_statistics: bool = True
     ) -> InFlight:
-        live = self.module.play(x, batch, weights=weights, update_statistics=update_statistics)
-        return InFlight(live, weights)
+        return InFlight(*self.module.play_on_copies(x, batch, of, update_statistics=update_statistics))
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the graph is built on a copy of the weights."""
         if self.module.is_top or self.weights == "current":
             return super().account_play(x, t)
-        in_flight = self._play_stashed(x, t, self.module.copy_weights(), update_statistics=False)
+        in_flight = self._play_stashed(x, t, update_statistics=False)
         return in_flight.live, {"stash": list(in_flight.weights.values())}
 
     @property
@@ -117,8 +116,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuilds the graphs without a second update of the statistics."""
         for batch, x, copies in state["kept"]:
-            weights = self.module.copy_weights(copies)
-            self.kept.append((batch, self._play_stashed(x, batch, weights, update_statistics=False)))
+            self.kept.append((batch, self._play_stashed(x, batch, copies, update_statistics=False)))
         self.num_plays = state["num_plays"]
 
     @classmethod

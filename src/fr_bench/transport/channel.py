@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fr_bench.transport.spec import TensorSpec, TransportError
@@ -43,24 +44,37 @@ class Receiver(Protocol):
 
 
 class LocalChannel:
-    """Both ends in one process: a queue of references. The serial transport, and the reference for the others."""
+    """Both ends in one process: a queue of references. The serial transport, and the reference for the others.
+
+    On a GPU each end has its own current stream: the receiver's waits for what the sender's has queued, and the host
+    for neither.
+    """
 
     buffer_bytes = 0
 
     def __init__(self, spec: TensorSpec, what: str) -> None:
         self._spec = spec
         self._what = what
-        self._queue: deque[tuple[int, Tensor]] = deque()
+        self._queue: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, tensor: Tensor, batch: int) -> None:
         """See :class:`Sender`."""
-        self._queue.append((batch, self._spec.conform(tensor.detach(), self._what)))
+        message = self._spec.conform(tensor.detach(), self._what)
+        is_made = None
+        if message.is_cuda:
+            is_made = torch.cuda.Event()
+            is_made.record(torch.cuda.current_stream(message.device))
+        self._queue.append((batch, message, is_made))
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`Receiver`."""
-        arrived, tensor = self._queue.popleft()
+        arrived, message, is_made = self._queue.popleft()
         check_batch(arrived, batch, self._what)
-        return tensor
+        if is_made is not None:
+            stream = torch.cuda.current_stream(message.device)
+            stream.wait_event(is_made)
+            message.record_stream(stream)  # its memory is the sender's, who must not use it again before
+        return message
 
 
 def check_batch(arrived: int, expected: int, what: str) -> None:

@@ -46,7 +46,7 @@ def choose_transport(
             return _of_torch(devices, usable, "torchrun started the processes")
         if not set(ALL_TRANSPORTS) <= set(usable):
             return _of_torch(devices, usable, "the method's messages are carried by torch.distributed")
-        return _automatic(devices, ring_bytes)
+        return _automatic(devices, ring_bytes, replicas)
     if requested not in usable and launch is not None:
         raise ConfigError(f"transport={requested}: cannot join processes that torchrun started; use gloo, nccl or auto")
     if requested not in usable:
@@ -62,11 +62,13 @@ def choose_transport(
     return requested, "as asked for"
 
 
-def _automatic(devices: Sequence[str], ring_bytes: int) -> tuple[str, str]:
+def _automatic(devices: Sequence[str], ring_bytes: int, replicas: int) -> tuple[str, str]:
     if len(devices) == 1:
         return "serial", "there is one module"
     if not why_not("nccl", devices, ring_bytes):
         return "nccl", "every module has a GPU of its own"
+    if devices[0] != "cpu" and len(set(devices)) == 1 and replicas == 1:
+        return "serial", "the modules share one GPU, where processes take turns; one process gives each a stream"
     problem = why_not("ipc", devices, ring_bytes)
     if problem:
         return "gloo", f"ipc is out: {problem}"

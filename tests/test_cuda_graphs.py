@@ -1,0 +1,172 @@
+"""cuda_graphs=true: what is captured, when it is used, and what is refused. On a GPU: gpu/test_gpu_graphs.py.
+
+Here a recording is repeated by doing its work again, into the results of the first time: what surrounds the graphs is
+the real thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
+from torch import Tensor
+
+from fr_bench import module as module_file
+from fr_bench.cli import main
+from fr_bench.errors import ConfigError
+from fr_bench.graphs import PairGraph, Work
+from fr_bench.module import Module
+from fr_bench.plan import make_plan
+
+counts = {"recorded": 0, "repeated": 0}
+
+
+class RepeatedWork:
+    """A recording that does its work again."""
+
+    def record(self, work: Work) -> list[Tensor]:
+        self._work = work
+        self._results = list(work())
+        counts["recorded"] += 1
+        return self._results
+
+    def repeat(self) -> None:
+        counts["repeated"] += 1
+        new: Sequence[Tensor] = self._work()
+        with torch.no_grad():
+            for result, value in zip(self._results, new, strict=True):
+                result.copy_(value)
+
+
+class RepeatingRecorder:
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def beside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def new_pool(self) -> Any:
+        return object()
+
+    def new_recording(self, pool: Any) -> RepeatedWork:
+        return RepeatedWork()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run on the CPU may ask for graphs."""
+    monkeypatch.setattr(module_file, "CudaRecorder", RepeatingRecorder)
+    monkeypatch.setattr("fr_bench.plan.check_cuda_graphs", lambda *_: None)
+    counts.update(recorded=0, repeated=0)
+    yield
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_bit_is_that_without(method: str, k: int, tmp_path: Path) -> None:
+    """Batch norm's statistics and the counters of its batches among them."""
+    plain = run_serial(tiny_config(method, k), tmp_path / "plain")
+    assert counts["recorded"] == 0
+    graphed = run_serial(tiny_config(method, k, cuda_graphs=True), tmp_path / "graphed")
+    assert_same(graphed, plain)
+    # Every pass of training is a launch, and so is its backward; FR's lower modules play once more.
+    num_steps = [10 - (k - j if method in ("fr", "ddg") else 0) for j in range(1, k + 1)]
+    num_plays = 10 * (k - 1) if method == "fr" else 0 if method != "ddg" else sum(10 - steps for steps in num_steps)
+    assert counts["repeated"] == 2 * sum(num_steps) + num_plays
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("fr", {"bn_stats": "play"}),
+        ("fr", {"bn_stats": "both", "warmup": "zero"}),
+        ("fr", {"carry_history": False}),
+        ("ddg", {"carry_history": False}),
+        ("bp", {"checkpoint_activations": True}),
+    ],
+)
+def test_so_it_is_with_every_choice_of_a_method(method: str, own: dict[str, Any], tmp_path: Path) -> None:
+    """Where the pipe is emptied each epoch, passes end without a backward: their graphs are free again."""
+    plain = run_serial(tiny_config(method, 3, method=METHODS[method] | own), tmp_path / "plain")
+    graphed = run_serial(tiny_config(method, 3, method=METHODS[method] | own, cuda_graphs=True), tmp_path / "graphed")
+    assert counts["repeated"] > 0
+    assert_same(graphed, plain)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("method", ["fr", "ddg", "cdni"])
+def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, tmp_path: Path) -> None:
+    train_here(tiny_config(method, 3), tmp_path / "alone")
+    train_here(tiny_config(method, 3, cuda_graphs=True), tmp_path / "run", stop_at=4)
+    train_here(tiny_config(method, 3, cuda_graphs=True), tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+@pytest.mark.usefixtures("graphs")
+def test_diagnostics_and_clipping_change_nothing_and_are_not_changed(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"diagnostics": {"sigma": {"every": 3, "window": 2}}, "clip_norm": 0.5, "freeze": [1]}
+    plain = run_serial(tiny_config("ddg", 3, **settings), tmp_path / "plain")
+    graphed = run_serial(tiny_config("ddg", 3, cuda_graphs=True, **settings), tmp_path / "graphed")
+    assert_same(graphed, plain)
+    numbers = [[{**record, "time_ns": 0} for record in run.of("direction")] for run in (graphed, plain)]
+    assert numbers[0] == numbers[1] != []
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_pass_that_finds_no_free_graph_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PairGraph, "is_free", False)
+    graphed = run_serial(tiny_config("ddg", 2, cuda_graphs=True), tmp_path / "graphed")
+    assert counts["repeated"] == 0
+    assert_same(graphed, run_serial(tiny_config("ddg", 2), tmp_path / "plain"))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_blocks_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
+    with pytest.raises(ConfigError, match=r"^cuda_graphs=true: block '.*' draws random numbers"):
+        run_serial(tiny_config("fr", 2, cuda_graphs=True, model=model), tmp_path)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_what_cannot_be_captured_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+    monkeypatch.setattr(Module, "_capture_pair", fail)
+    with pytest.raises(
+        ConfigError, match=r"module 2 cannot be captured: operation not permitted .* capturing; use false"
+    ):
+        run_serial(tiny_config("bp", 2, cuda_graphs=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("fr", {}, "a mode of NVIDIA GPUs"),
+        ("1f1b", {"devices": "cuda"}, "the library that method=1f1b brings"),
+        ("ddg", {"devices": "cuda", "weights": "current"}, "method.weights=current"),
+        ("fr", {"devices": "cuda", "replicas": 2}, "replicas send their gradients"),
+    ],
+)
+def test_where_there_are_no_graphs_it_is_refused(
+    method: str, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(method, 2, "gloo", cuda_graphs=True, replicas=settings.get("replicas", 1))
+    if "weights" in settings:
+        config["method"]["weights"] = settings["weights"]
+    if settings.get("devices") == "cuda":
+        monkeypatch.setattr("fr_bench.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
+    with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):
+        make_plan(config)
+
+
+def test_the_command_says_so_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "debug=fast", "cuda_graphs=true", "device=cpu"]) == 2
+    assert "cuda_graphs=true: a mode of NVIDIA GPUs" in capsys.readouterr().err
