@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,33 @@ def test_the_state_of_an_optimizer_is_found_on_a_small_parameter(optimizer: Any,
     parameters = [nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.randn(3))]
     expected = copies * (35 + 3) * 4 + 2 * fixed
     assert optimizer_state_bytes(lambda p: optimizer(p, lr=0.1), parameters) == expected
+
+
+def test_what_is_counted_is_let_go_without_a_backward() -> None:
+    """An activation function saves its output, whose graph then must not hold itself: nothing would ever free it."""
+    saved, x = SavedTensors(), torch.randn(3, 4, requires_grad=True)
+    with saved.listen():
+        h = torch.relu(x * 2).sigmoid()
+    assert tensor_bytes(saved.tensors) >= 2 * 12 * 4
+    ends = [weakref.ref(h)]
+    del saved, h
+    assert [end() for end in ends] == [None]
+
+
+def test_the_account_of_a_run_leaves_no_graph_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    relu = torch.Tensor.relu
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(h := relu(x)))
+        return h
+
+    monkeypatch.setattr(torch.Tensor, "relu", watched)
+    for method in ("bp", "fr", "ddg"):
+        run_serial(tiny_config(method, 2, epochs=3), tmp_path / method)
+    weights = {"method": METHODS["ddg"] | {"weights": "current", "carry_history": False}}
+    run_serial(tiny_config("ddg", 3, epochs=3, **weights), tmp_path / "current")
+    assert len(made) > 100 and not any(end() is not None for end in made)
 
 
 def test_a_storage_counts_once_whatever_views_of_it_are_saved() -> None:

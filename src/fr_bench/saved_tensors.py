@@ -25,8 +25,10 @@ class SavedTensors:
         """Graphs built inside save what they always save; it is remembered as long as this object lives."""
 
         def pack(tensor: Tensor) -> Tensor:
-            self.tensors.append(tensor)
-            return tensor
+            # Not the tensor itself: an output that its own graph holds would keep that graph for ever.
+            alias = tensor.detach()
+            self.tensors.append(alias)
+            return alias
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield

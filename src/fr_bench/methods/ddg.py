@@ -61,8 +61,9 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         if self.weights == "stashed":
             in_flight = self._play_stashed(x, t)
         else:
-            # Hooks keep a reference to what the graph saves, without autograd's check that it is unchanged.
-            with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+            # Hooks keep what the graph saves without autograd's check that it is unchanged; not the very tensor, which
+            # may be an output that would keep its own graph for ever.
+            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
                 in_flight = InFlight(self.module.play(x, t), {})
         self.keep(t, in_flight)
         return in_flight.live.h
