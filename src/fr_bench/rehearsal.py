@@ -60,25 +60,27 @@ def rehearse(
         labels = FirstPart(labels, num_parts) if labels is not None else None
     passes = play_in_lockstep(modules, sides, images, 0, play)
     boundaries = []
-    for module, side, live in reversed(list(zip(modules, sides, passes, strict=True))):
+    for module, side in reversed(list(zip(modules, sides, strict=True))):
+        live = passes.pop()
         d = None if module.is_top else side.receive_from_above()
         with module.watch.paused():
             gradient = module.backward(live, _output(module, live, labels), d)
         if gradient is not None:
             side.send_down(gradient)
+        x, h = live.x.detach(), live.h.detach()
+        del live  # and its graph: a capture must not meet what was made on another stream
         boundaries.append(
             Boundaries(
-                features_in=TensorSpec.of(live.x) if module.k > 1 else None,
-                features_out=None if module.is_top else TensorSpec.of(live.h),
+                features_in=TensorSpec.of(x) if module.k > 1 else None,
+                features_out=None if module.is_top else TensorSpec.of(h),
                 gradients_in=None if d is None else TensorSpec.of(d),
                 gradients_out=None if gradient is None else TensorSpec.of(gradient),
             )
         )
         module.optimizer.zero_grad(set_to_none=True)
+        module.input_like, module.output_like = (TensorSpec.of(features).empty("meta") for features in (x, h))
         if captures:
-            d = torch.zeros_like(live.h) if d is None else d
-            module.capture_passes(live.x.detach(), d, passes_of(module.is_top))
-        module.input_like, module.output_like = (TensorSpec.of(features).empty("meta") for features in (live.x, live.h))
+            module.capture_passes(x, torch.zeros_like(h) if d is None else d, passes_of(module.is_top))
     return boundaries[::-1]
 
 
