@@ -35,20 +35,20 @@ class Reference:
         dtype = DTYPES[config["precision"]]
         data = build_dataset(config["dataset"])
         order = SeededOrder(len(data.train.labels), self.B, config["seed"])
-        cpu, layout = torch.device("cpu"), torch.channels_last
+        device, layout = torch.device("cuda:0" if config["device"] == "cuda" else "cpu"), torch.channels_last
         augmentation = config["dataset"]["augmentation"]
         self.images = TrainImages(
             data.train.images, order, augmentation, data.mean, data.std, config["seed"],
-            device=cpu, dtype=dtype, memory_format=layout,
+            device=device, dtype=dtype, memory_format=layout,
         )  # fmt: skip
-        self.labels = TrainLabels(data.train.labels, order, cpu)
+        self.labels = TrainLabels(data.train.labels, order, device)
         self.steps_per_epoch = len(data.train.labels) // self.B
         self.T = config["epochs"] * self.steps_per_epoch
         blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])
         ends = [0, *cuts, len(blocks)]
         self.names = [[name for name, _ in blocks[a:b]] for a, b in itertools.pairwise(ends)]
         self.w = [nn.Sequential()] + [
-            nn.Sequential(*(block for _, block in blocks[a:b])).to(dtype=dtype, memory_format=layout)
+            nn.Sequential(*(block for _, block in blocks[a:b])).to(device, dtype=dtype).to(memory_format=layout)
             for a, b in itertools.pairwise(ends)
         ]
         settings = config["optimizer"]
@@ -100,7 +100,7 @@ class Reference:
         for names, module in zip(self.names, self.w[1:], strict=True):
             for key, value in module.state_dict().items():
                 index, rest = key.split(".", 1)
-                result[f"{names[int(index)]}.{rest}"] = copy.deepcopy(value)
+                result[f"{names[int(index)]}.{rest}"] = value.detach().to("cpu", copy=True)
         return result
 
 
@@ -233,7 +233,7 @@ def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
             if k not in M:
                 seed = derive_seed(config["seed"], "synthesizer", k)
                 M[k] = synthesizer(h[k].shape, settings, num_labels, seed)
-                M[k].to(dtype=h[k].dtype, memory_format=torch.channels_last)
+                M[k].to(h[k].device, dtype=h[k].dtype).to(memory_format=torch.channels_last)
                 optimizers[k] = torch.optim.SGD(M[k].parameters(), lr=settings["optimizer"]["lr"], momentum=0.9)
             seen = h[k]
             if num_labels:

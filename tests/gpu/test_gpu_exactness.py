@@ -8,7 +8,28 @@ from typing import Any
 import pytest
 import torch
 from harness import METHODS, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
+from test_exactness import SIMULATIONS, assert_matches_reference
 from test_methods import GradientLog
+
+from fr_bench.plan import make_plan
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_equals_its_reference_simulation(method: str, k: int, gpu: dict[str, Any], tmp_path: Path) -> None:
+    """With one module that is a plain loop of PyTorch."""
+    config = tiny_config(method, k, **gpu)
+    run = run_serial(config, tmp_path)  # first: it sets torch up
+    assert_matches_reference(run, SIMULATIONS[method](config, make_plan(config).cuts))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_float64_every_method_equals_its_reference_simulation(
+    method: str, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(method, 4, precision="fp64", **gpu)
+    run = run_serial(config, tmp_path)
+    assert_matches_reference(run, SIMULATIONS[method](config, make_plan(config).cuts), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
