@@ -13,7 +13,7 @@ from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
 from fr_bench.categories import CATEGORIES
-from fr_bench.memory import PeakMemory, unexplained
+from fr_bench.memory import Peak, PeakMemory, unexplained
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 
@@ -197,7 +197,14 @@ def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyP
     """With a counter in place of the GPU's."""
     allocated = [0]
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(allocated))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2 * max(allocated))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: allocated.clear() or allocated.append(1))
+    segments = [
+        {"device": 0, "segment_pool_id": (0, 0), "total_size": 5000, "allocated_size": 100},
+        {"device": 0, "segment_pool_id": (0, 1), "total_size": 8, "allocated_size": 3},
+        {"device": 1, "segment_pool_id": (0, 2), "total_size": 8000, "allocated_size": 0},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     peak = PeakMemory(torch.device("cuda:0"))
     allocated.append(900)  # a rehearsal
     for trained, between in ((40, 700), (30, 800)):
@@ -205,15 +212,16 @@ def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyP
         allocated.append(trained)
         peak.end()
         allocated.append(between)  # a diagnostic, an evaluation
-    assert peak.take() == 40
+    assert peak.take() == Peak(40 + 5, 80)  # 5 of them inside graphs
     peak.begin()
     allocated.append(20)
     peak.end()
-    assert peak.take() == 20
+    assert peak.take().as_record() == {"peak": 25, "reserved": 40}
 
 
 def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:
     peak = PeakMemory(torch.device("cpu"))
     peak.begin()
     peak.end()
-    assert peak.take() == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.01)
+    assert peak.take().reserved is None
+    assert peak.take().num_bytes == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.01)

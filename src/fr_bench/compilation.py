@@ -41,9 +41,7 @@ def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: P
         return
     name = config["method"]["name"]
     if "cpu" in devices:
-        raise ConfigError(
-            "cuda_graphs=true: a mode of NVIDIA GPUs, and the modules run on the CPU; use false"
-        )
+        raise ConfigError("cuda_graphs=true: a mode of NVIDIA GPUs, and the modules run on the CPU; use false")
     if not method.uses_link:
         raise ConfigError(f"cuda_graphs=true: the library that method={name} brings runs the blocks itself; use false")
     if policy.weights == "mixed":

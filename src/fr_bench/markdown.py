@@ -82,8 +82,8 @@ def _speed(rows: list[Row]) -> list[str]:
         )
     if any(row.group.in_one_process for row in rows):
         notes.append(
-            "Transport serial with K > 1: the modules shared one process and its device, so that the speed says nothing "
-            "about a pipeline over devices of their own."
+            "Transport serial with K > 1: the modules shared one process and its device, so that the speed says "
+            "nothing about a pipeline over devices of their own."
         )
     notes += _withheld((row, row.withheld_speedup) for row in rows)
     return ["### Speed", _table(columns, rows), _list(notes + footnotes(published))]

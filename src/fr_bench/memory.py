@@ -7,6 +7,7 @@ stash, then activations. The account is that of the moment before a backward wit
 from __future__ import annotations
 
 import resource
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ class Account:
         with self._peak.listen():
             self._method.account_iteration(t, self._peak.hold)
 
-    def take(self, buffer_bytes: int, device: torch.device, peak: int, alone: bool) -> dict[str, int]:
+    def take(self, buffer_bytes: int, device: torch.device, peak: Peak, alone: bool) -> dict[str, int]:
         """The module's bytes by category, and ``peak``.
 
         Args:
@@ -77,8 +78,8 @@ class Account:
             "buffers": buffer_bytes + tensor_bytes(kept.get("buffers", [])),
         }
         if device.type == "cuda" and alone:
-            account[OTHER] = unexplained(account, peak)
-        return account | {"peak": peak}
+            account[OTHER] = unexplained(account, peak.num_bytes)
+        return account | peak.as_record()
 
 
 def unexplained(account: dict[str, int], peak: int) -> int:
@@ -86,16 +87,34 @@ def unexplained(account: dict[str, int], peak: int) -> int:
     return max(0, peak - sum(account.values()))
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The most that a process held.
+
+    Attributes:
+        num_bytes: resident on the CPU, in tensors on a GPU.
+        reserved: on a GPU, what the allocator had taken from it; None on the CPU.
+    """
+
+    num_bytes: int
+    reserved: int | None = None
+
+    def as_record(self) -> dict[str, int]:
+        """The fields of a `memory` record."""
+        return {"peak": self.num_bytes} | ({} if self.reserved is None else {"reserved": self.reserved})
+
+
 class PeakMemory:
     """Peak memory of this process on ``device``: resident on the CPU, the allocator's while it trains on a GPU.
 
     There a peak is one of training alone. A rehearsal, an evaluation or a diagnostic, for whose new shapes cuDNN may
-    try algorithms with any workspace that fits, comes between two stretches of it.
+    try algorithms with any workspace that fits, comes between two stretches of it. What CUDA graphs use inside belongs
+    to no tensor of the allocator's, but to their pools: it counts in full.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._peak = 0
+        self._peak = self._reserved = 0
 
     def begin(self) -> None:
         """Training goes on."""
@@ -105,14 +124,27 @@ class PeakMemory:
     def end(self) -> None:
         """Training pauses."""
         if self._device.type == "cuda":
-            self._peak = max(self._peak, torch.cuda.max_memory_allocated(self._device))
+            in_tensors = torch.cuda.max_memory_allocated(self._device)
+            self._peak = max(self._peak, in_tensors + bytes_inside_graphs(self._device))
+            self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
 
-    def take(self) -> int:
-        """Bytes: since the last call on a GPU, since the process began on the CPU."""
+    def take(self) -> Peak:
+        """Since the last call on a GPU, since the process began on the CPU."""
         if self._device.type != "cuda":
-            return peak_resident_bytes()
-        peak, self._peak = self._peak, 0
+            return Peak(peak_resident_bytes())
+        peak = Peak(self._peak, self._reserved)
+        self._peak = self._reserved = 0
         return peak
+
+
+def bytes_inside_graphs(device: torch.device) -> int:
+    """What the pools of CUDA graphs hold beside the tensors that are alive: what a graph allocates and frees inside."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
 
 
 def peak_resident_bytes() -> int:

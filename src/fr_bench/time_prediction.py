@@ -137,11 +137,15 @@ def _on_shared_devices(
 ) -> tuple[float, float, list[str]]:
     """The step and fill times where modules do not have a device each, and why they are what they are."""
     if plan.transport == "serial" and plan.k > 1:
-        return sum(busy_s), 0.0, [
-            "serial: the modules take turns in one process"
-            if plan.devices[0] == "cpu"
-            else "the modules share one GPU, which is taken to do one thing at a time"
-        ]
+        return (
+            sum(busy_s),
+            0.0,
+            [
+                "serial: the modules take turns in one process"
+                if plan.devices[0] == "cpu"
+                else "the modules share one GPU, which is taken to do one thing at a time"
+            ],
+        )
     work_s: defaultdict[str, float] = defaultdict(float)
     for device, module_s in zip(plan.devices, busy_s, strict=True):
         work_s[device] += module_s
