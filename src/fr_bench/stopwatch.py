@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Span(NamedTuple):
@@ -39,16 +39,19 @@ KINDS = {
 class Stopwatch:
     """Sums spans by name and, while ``tracing``, keeps each of them.
 
-    On a GPU a span is the time that the host spent: launching, or waiting where the transport waits.
+    These are times of the host. See :class:`fr_bench.device_stopwatch.DeviceStopwatch` for those of a GPU.
     """
 
     def __init__(self) -> None:
         self.tracing = False
         self._running = True
-        self.spans: list[Span] = []
+        self._spans: list[Span] = []
         self._sums_ns: defaultdict[str, int] = defaultdict(int)
         self._rest: tuple[str, int] | None = None  # name and batch of what no span covers now
-        self._rest_from_ns = 0
+        self._rest_from: Any = None
+
+    def begin(self) -> None:
+        """A stretch of training begins."""
 
     @property
     def is_running(self) -> bool:
@@ -61,11 +64,11 @@ class Stopwatch:
         if not self._running:
             yield
             return
-        start_ns = time.monotonic_ns()
-        self._end_rest(start_ns)
+        start = self._now()
+        self._end_rest(start)
         yield
-        self._rest_from_ns = time.monotonic_ns()
-        self._add(name, start_ns, self._rest_from_ns, batch)
+        self._rest_from = self._now()
+        self._add(name, start, self._rest_from, batch)
 
     @contextmanager
     def rest(self, name: str, batch: int) -> Iterator[None]:
@@ -73,32 +76,46 @@ class Stopwatch:
         if not self._running:
             yield
             return
-        self._rest, self._rest_from_ns = (name, batch), time.monotonic_ns()
+        self._rest, self._rest_from = (name, batch), self._now()
         yield
-        self._end_rest(time.monotonic_ns())
+        self._end_rest(self._now())
         self._rest = None
 
-    def _end_rest(self, now_ns: int) -> None:
+    def _end_rest(self, now: Any) -> None:
         if self._rest is not None:
             name, batch = self._rest
-            self._add(name, self._rest_from_ns, now_ns, batch)
+            self._add(name, self._rest_from, now, batch)
 
-    def _add(self, name: str, start_ns: int, end_ns: int, batch: int) -> None:
-        self._sums_ns[name] += end_ns - start_ns
+    def _now(self) -> Any:
+        """This moment, as :meth:`_add` takes it: here nanoseconds."""
+        return time.monotonic_ns()
+
+    def _add(self, name: str, start: Any, end: Any, batch: int) -> None:
+        self._sums_ns[name] += end - start
         if self.tracing:
-            self.spans.append(Span(name, start_ns, end_ns, batch))
+            self._spans.append(Span(name, start, end, batch))
+
+    def _settle(self) -> None:
+        """Has the sums and spans complete."""
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Spans inside are not timed: something beside training (rehearsal, diagnostics) uses the module."""
-        self._running = False
+        before, self._running = self._running, False
         try:
             yield
         finally:
-            self._running = True
+            self._running = before
+
+    @property
+    def spans(self) -> list[Span]:
+        """Those that were traced."""
+        self._settle()
+        return self._spans
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by kind (``play_s, learn_s, wait_s, send_s``) since the last call."""
+        self._settle()
         seconds = dict.fromkeys(("play_s", "learn_s", "wait_s", "send_s"), 0.0)
         for name, total_ns in self._sums_ns.items():
             seconds[KINDS[name]] += total_ns / 1e9
@@ -107,9 +124,11 @@ class Stopwatch:
 
     def state_dict(self) -> dict[str, int]:
         """Nanoseconds by name since the last :meth:`take`."""
+        self._settle()
         return dict(self._sums_ns)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on with the sums of :meth:`state_dict`."""
+        self._settle()
         self._sums_ns.clear()
         self._sums_ns.update(state)

@@ -100,8 +100,11 @@ class Trainer:
         total: Callable[[Tensor], Tensor] = lambda own: own,
         *,
         checkpointer: Checkpointer,
+        shares_gpu: bool = False,
     ) -> None:
-        """``total``: of a tensor over the replicas; for the others see their classes."""
+        """``total``: of a tensor over the replicas; ``shares_gpu``: whether other modules are on the same GPU; for the
+        others see their classes."""
+        self.shares_gpu = shares_gpu
         self.players = players
         self.checkpointer = checkpointer
         self.start = 0  # iterations that a checkpoint has already seen
@@ -182,6 +185,8 @@ class Trainer:
         for peak in self._peaks.values():
             peak.begin()
         self._synchronize()  # what was done between two stretches is on no module's stream
+        for player in self.players:
+            player.module.watch.begin()
         self.reporter.send("stretch_begin", modules=self._numbers())
         since_ns = time.monotonic_ns()
         t = start
@@ -204,6 +209,7 @@ class Trainer:
                 for peak in self._peaks.values():
                     peak.end()
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
+                self._synchronize()  # the stopwatches' times are the device's
                 now_ns = time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns
                 since_ns = now_ns
@@ -258,8 +264,8 @@ class Trainer:
         self._reported_step, self._trained_ns = step, 0
         for player in self.players:
             seconds = {name: total / num_iterations for name, total in player.module.watch.take().items()}
-            # On a GPU these are times of the host, which waits where the transport waits, not where the device does.
-            if not player.method.sees_waiting or player.device.type != "cpu":
+            # Modules that share a GPU take turns: what one computes for the other also waits for, in any of its spans.
+            if not player.method.sees_waiting or self.shares_gpu:
                 del seconds["wait_s"]
             self.reporter.send("time", step=step, module=player.module.number, wall_s=wall_s, **seconds)
 

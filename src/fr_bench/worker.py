@@ -21,6 +21,7 @@ from fr_bench.checkpoint_files import weights_file
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.compilation import configure_compiler, is_compiled, uses_cuda_graphs
 from fr_bench.components import bind
+from fr_bench.device_stopwatch import make_stopwatch
 from fr_bench.diagnostics import SufficientDirection, Windows
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
@@ -33,7 +34,6 @@ from fr_bench.reporter import Reporter
 from fr_bench.resumption import Resumption, restore
 from fr_bench.snapshot import weights_of
 from fr_bench.sources import Sources
-from fr_bench.stopwatch import Stopwatch
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
 from fr_bench.tracing import DTYPES
@@ -144,6 +144,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         direction,
         total,
         checkpointer=checkpointer,
+        shares_gpu=shares_gpu(task),
     )
     if task.resumption is not None:
         restore(trainer, task.resumption)
@@ -172,6 +173,17 @@ def share_batches(plan: Plan, modules: list[Module]) -> Callable[[Tensor], Tenso
     join_replicas(plan, modules[0])
     assert modules[0].replicas is not None
     return modules[0].replicas.total
+
+
+def shares_gpu(task: WorkerTask) -> bool:
+    """Whether some module of this process has its GPU together with another module."""
+    devices = task.plan.devices
+    if task.launch is not None:  # on every machine GPUs are numbered from 0
+        size = task.launch.local_world_size
+        first = task.launch.rank // size * size
+        devices = devices[first : first + size]
+    own = {task.plan.devices[number - 1] for number in task.modules} - {"cpu"}
+    return any(devices.count(device) > 1 for device in own)
 
 
 def make_relay(task: WorkerTask, module: Module) -> Relay | None:
@@ -297,7 +309,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 global_batch_size=config["batch_size"],
                 num_classes=plan.num_classes,
                 seed=config["seed"],
-                watch=Stopwatch(),
+                watch=make_stopwatch(torch.device(plan.devices[number - 1])),
                 frozen=k in config["freeze"],
                 clip_norm=config["clip_norm"],
                 precision=config["precision"],

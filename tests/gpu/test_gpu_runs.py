@@ -54,9 +54,24 @@ def test_the_account_is_as_predicted_and_below_the_peak(method: str, gpu: dict[s
         assert account["peak"] > held > 0
 
 
-def test_times_of_the_host_are_not_passed_off_as_waiting(cuda: dict[str, Any], tmp_path: Path) -> None:
+def test_modules_that_share_a_gpu_have_times_but_no_waiting_and_no_efficiency(
+    cuda: dict[str, Any], tmp_path: Path
+) -> None:
     times = run_processes(tiny_config("fr", 2, "ipc", **cuda), tmp_path).of("time")
     assert times and not any("wait_s" in record or "efficiency" in record for record in times)
+    assert all(record["play_s"] > 0 and record["learn_s"] > 0 and record["send_s"] > 0 for record in times)
+
+
+def test_the_spans_of_an_iteration_add_up_to_its_time(cuda: dict[str, Any], tmp_path: Path) -> None:
+    """As one module has the device for itself and does one thing after the other."""
+    images = {"height": 32, "width": 32, "num_train": 20 * 256, "num_test": 256}
+    changes: dict[str, Any] = {"model": WIDE, "batch_size": 256, "log_every": 100, "deterministic": False}
+    times = run_serial(tiny_config("bp", 1, dataset=images, **(cuda | changes)), tmp_path).of("time")
+    assert len(times) == 2
+    for record in times:
+        spans_s = record["play_s"] + record["learn_s"] + record["send_s"]
+        assert 0.8 * record["wall_s"] <= spans_s <= 1.05 * record["wall_s"]
+        assert record["wait_s"] == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
