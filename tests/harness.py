@@ -93,6 +93,7 @@ CONFIG: dict[str, Any] = {
     "log_every": 1,
     "diagnostics": {"sigma": {"every": 0, "window": 1}},
     "trace": 0,
+    "profile": 0,
     "checkpoint": {"every": None, "minutes": None, "keep": 2},
     "resume": "auto",
     "max_time": None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from fr_bench.diagnostics import direction
 from fr_bench.stopwatch import Span
+from fr_bench.untimed import UntimedSteps
 
 Record = dict[str, Any]
 
@@ -70,6 +71,7 @@ class Collector:
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._in_parallel = in_parallel
+        self._untimed = UntimedSteps()
         self._last_train = (0, 0.0)  # step and train_time of the last train record
         self._waiting: defaultdict[tuple[str, int], list[Record]] = defaultdict(list)
 
@@ -77,6 +79,8 @@ class Collector:
         """Goes on where an earlier run was after ``train_time_s``, with the records ``kept``."""
         self.clock.go_on(train_time_s)
         for record in kept:
+            if record["kind"] == "profile":
+                self._untimed.add(record)
             if record["kind"] == "train":
                 self._last_train = record["step"], record["train_time"]
 
@@ -91,6 +95,9 @@ class Collector:
             self.spans[event["module"]] = [Span(*span) for span in event["spans"]]
         elif kind == "train":
             return [self._train(event)]
+        elif kind == "profile":
+            self._untimed.add(event)
+            return [self._record(event, event["time_ns"])]
         elif kind == "eval":
             return [self._record(event, event["time_ns"])]
         elif kind in ("time", "memory", "direction"):
@@ -112,10 +119,10 @@ class Collector:
         record = self._record(event, event["time_ns"])
         last_step, last_time = self._last_train
         self._last_train = record["step"], record["train_time"]
-        num_images = (record["step"] - last_step) * self._batch_size
+        num_timed = record["step"] - last_step - self._untimed.between(last_step, record["step"])
         seconds = record["train_time"] - last_time
-        if seconds > 0:
-            record["images_per_s"] = num_images / seconds
+        if seconds > 0 and num_timed > 0:
+            record["images_per_s"] = num_timed * self._batch_size / seconds
         return record
 
     def _by_module(self, kind: str, event: Record) -> list[Record]:

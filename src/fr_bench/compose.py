@@ -44,8 +44,8 @@ VERSION_BASE = "1.3"
 LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
 # Of what makes no other run (fr_bench.resume's LOGGING) all that leaves the errors of its records alone, too.
 NOT_IN_A_FOLDERS_NAME = (
-    "checkpoint", "cluster", "console", "hang_timeout", "log_every", "max_time", "resume", "sweep_dir", "trace",
-    "wandb",
+    "checkpoint", "cluster", "console", "hang_timeout", "log_every", "max_time", "profile", "resume", "sweep_dir",
+    "trace", "wandb",
 )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ SMALLEST = {
     "threads": 1,
     "log_every": 1,
     "trace": 0,
+    "profile": 0,
 }
 
 
@@ -109,6 +110,7 @@ class Config:
     log_every: int = MISSING
     dry_run: bool = MISSING
     trace: int = MISSING
+    profile: int = MISSING
     diagnostics: DiagnosticsConfig = MISSING
     checkpoint: CheckpointConfig = MISSING
     resume: str = MISSING

@@ -43,12 +43,14 @@ def choose_console(mode: str, title: RunTitle) -> Sink:
 
 
 class PlainConsole:
-    """One line for each train and eval record, made for grep."""
+    """One line for each train, eval and profile record, made for grep."""
 
     def write(self, record: Record) -> None:
-        """Prints the record if it is one of the two kinds."""
+        """Prints the record if it is one of these kinds."""
         if record["kind"] in ("train", "eval"):
             print(record_line(record), flush=True)
+        elif record["kind"] == "profile":
+            print(profile_line(record), flush=True)
 
     def finish(self, summary: Record | None, exit_code: int) -> None:
         """Nothing is left to print."""
@@ -83,6 +85,8 @@ class LiveConsole:
             best = self._best_test_error
             self._best_test_error = record["test_error"] if best is None else min(best, record["test_error"])
             self._live.console.print(record_line(record), highlight=False, soft_wrap=True)
+        elif record["kind"] == "profile":
+            self._live.console.print(profile_line(record), highlight=False, soft_wrap=True)
         elif record["kind"] in ("memory", "time"):
             self._modules[record["module"]] |= record
         self._live.update(self._render())
@@ -139,6 +143,15 @@ def record_line(record: Record) -> str:
     prefix = "eval " if record["kind"] == "eval" else ""
     head = f"{prefix}step {record['step']} epoch {round(record['epoch'], 2):g}"
     return f"{head} {metrics_text(record)} {record['train_time']:.1f} s"
+
+
+def profile_line(record: Record) -> str:
+    """As in ``profile step 12 module 1: 3 iterations in profile_1.json, GPU busy 0.0123 s and 812 kernels each``."""
+    iterations = record["iterations"]
+    line = f"profile step {record['step']} module {record['module']}: {iterations} iterations in {record['file']}"
+    if record["busy_s"] is None:
+        return line
+    return f"{line}, GPU busy {record['busy_s']:.4g} s and {record['num_kernels']:.0f} kernels each"
 
 
 def metrics_text(record: Record) -> str:

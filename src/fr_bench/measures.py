@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fr_bench.categories import CATEGORIES, OTHER
 from fr_bench.groups import Group
 from fr_bench.runs import Record, Run, number
+from fr_bench.untimed import UntimedSteps
 
 # Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.
 MEMORY_CATEGORIES = (*CATEGORIES, OTHER)
@@ -91,6 +92,8 @@ def _seconds_per(run: Run, key: str) -> float | None:
         return None
     before = dict(zip(("step", "epoch", "train_time"), run.own_from, strict=True))
     seconds, number_of = last["train_time"] - before["train_time"], last[key] - before[key]
+    if untimed := UntimedSteps(run.of("profile")).between(before["step"], last["step"]):
+        number_of *= 1 - untimed / (last["step"] - before["step"])
     return seconds / number_of if number_of > 0 and seconds > 0 else None
 
 

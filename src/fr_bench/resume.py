@@ -6,7 +6,8 @@
                      did so before and is unfinished goes on, so that the same command can be repeated; one that did
                      not is refused
 
-A checkpoint lies in the middle of its step s: behind the `train` and `time` records of s and before all others of s.
+A checkpoint lies in the middle of its step s: behind the `train`, `time` and `profile` records of s and before all
+others of s.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ LOGGING: tuple[str, ...] = (
     "run_dir",
     "sweep_dir",
 )
-LOGGING += ("trace", "wandb")
+LOGGING += ("profile", "trace", "wandb")
 # A run that goes on in a new directory may also change these; and with another k what goes with k.
 MOVABLE = ("epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads")
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
-BEFORE_THE_CUT = ("train", "time")
+BEFORE_THE_CUT = ("train", "time", "profile")
 # What records of a kind have, beside their position.
 POSITION = ("step", "epoch", "train_time")
 NUMBERS_OF = {

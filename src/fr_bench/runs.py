@@ -22,7 +22,7 @@ Complain = Callable[[str], None]
 RUN_FILES = ("metrics.jsonl", "status.json")  # a folder with either is a run directory
 SWEEP_FILES = ("jobs.jsonl", "multirun.yaml")  # beside the runs of a sweep: `plot multirun/x/*` names them too
 FOLDERS_OF_A_RUN = ("checkpoints", "wandb")
-KINDS_BY_MODULE = ("memory", "time", "sigma")
+KINDS_BY_MODULE = ("memory", "time", "sigma", "profile")
 LARGEST_NUMBER_OF_COMPLAINTS = 5  # about one file
 
 

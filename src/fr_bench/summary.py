@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from fr_bench.categories import CATEGORIES, OTHER
 from fr_bench.runs import Record, number
+from fr_bench.untimed import UntimedSteps
 
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
 # The memory account of a module in bytes, and what was predicted for all of it.
@@ -39,6 +40,8 @@ class SummaryBuilder:
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
+        self._untimed = UntimedSteps()
+        self._profiles: dict[int, Record] = {}  # the last one of each process, by its first module
         # The last `time` record's step, by module.
         self._timed_until: defaultdict[int, int] = defaultdict(lambda: int(self._own_from[0]))
 
@@ -58,6 +61,9 @@ class SummaryBuilder:
             self._accounts[module] = {key: record[key] for key in ACCOUNT if key in record}
         elif record["kind"] == "time":
             self._add_time(record)
+        elif record["kind"] == "profile":
+            self._untimed.add(record)
+            self._profiles[record["module"]] = record
 
     def _add_time(self, record: Record) -> None:
         """Its seconds are means over the iterations since the module's last one."""
@@ -86,6 +92,9 @@ class SummaryBuilder:
         computing, both are None. Other times, and the efficiency, are means over the whole run, pipe fill included, but
         for the steps that another run made; lists are by module.
 
+        ``device_busy_s`` is how long an iteration kept a GPU busy while it was profiled: of several GPUs the busiest,
+        and of processes that share one their sum, since they take turns. ``num_kernels`` is that of all processes.
+
         Args:
             state: as in status.json.
         """
@@ -93,6 +102,8 @@ class SummaryBuilder:
         modules = range(1, config["k"] * config.get("replicas", 1) + 1)
         reached = (self._step, self._epoch, self._train_time)
         steps, epochs, seconds = (now - before for now, before in zip(reached, self._own_from, strict=True))
+        if untimed := self._untimed.between(self._own_from[0], self._step):
+            steps, epochs = steps - untimed, epochs * (steps - untimed) / steps
         return {
             "state": state,
             "method": config["method"]["name"],
@@ -116,10 +127,24 @@ class SummaryBuilder:
             "efficiency": self._efficiency_sum / self._efficiency_steps if self._efficiency_steps else None,
             "busy_s": [self._computing_s.get(module) for module in modules],
             "waiting_share": [self._waiting_share(module) for module in modules],
+            "device_busy_s": self._device_busy_s(),
+            "num_kernels": self._num_kernels(),
             "peak_memory": [self._peaks.get(module) for module in modules],
             "memory": [self._accounts.get(module) for module in modules],
             "devices": [self._devices.get(module) for module in modules],
         }
+
+    def _device_busy_s(self) -> float | None:
+        by_device: defaultdict[str, float] = defaultdict(float)
+        for record in self._profiles.values():
+            busy_s = number(record, "busy_s")
+            if busy_s is not None:
+                by_device[str(record.get("device"))] += busy_s
+        return max(by_device.values(), default=None)
+
+    def _num_kernels(self) -> float | None:
+        known = [found for record in self._profiles.values() if (found := number(record, "num_kernels")) is not None]
+        return sum(known) if known else None
 
     def _waiting_share(self, module: int) -> float | None:
         total_s = self._wait_s[module] + self._busy_s[module]

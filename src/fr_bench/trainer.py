@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from fr_bench.memory import Account, PeakMemory
 from fr_bench.meter import LossMeter
 from fr_bench.methods.base import Method
 from fr_bench.module import BatchResult, Module
+from fr_bench.profiling import profile_file, record_profile
 from fr_bench.reporter import Reporter
 from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.side import SideChannel
+
+WARM = 3  # iterations with a full pipe, before any is profiled
 
 
 @dataclass
@@ -56,6 +60,8 @@ class Extent:
         eval_every: epochs between evaluations; the end of the run is evaluated in any case.
         log_every: iterations between ``train`` records.
         trace: iterations to record span by span, from the first in which all modules learn.
+        profile: iterations to record with torch.profiler, outside the training clock and behind those of ``trace``.
+        profile_folder: where these go.
     """
 
     num_steps: int
@@ -63,6 +69,8 @@ class Extent:
     eval_every: int
     log_every: int
     trace: int
+    profile: int = 0
+    profile_folder: Path = Path()
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, ends after ``step`` iterations."""
@@ -120,6 +128,7 @@ class Trainer:
         # Traced from the first iteration in which all modules learn, if the run gets there.
         self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
         self._peaks = {player.device: PeakMemory(player.device) for player in players}
+        self._to_profile = range(0)  # known when it is known where the run starts
         self._trained_ns = 0  # since the last `time` record
         self._reported_step = 0
 
@@ -130,13 +139,15 @@ class Trainer:
             Whether it got there; if not, the run was asked to stop, and the last checkpoint is that of this moment.
         """
         t = self.start
+        self._to_profile = self._profile_window()
         if t > 0:
             self._finish_step(t)  # what comes after the checkpoint
         while t < self.extent.num_steps:
             if self.direction is not None and self.direction.windows.contains(t):
                 self.direction.measure(t)
             self.players[0].side.barrier()
-            t = self._train(t, self._next_pause(t))
+            go_on = self._profile if t in self._to_profile else self._train
+            t = go_on(t, self._next_pause(t))
             if self.checkpointer.pauses_at(t):
                 self._save(t)
                 if self.checkpointer.stops_at(t):
@@ -155,7 +166,7 @@ class Trainer:
             self._report_memory(step)
 
     def _save(self, step: int) -> None:
-        """A checkpoint. It lies between the `train` and `time` records of its step and all others of that step."""
+        """A checkpoint. It lies between the `train`, `time` and `profile` records of its step and its other records."""
         self._check_finite()  # what is not finite is not worth keeping
         parts = [(player.module, player.method, player.link) for player in self.players]
         self.checkpointer.save(step, parts, self.meter, [self.state_dict(index) for index in range(len(parts))])
@@ -171,23 +182,53 @@ class Trainer:
         if self.direction is not None and state["direction"] is not None:
             self.direction.sums[index].load_state_dict(state["direction"])
 
+    def _profile_window(self) -> range:
+        """The iterations to profile; fewer than asked for, or none, where the run is too short for them."""
+        extent, wanted = self.extent, self.extent.profile
+        behind_trace = self.trace_start + extent.trace if extent.trace else 0
+        warm = self.start + self.players[0].module.num_modules - 1 + WARM
+        first = max(self.start, behind_trace, min(warm, extent.num_steps - wanted))
+        return range(first, min(first + wanted, extent.num_steps))
+
+    def _profile(self, start: int, stop: int) -> int:
+        """One stretch under the profiler, which no clock sees; returns the step at which it ended."""
+        self._to_profile = range(0)  # once, even if something ends it early
+        on_gpu = any(player.device.type == "cuda" for player in self.players)
+        with ExitStack() as stack:
+            for player in self.players:
+                stack.enter_context(player.module.watch.paused())
+            self._synchronize()
+            with record_profile(on_gpu) as recording:
+                self.players[0].side.barrier()  # to start a profiler takes long
+                end = self._train(start, stop, is_timed=False)
+        path, load = recording.write(self.extent.profile_folder / profile_file(self._numbers()))
+        device, first = str(self.players[0].device), self._numbers()[0]
+        numbers = {"iterations": end - start, **load.over(end - start)}
+        self.reporter.send("profile", step=end, module=first, device=device, file=path.name, **numbers)
+        return end
+
     def _next_pause(self, t: int) -> int:
-        """The step after which the loop leaves the training clock: an evaluation, or a diagnostic's turn."""
+        """The step after which the loop leaves the training clock: an evaluation, a diagnostic's turn, or a profile's
+        begin or end."""
         period = self.extent.steps_per_epoch * self.extent.eval_every
         stop = min((t // period + 1) * period, self.extent.num_steps)
+        if self._to_profile and t < self._to_profile.stop:
+            stop = min(stop, self._to_profile.stop if t in self._to_profile else self._to_profile.start)
         if self.direction is None:
             return stop
         windows = self.direction.windows
         return t + 1 if windows.contains(t) else min(stop, windows.next_from(t))
 
-    def _train(self, start: int, stop: int) -> int:
-        """One stretch on the training clock; returns the step at which it ended, ``stop`` or an earlier checkpoint."""
-        for peak in self._peaks.values():
-            peak.begin()
+    def _train(self, start: int, stop: int, is_timed: bool = True) -> int:
+        """One stretch on the training clock, if it ``is_timed``; returns the step at which it ended, ``stop`` or an
+        earlier checkpoint."""
         self._synchronize()  # what was done between two stretches is on no module's stream
-        for player in self.players:
-            player.module.watch.begin()
-        self.reporter.send("stretch_begin", modules=self._numbers())
+        if is_timed:
+            for peak in self._peaks.values():
+                peak.begin()
+            for player in self.players:
+                player.module.watch.begin()
+            self.reporter.send("stretch_begin", modules=self._numbers())
         since_ns = time.monotonic_ns()
         t = start
         while t < stop:
@@ -205,13 +246,16 @@ class Trainer:
                 self._log(t, result, is_logged)
             if t + 1 == stop:
                 self._synchronize()
-                self.reporter.send("stretch_end", modules=self._numbers())
-                for peak in self._peaks.values():
-                    peak.end()
+                if is_timed:
+                    self.reporter.send("stretch_end", modules=self._numbers())
+                    for peak in self._peaks.values():
+                        peak.end()
+            if not is_timed:
+                self._reported_step += 1  # what is reported is a mean over the other iterations
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
                 self._synchronize()  # the stopwatches' times are the device's
                 now_ns = time.monotonic_ns()
-                self._trained_ns += now_ns - since_ns
+                self._trained_ns += now_ns - since_ns if is_timed else 0
                 since_ns = now_ns
             if self.extent.ends_epoch(t + 1):
                 self._report_time(t + 1)
@@ -260,6 +304,8 @@ class Trainer:
 
     def _report_time(self, step: int) -> None:
         num_iterations = step - self._reported_step
+        if num_iterations == 0:  # all were profiled
+            return
         wall_s = self._trained_ns / 1e9 / num_iterations
         self._reported_step, self._trained_ns = step, 0
         for player in self.players:

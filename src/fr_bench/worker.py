@@ -131,7 +131,15 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         link = sources.link(module, ends, group)
         players.append(Player(module, method(module, link), link, side, device, own_stream(plan, device)))
     config = plan.config
-    extent = Extent(plan.num_steps, plan.steps_per_epoch, config["eval_every"], config["log_every"], config["trace"])
+    extent = Extent(
+        plan.num_steps,
+        plan.steps_per_epoch,
+        config["eval_every"],
+        config["log_every"],
+        config["trace"],
+        config["profile"],
+        task.run_directory,
+    )
     direction = make_direction(plan, modules, sides, sources)
     checkpointer = make_checkpointer(task, reporter, relay, extent)
     trainer = Trainer(

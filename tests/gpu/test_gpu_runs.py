@@ -74,6 +74,16 @@ def test_the_spans_of_an_iteration_add_up_to_its_time(cuda: dict[str, Any], tmp_
         assert record["wait_s"] == 0
 
 
+def test_a_profile_says_how_busy_the_gpu_was(cuda: dict[str, Any], tmp_path: Path) -> None:
+    images = {"height": 32, "width": 32, "num_train": 20 * 256, "num_test": 256}
+    changes: dict[str, Any] = {"model": WIDE, "batch_size": 256, "log_every": 100, "deterministic": False, "profile": 3}
+    run = run_serial(tiny_config("bp", 1, dataset=images, **(cuda | changes)), tmp_path)
+    (profiled,) = run.of("profile")
+    assert profiled["iterations"] == 3 and profiled["num_kernels"] > 100
+    assert 0 < profiled["busy_s"] <= 1.1 * run.of("time")[-1]["wall_s"]
+    assert list(tmp_path.glob("profile_1.json*"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_no_iteration_waits_for_the_device(
     method: str, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

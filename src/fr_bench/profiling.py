@@ -1,0 +1,109 @@
+"""A few iterations under torch.profiler: a Chrome trace, and how busy a GPU was."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+KERNEL = "kernel"
+ON_DEVICE = (KERNEL, "gpu_memcpy", "gpu_memset")  # categories of the trace; annotations there are no work
+LARGEST_PLAIN_BYTES = 4 * 2**20  # of a trace; a larger one is compressed
+
+
+@dataclass(frozen=True)
+class DeviceLoad:
+    """What a process had a GPU do.
+
+    Attributes:
+        busy_s: seconds in which it did something; of several GPUs, the busiest one's. None where it is not known.
+        num_kernels: that ran, on all GPUs; copies and fills are not counted. None where it is not known.
+    """
+
+    busy_s: float | None = None
+    num_kernels: int | None = None
+
+    def over(self, num_iterations: int) -> dict[str, float | None]:
+        """The same as means an iteration, by name."""
+        return {
+            "busy_s": None if self.busy_s is None else self.busy_s / num_iterations,
+            "num_kernels": None if self.num_kernels is None else self.num_kernels / num_iterations,
+        }
+
+
+class Recording:
+    """What was recorded; complete when :func:`record_profile` is left."""
+
+    def __init__(self, profiler: profile) -> None:
+        self._profiler = profiler
+
+    def write(self, path: Path) -> tuple[Path, DeviceLoad]:
+        """Writes the trace, compressed with ``.gz`` behind the name if it is large.
+
+        Args:
+            path: with ``.json`` at its end.
+
+        Returns:
+            The file, and the GPU's load.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._profiler.export_chrome_trace(str(path))
+        content = path.read_bytes()
+        load = device_load(json.loads(content)["traceEvents"])
+        compressed = path.with_name(f"{path.name}.gz")
+        compressed.unlink(missing_ok=True)  # of an earlier attempt
+        if len(content) <= LARGEST_PLAIN_BYTES:
+            return path, load
+        compressed.write_bytes(gzip.compress(content, compresslevel=3))
+        path.unlink()
+        return compressed, load
+
+
+@contextmanager
+def record_profile(on_gpu: bool) -> Iterator[Recording]:
+    """Records the body. On a GPU it must begin and end with the device at rest, or what belongs to others is counted.
+
+    Args:
+        on_gpu: whether a GPU's work is recorded beside the host's.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, acc_events=True) as profiler:  # it is one cycle; without, it warns of several
+        yield Recording(profiler)
+
+
+def device_load(events: Iterable[Mapping[str, Any]]) -> DeviceLoad:
+    """Of the ``traceEvents`` of a Chrome trace, whose times are microseconds; nothing is known if none is a GPU's."""
+    intervals: defaultdict[Any, list[tuple[float, float]]] = defaultdict(list)
+    num_kernels = 0
+    for event in events:
+        if event.get("cat") not in ON_DEVICE or event.get("ph") != "X":
+            continue
+        num_kernels += event["cat"] == KERNEL
+        device = event.get("args", {}).get("device", event.get("pid"))
+        intervals[device].append((float(event["ts"]), float(event["ts"]) + float(event.get("dur", 0.0))))
+    if not intervals:
+        return DeviceLoad()
+    return DeviceLoad(max(map(length_of_union, intervals.values())) / 1e6, num_kernels)
+
+
+def length_of_union(intervals: Sequence[tuple[float, float]]) -> float:
+    """How much of the axis the (start, end) ``intervals`` cover: what streams do at the same time counts once."""
+    total, covered_until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        if end > covered_until:
+            total += end - max(start, covered_until)
+            covered_until = end
+    return total
+
+
+def profile_file(modules: Sequence[int]) -> str:
+    """The name of the file of a process with ``modules`` (from 1): ``profile_2.json``, ``profile_1-4.json``."""
+    numbers = f"{modules[0]}" if len(modules) == 1 else f"{modules[0]}-{modules[-1]}"
+    return f"profile_{numbers}.json"

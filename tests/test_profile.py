@@ -1,0 +1,172 @@
+"""profile=N: what is recorded, what is made of it, and that no clock counts it. The device's part is made up here."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import assert_same, comparable, run_processes, run_serial, tiny_config, train_here
+from torch.profiler import ProfilerActivity, profile
+
+from fr_bench.collector import Collector
+from fr_bench.console import profile_line
+from fr_bench.measures import step_time_s
+from fr_bench.profiling import DeviceLoad, Recording, device_load, length_of_union, profile_file
+from fr_bench.runs import read_run
+from fr_bench.summary import SummaryBuilder
+from fr_bench.untimed import UntimedSteps
+
+
+def on_device(category: str, start: float, end: float, device: int = 0) -> dict[str, Any]:
+    return {"ph": "X", "cat": category, "ts": start, "dur": end - start, "pid": device, "args": {"device": device}}
+
+
+def test_what_runs_at_the_same_time_counts_once() -> None:
+    assert length_of_union([(0, 4), (6, 7), (1, 2), (3, 5)]) == 6
+    assert length_of_union([]) == 0
+
+
+def test_a_device_is_busy_with_kernels_copies_and_fills_and_with_nothing_else() -> None:
+    events = [
+        on_device("kernel", 0, 10),
+        on_device("kernel", 5, 20),  # of another stream
+        on_device("gpu_memcpy", 30, 31),
+        on_device("gpu_memset", 40, 42),
+        on_device("gpu_user_annotation", 0, 1000),
+        on_device("cpu_op", 0, 1000),
+        {"ph": "s", "cat": "kernel", "ts": 500},
+        {"ph": "M", "name": "process_name"},
+    ]
+    assert device_load(events) == DeviceLoad(23e-6, 2)
+    assert device_load(events).over(2) == {"busy_s": 11.5e-6, "num_kernels": 1.0}
+    assert device_load([*events, on_device("kernel", 0, 100, device=1)]) == DeviceLoad(100e-6, 3)  # the busiest
+
+
+def test_without_a_device_nothing_is_known_of_it() -> None:
+    assert device_load([on_device("cpu_op", 0, 5)]) == DeviceLoad(None, None)
+    assert DeviceLoad().over(3) == {"busy_s": None, "num_kernels": None}
+
+
+def test_a_file_is_named_by_its_modules() -> None:
+    assert [profile_file(numbers) for numbers in ([3], [1, 2, 3, 4])] == ["profile_3.json", "profile_1-4.json"]
+
+
+def test_a_large_trace_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> Path:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            pass
+        return Recording(profiler).write(tmp_path / "profile_1.json")[0]
+
+    path = write()
+    assert path.name == "profile_1.json" and "traceEvents" in json.loads(path.read_text())
+    monkeypatch.setattr("fr_bench.profiling.LARGEST_PLAIN_BYTES", 1)
+    path = write()
+    assert [each.name for each in tmp_path.iterdir()] == ["profile_1.json.gz"] == [path.name]
+    assert "traceEvents" in json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_untimed_steps_are_counted_where_they_lie() -> None:
+    untimed = UntimedSteps([{"step": 7, "iterations": 3}, {"step": 7, "iterations": 3}, {"step": None}])
+    assert [untimed.between(*ends) for ends in ((0, 10), (0, 5), (5, 6), (6, 10), (7, 10))] == [3, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("method", "k"), [("fr", 3), ("bp", 1)])
+def test_a_profile_changes_no_number_and_has_as_many_iterations_as_asked_for(
+    method: str, k: int, tmp_path: Path
+) -> None:
+    plain = run_serial(tiny_config(method, k, eval_every=2), tmp_path / "plain")
+    profiled = run_serial(tiny_config(method, k, eval_every=2, profile=2), tmp_path / "profiled")
+    assert_same(plain, profiled)
+    (event,) = profiled.of("profile")
+    assert (event["iterations"], event["step"]) == (2, k - 1 + 3 + 2)
+    assert (event["module"], event["busy_s"], event["num_kernels"]) == (1, None, None)
+    events = json.loads((tmp_path / "profiled" / event["file"]).read_text())["traceEvents"]
+    names = [each.get("name") for each in events]
+    assert sum(name == "Optimizer.step#SGD.step" for name in names) == 2 * k
+    begins, ends = profiled.of("stretch_begin"), profiled.of("stretch_end")
+    assert len(begins) == len(ends) == 2  # before and behind it
+
+
+def test_it_is_not_of_the_iterations_that_are_traced(tmp_path: Path) -> None:
+    changes = {"eval_every": 2, "trace": 5, "profile": 2}
+    result = run_serial(tiny_config("fr", 2, **changes), tmp_path)
+    (event,) = result.of("profile")
+    assert (event["iterations"], event["step"]) == (2, 1 + 5 + 2)
+    for trace in result.of("trace"):
+        assert sum(span[0] == "step" for span in trace["spans"]) == 5
+
+
+@pytest.mark.parametrize(("changes", "expected"), [({"profile": 30}, 10), ({"profile": 3, "trace": 10}, 0)])
+def test_a_run_that_is_too_short_has_fewer_or_none(changes: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    found = run_serial(tiny_config("bp", 1, eval_every=2, **changes), tmp_path).of("profile")
+    assert sum(event["iterations"] for event in found) == expected
+
+
+def test_times_are_means_over_the_other_iterations(tmp_path: Path) -> None:
+    result = run_processes(tiny_config("fr", 2, "ipc", eval_every=2, profile=2, epochs=4), tmp_path)
+    profiles = sorted(result.of("profile"), key=lambda record: record["module"])
+    assert [(record["module"], record["iterations"], record["step"]) for record in profiles] == [(1, 2, 6), (2, 2, 6)]
+    assert sorted(path.name for path in tmp_path.glob("profile_*")) == ["profile_1.json", "profile_2.json"]
+    assert len(result.of("time")) == 2 * 4 and all(record["efficiency"] > 0 for record in result.of("time"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["device_busy_s"] is None and summary["num_kernels"] is None
+    assert summary["steps"] == 20
+    assert summary["step_time_s"] == pytest.approx(summary["train_time"] / 18)
+    assert summary["images_per_s"] == pytest.approx(18 * 8 / summary["train_time"])
+    run = read_run(tmp_path, print)
+    assert run is not None and step_time_s(run) == pytest.approx(summary["step_time_s"])
+    inside = [record for record in result.of("train") if record["step"] in (5, 6)]
+    assert len({record["train_time"] for record in inside}) == 1
+
+
+def test_images_a_second_are_of_what_the_clock_saw() -> None:
+    collector = Collector(1, 100, 8, in_parallel=False)
+    second = 10**9
+    assert collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 0}) == []
+    collector.add({"event": "stretch_end", "modules": [1], "time_ns": 4 * second})
+    profiled = {"event": "profile", "module": 1, "step": 6, "iterations": 2, "busy_s": None, "num_kernels": None}
+    (record,) = collector.add({**profiled, "time_ns": 50 * second})
+    assert (record["kind"], record["train_time"]) == ("profile", 4.0)
+    collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 60 * second})
+    train = {"event": "train", "step": 10, "loss": 1.0, "error": 0.5, "lr": 0.1}
+    (record,) = collector.add({**train, "time_ns": 64 * second})
+    assert record["images_per_s"] == 8 * (10 - 2) / 8.0
+
+
+def profile_record(module: int, device: str, busy_s: float | None) -> dict[str, Any]:
+    position = {"step": 6, "epoch": 0.6, "train_time": 4.0}
+    kernels = None if busy_s is None else 100.0
+    numbers = {"iterations": 2, "busy_s": busy_s, "num_kernels": kernels, "file": f"profile_{module}.json"}
+    return {"kind": "profile", **position, "module": module, "device": device, **numbers}
+
+
+def test_processes_on_one_gpu_keep_it_busy_together() -> None:
+    config = tiny_config("fr", 3)
+    builder = SummaryBuilder(config, [1, 2], 4)
+    assert builder.build("running")["device_busy_s"] is None
+    for module, device, busy_s in ((1, "cuda:0", 0.25), (2, "cuda:0", 0.5), (3, "cuda:1", 0.625)):
+        builder.add(profile_record(module, device, busy_s))
+    summary = builder.build("finished")
+    assert (summary["device_busy_s"], summary["num_kernels"]) == (0.75, 300.0)
+    assert summary["step_time_s"] == 4.0 / (6 - 2)
+
+
+def test_the_line_for_the_user_says_where_it_is_and_what_the_gpu_did() -> None:
+    assert profile_line(profile_record(1, "cpu", None)).endswith("module 1: 2 iterations in profile_1.json")
+    assert profile_line(profile_record(2, "cuda:0", 0.5)).endswith(", GPU busy 0.5 s and 100 kernels each")
+
+
+def test_a_run_that_goes_on_may_have_another_number(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"eval_every": 2, "deterministic": True}
+    train_here(tiny_config("fr", 2, **changes), tmp_path / "alone")
+    train_here(tiny_config("fr", 2, **changes), tmp_path / "run", stop_at=3)
+    train_here(tiny_config("fr", 2, profile=1, **changes), tmp_path / "run")
+    alone, run = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "run")
+    )
+    assert [record["iterations"] for record in run if record["kind"] == "profile"] == [1]
+    assert comparable([record for record in run if record["kind"] != "profile"]) == comparable(alone)
