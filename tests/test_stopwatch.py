@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from harness import run_serial, tiny_config
 
 from fr_bench.device_stopwatch import FURTHEST_MS, LOOK_EVERY, DeviceStopwatch, make_stopwatch
 from fr_bench.stopwatch import Stopwatch
+from fr_bench.worker import shares_gpu
 
 
 class FakeDevice:
@@ -218,3 +222,59 @@ def test_the_hosts_stopwatch_has_the_same_rest_and_pauses(monkeypatch: pytest.Mo
         ("wait neighbours", 2 * 10**6),
     ]
     assert watch.take() == {"play_s": 0.01, "learn_s": 0.0, "wait_s": 0.003, "send_s": 0.0}
+
+
+class HostEvent:
+    """An event of a device that does everything at once."""
+
+    def record(self, stream: Any = None) -> None:
+        self.at_ns = time.monotonic_ns()
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end_event: HostEvent, /) -> float:
+        return (end_event.at_ns - self.at_ns) / 1e6
+
+
+@pytest.mark.parametrize(("method", "k"), [("bp", 1), ("fr", 3)])
+def test_a_whole_run_is_timed_by_events_as_by_the_host(
+    method: str, k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fr_bench.worker.make_stopwatch", lambda device: DeviceStopwatch(device, HostEvent))
+    run = run_serial(tiny_config(method, k, trace=3, profile=2, eval_every=2, epochs=4), tmp_path)
+    times = run.of("time")
+    assert len(times) == 4 * k
+    for step in {record["step"] for record in times}:  # one after the other
+        records = [record for record in times if record["step"] == step]
+        spans_s = sum(record[name] for record in records for name in ("play_s", "learn_s", "send_s", "wait_s"))
+        assert 0.1 * records[0]["wall_s"] < spans_s <= records[0]["wall_s"]
+    for trace in run.of("trace"):
+        assert sum(span[0] == "step" for span in trace["spans"]) == 3
+        starts = [span[1] for span in trace["spans"]]
+        assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("devices", "modules", "rank", "expected"),
+    [
+        (["cpu", "cpu"], [1], None, False),
+        (["cuda:0"], [1], None, False),
+        (["cuda:0", "cuda:0"], [2], None, True),
+        (["cuda:0", "cuda:1"], [2], None, False),
+        (["cuda:0", "cuda:1", "cuda:0"], [2], None, False),
+        (["cuda:0", "cuda:1", "cuda:0"], [3], None, True),
+        (["cuda:0", "cuda:0"], [1, 2], None, True),  # serial
+        (["cuda:0", "cuda:1"] * 2, [3], 2, False),  # on the second of two machines
+        (["cuda:0", "cuda:0"] * 2, [3], 2, True),
+    ],
+)
+def test_a_gpu_is_shared_if_another_module_of_the_machine_is_on_it(
+    devices: list[str], modules: list[int], rank: int | None, expected: bool
+) -> None:
+    launch = None if rank is None else SimpleNamespace(rank=rank, local_world_size=2)
+    task = SimpleNamespace(plan=SimpleNamespace(devices=devices), modules=modules, launch=launch)
+    assert shares_gpu(task) is expected  # type: ignore[arg-type]
