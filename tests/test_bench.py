@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from harness import call, tiny_config
 
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
-from fr_bench.bench.measurement import Measurement, iterations_of
+from fr_bench.bench.measurement import Measurement, iterations_of, load_of
 from fr_bench.bench.rows import CheckpointCosts, Quartiles, compare, make_row
+from fr_bench.bench.run import has_limit
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
 from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
-from fr_bench.bench_command import main, read_values, with_defaults
+from fr_bench.bench_command import is_on_gpu, main, read_values, with_defaults
 from fr_bench.checkpoint_files import folder_of
 from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.figures.bench import draw_bench
 from fr_bench.stopwatch import Span
 from fr_bench.supervisor import SignalWatch
 
@@ -85,7 +88,8 @@ def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts(
         ({"methods": ["fr transport=serial"], "k": [2]}, "'fr transport=serial' with K=2: transport=serial"),
         ({"methods": ["ddp"], "k": [3]}, "batch_size=8: cannot be shared equally by 3"),
         ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
-        ({"methods": ["plain precision=bf16"], "k": [1]}, "the peers run in fp32 or fp64"),
+        ({"methods": ["ddp precision=bf16"], "k": [2]}, "this peer runs in fp32 or fp64"),
+        ({"methods": ["plain cuda_graphs=true"], "k": [1]}, "cuda_graphs=true: the peers run as they are"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], message: str) -> None:
@@ -100,6 +104,88 @@ def test_how_many_processes_need_more_cores_than_there_are_is_said(monkeypatch: 
     assert (crowded(contenders(methods=["fr replicas=2"], k=[2])) or "").startswith("4 processes")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert crowded(found) is None
+
+
+# On a GPU
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what only asks whether it is there."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+
+
+def config_on_gpu(words: Sequence[str]) -> dict[str, Any]:
+    return config_of(["device=cuda", "transport=auto", *words])
+
+
+def on_gpu(**settings: Any) -> dict[str, Contender]:
+    made = make_settings({"k": [1, 2], **settings}, on_gpu=True)
+    return {each.label: each for each in make_contenders(made, config_on_gpu)}
+
+
+def test_a_gpu_has_defaults_of_its_own_which_yield_to_what_is_set() -> None:
+    settings = make_settings({"steps": 5}, on_gpu=True)
+    assert (settings.methods, settings.k) == (["plain", "bp", "dni", "ddg", "fr"], [1, 2, 4])
+    assert (settings.rounds, settings.warmup, settings.steps, settings.profile) == (1, 10, 5, 3)
+    assert make_settings({}).profile == 0
+    assert [is_on_gpu(device) for device in ("cuda", "cpu")] == [True, False]
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_modules_on_one_gpu_share_it_in_processes_or_in_one() -> None:
+    found = on_gpu(methods=["plain precision=tf32", "plain precision=bf16", "fr", "fr transport=serial"])
+    assert list(found) == [
+        "bp K=1", "bp K=2", "plain precision=tf32 K=1", "plain precision=bf16 K=1", "fr K=2", "fr transport=serial K=2",
+    ]  # fmt: skip
+    assert [found[label].plan.transport for label in ("fr K=2", "fr transport=serial K=2")] == ["ipc", "serial"]
+    assert [each.shares_gpu for each in found.values()] == [False, True, False, False, True, True]
+    assert [has_limit(each) for each in found.values()] == [False] * 6
+    assert crowded(list(found.values())) is None
+    plan = found["fr K=2"].plan
+    assert (plan.config["max_steps"], plan.config["trace"], plan.config["profile"]) == (1 + 10 + 30 + 3, 10 + 30, 3)
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize("peer", ["ddp", "1f1b"])
+def test_a_peer_that_needs_a_gpu_a_process_is_refused(peer: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{peer}' with K=2: device=cuda: {peer} needs a GPU for each"):
+        on_gpu(methods=[peer])
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_of_a_profile() -> None:
+    found = on_gpu(methods=["plain", "fr"])
+    lower, top = {"play": 0.5, "wait gradient": 0.25}, {"play": 0.5, "backward": 0.25}
+    rows = [
+        make_row(found["plain K=1"], [replace(measurement(2.0), device_busy_s=1.5, num_kernels=900.0)]),
+        make_row(found["bp K=1"], [replace(measurement(1.0, top), device_busy_s=1.25, num_kernels=1000.0)]),
+        make_row(found["bp K=2"], [measurement(1.5, lower, top)]),
+        make_row(found["fr K=2"], [replace(measurement(1.25, lower, top), device_busy_s=busy) for busy in (1.0, 0.5)]),
+    ]
+    compare(rows)
+    plain, single, _, fr = rows
+    assert (plain.idle_share, single.idle_share, fr.idle_share) == (0.25, 0.0, pytest.approx(0.4))
+    assert (plain.num_kernels, fr.device_busy_s, fr.num_kernels) == (900.0, 0.75, None)
+    assert (fr.speedup_vs_plain, fr.speedup_vs_single, fr.speedup_vs_locked) == (1.6, 0.8, 1.2)
+    assert fr.shares_gpu and fr.busy_s == [0.5, 0.75]
+    assert [fr.limit, fr.efficiency, fr.waiting_share, fr.wait_s, simulated_step_s(fr)] == [None] * 5
+    heading, _, *lines = as_table(rows).splitlines()
+    assert "GPU idle" in heading and "over plain" in heading and "limit" not in heading and "waiting" not in heading
+    assert "25 %" in lines[0] and "1.60" in lines[-1]
+    assert "GPU idle" not in as_table([replace(row, idle_share=None) for row in rows])
+    assert json.loads(json.dumps(fr.as_json()))["idle_share"] == fr.idle_share
+    assert draw_bench(rows, "on a GPU").figure.axes
+
+
+def test_the_busy_time_of_a_gpu_is_that_of_all_its_processes() -> None:
+    def record(device: str, busy_s: float | None) -> dict[str, Any]:
+        return {"device": device, "busy_s": busy_s, "num_kernels": None if busy_s is None else 10.0}
+
+    assert load_of([record("cuda:0", 0.25), record("cuda:0", 0.5), record("cuda:1", 0.625)]) == (0.75, 30.0)
+    assert load_of([record("cpu", None)]) == load_of([]) == (None, None)
 
 
 # Settings
@@ -117,6 +203,8 @@ def test_values_are_read_in_hydras_grammar() -> None:
         ("bench.rounds=0", "bench.rounds=0: must be an integer of at least 1"),
         ("bench.rounds=two", "bench.rounds=two: must be an integer"),
         ("bench.checkpoints=true", "bench.checkpoints=True: must be an integer of at least 0"),
+        ("bench.profile=-1", "bench.profile=-1: must be an integer of at least 0"),
+        ("profile=2", "profile: is set for each that is compared"),
         ("bench.warmup=0", "bench.warmup=0: must be an integer of at least 1"),
         ("bench.k=2", "bench.k=2: must be a list"),
         ("bench.k=[]", "must be a list with something in it"),

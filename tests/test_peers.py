@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from fr_bench.dry_run import report
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
+from fr_bench.peers.step_clock import StepClock
 from fr_bench.plan import check_components, make_plan
 from fr_bench.reporter import Reporter
 from fr_bench.supervisor import Supervisor, watch_signals
@@ -78,6 +80,56 @@ def plain_losses(batches: list[tuple[Tensor, Tensor]], num_parts: int) -> list[f
 def test_the_plain_loop_is_a_plain_loop(tmp_path: Path) -> None:
     losses, tasks = run_peer("plain", tmp_path, 1)
     assert losses == plain_losses(tasks[0].batches(), 1)
+
+
+def test_the_plain_loop_under_autocast_is_the_recipe_of_pytorch(tmp_path: Path) -> None:
+    def run(precision: str, **settings: Any) -> list[dict[str, Any]]:
+        connection, threads = ListConnection(), torch.get_num_threads()
+        (task,) = make_tasks(
+            "plain", tiny_config("bp", 1, precision=precision), input_shape=SHAPE, num_classes=NUM_CLASSES,
+            num_processes=1, threads=1, num_steps=NUM_STEPS, store_port=None, keep_losses=True, **settings,
+        )  # fmt: skip
+        try:
+            task.run(Reporter(connection, [-1]))  # type: ignore[arg-type]
+        finally:
+            torch.set_num_threads(threads)
+        return [event for event in connection.events if event["event"] == "peer"]
+
+    (plain,), (bf16,) = run("fp32"), run("bf16", profile=2, folder=tmp_path)
+    assert bf16["losses"] == pytest.approx(plain["losses"], abs=0.1) and bf16["losses"] != plain["losses"]
+    assert len(bf16["ends_ns"]) == NUM_STEPS and "busy_s" not in plain
+    assert (bf16["busy_s"], bf16["num_kernels"]) == (None, None)  # of a GPU
+    assert (tmp_path / "profile_1.json").exists()
+
+
+class FakeEvent:
+    """Reached a millisecond after the one before; the longer apart two are, the less exact is what lies between."""
+
+    made: ClassVar[list[FakeEvent]] = []
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.made.append(self)
+
+    def record(self) -> None:
+        self.at_ms = float(len(self.made))
+
+    def synchronize(self) -> None:
+        self.waits += 1
+
+    def elapsed_time(self, end_event: FakeEvent) -> float:
+        assert end_event.at_ms - self.at_ms == 1.0
+        return 1.0
+
+
+def test_on_a_gpu_a_peers_steps_are_timed_by_events_and_nobody_waits_before_the_end() -> None:
+    clock = StepClock("cuda:0", FakeEvent)
+    for _ in range(4):
+        clock.tick()
+    assert len(FakeEvent.made) == 5 and not any(event.waits for event in FakeEvent.made)
+    ends_ns = clock.ends_ns()
+    assert [event.waits for event in FakeEvent.made] == [0, 0, 0, 0, 1]
+    assert [b - a for a, b in itertools.pairwise(ends_ns)] == [10**6] * 3 and len(ends_ns) == 4
 
 
 def test_a_peer_pays_for_no_more_than_our_modules_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from fr_bench.bench.settings import HELP, make_settings
+from fr_bench.bench.settings import HELP, ON_GPU, make_settings
 from fr_bench.compose import compose
 from fr_bench.config import check
 from fr_bench.errors import ConfigError
@@ -28,13 +28,14 @@ DEFAULTS = {
     "threads": "1",
     "device": "cpu",
     "eval_every": "1000000",
+    "log_every": "1000000",
     "console": "off",
     "wandb.mode": "disabled",
     "checkpoint.every": "null",
     "checkpoint.minutes": "null",
     "run_dir": "'outputs/bench-${dataset.name}-${model.name}/${now:%Y%m%d-%H%M%S}-${run_id:}'",
 }
-SET_BY_BENCH = ("method", "k", "max_steps", "trace")
+SET_BY_BENCH = ("method", "k", "max_steps", "trace", "profile")
 USAGE = """\
 usage: fr-bench bench [bench.KEY=VALUE ...] [simulate.KEY=VALUE ...] [SETTING=VALUE ...]
 
@@ -45,6 +46,7 @@ settings are those of fr-bench train.
 
   fr-bench bench model=resnet164 bench.k=[1,2]
   fr-bench bench model=resnet164 bench.methods=[] simulate.k=[8,16] simulate.bandwidth_gb_s=12 simulate.latency_us=10
+  fr-bench bench device=cuda model=resnet164 bench.methods='[plain,bp,fr,"bp precision=tf32","fr precision=tf32"]'
   fr-bench bench model=resnet20 bench.methods='[bp,fr,"fr partition=equal","fr transport=gloo"]'
 
 """
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> int:
     own, simulated = ([word for word in arguments.overrides if word.startswith(each)] for each in (OWN, SIMULATED))
     shared = [word for word in arguments.overrides if not word.startswith((OWN, SIMULATED))]
     simulation = make_simulate_settings(read_values(simulated, SIMULATED))
-    settings = make_settings(read_values(own), simulates=simulation.k is not None)
+    values = read_values(own)
     overrides = with_defaults(shared)
 
     def config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +77,17 @@ def main(argv: list[str]) -> int:
     from fr_bench.bench.run import run_bench  # imports torch, which the paths above must not
 
     first = config_of(["method=bp", "k=1"])
+    settings = make_settings(values, simulates=simulation.k is not None, on_gpu=is_on_gpu(first["device"]))
     return run_bench(settings, simulation, config_of, Path(first["run_dir"]))
+
+
+def is_on_gpu(device: str) -> bool:
+    """Whether ``device=auto``, ``cpu`` or ``cuda`` means a GPU here."""
+    if device != "auto":
+        return device == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def usage() -> str:
@@ -89,7 +101,8 @@ def usage() -> str:
     width = max(map(len, texts)) + 2
     lines = [f"  {key:<{width}}{text}" for key, text in texts.items()]
     set_here = ", ".join(f"{key}={value}" for key, value in DEFAULTS.items() if key != "run_dir")
-    return USAGE + "\n".join(lines) + f"\n\nSet here unless you do: {set_here}."
+    on_gpu = ", ".join(f"bench.{key}={_shown(value)}" for key, value in ON_GPU.items())
+    return USAGE + "\n".join(lines) + f"\n\nSet here unless you do: {set_here}.\nDefaults with device=cuda: {on_gpu}."
 
 
 def _shown(value: Any) -> str:

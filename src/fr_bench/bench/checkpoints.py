@@ -105,6 +105,9 @@ def with_checkpoints(plan: Plan, settings: BenchSettings, step_s: float) -> Plan
     num_steps = every * (settings.checkpoints + 1)
     extent = {
         "max_steps": num_steps,
+        "profile": 0,
+        # Under nccl a checkpoint is due where the loop waits for the device anyway.
+        "log_every": min(plan.config["log_every"], 10),
         "trace": num_steps - (plan.num_modules - 1),
         "epochs": max(plan.config["epochs"], math.ceil(num_steps / plan.steps_per_epoch)),
         "checkpoint": {**plan.config["checkpoint"], "every": every, "minutes": None},

@@ -47,6 +47,16 @@ class Contender:
         return self.method in PEERS
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on GPUs."""
+        return self.plan.devices[0] != "cpu"
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether modules share a GPU: then each one's time depends on what the others do, and limits say nothing."""
+        return self.on_gpu and len(set(self.plan.devices)) < len(self.plan.devices)
+
+    @property
     def size(self) -> int:
         """Processes."""
         return self.k if self.is_peer else self.plan.size
@@ -90,14 +100,14 @@ def _make(
     num_steps = settings.warmup + settings.steps
     modules = 1 if is_peer else k
     own = [f"method={'bp' if is_peer else method}", f"k={modules}", *own]
-    extent = [f"trace={num_steps}", f"max_steps={modules - 1 + num_steps}"]  # the pipe fills first
+    # The pipe fills first.
+    extent = [f"trace={num_steps}", f"profile={settings.profile}"]
+    extent.append(f"max_steps={modules - 1 + num_steps + settings.profile}")
     try:
         plan = make_plan(config_of([*own, *extent]))
-        if any(device != "cpu" for device in plan.devices):
-            raise ConfigError("device=cuda: bench reads the host's clock, which does not see a GPU; use device=cpu.")
         plan = replace(plan, num_evaluation_images={})  # evaluations take no part
         if not is_peer:
-            if k > 1 and plan.transport == "serial":
+            if k > 1 and plan.transport == "serial" and plan.devices[0] == "cpu":
                 raise ConfigError("transport=serial: modules that take turns in one process have no speed to compare.")
             return [Contender(words, method, k, plan, tuple(plan.cuts))]
         _check_peer(method, k, plan)
@@ -110,10 +120,16 @@ def _make(
 
 def _check_peer(method: str, k: int, plan: Plan) -> None:
     config = plan.config
-    if config["precision"] not in ("fp32", "fp64"):
-        raise ConfigError(f"precision={config['precision']}: the peers run in fp32 or fp64.")
-    if config["compile"]:
-        raise ConfigError("compile=true: the peers run as they are; give it to methods alone, as 'fr compile=true'.")
+    if method != "plain" and plan.devices[0] != "cpu":
+        raise ConfigError(
+            f"device={config['device']}: {method} needs a GPU for each of its processes, on which bench has no way to "
+            "run it; leave it out, or use device=cpu."
+        )
+    if method != "plain" and config["precision"] not in ("fp32", "fp64"):
+        raise ConfigError(f"precision={config['precision']}: this peer runs in fp32 or fp64.")
+    for key in ("compile", "cuda_graphs"):
+        if config.get(key):
+            raise ConfigError(f"{key}=true: the peers run as they are; give it to methods alone, as 'fr {key}=true'.")
     if method == "ddp" and config["batch_size"] % k:
         raise ConfigError(f"batch_size={config['batch_size']}: cannot be shared equally by {k} processes.")
 
@@ -146,10 +162,12 @@ def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
 def crowded(contenders: Sequence[Contender]) -> str | None:
     """A line that tells how many processes have more threads together than there are cores; None if all fit.
 
-    Processes, not K: replicas multiply them.
+    Processes, not K: replicas multiply them. Those on GPUs have other things to do than to compute.
     """
     cores = len(os.sched_getaffinity(0))
-    smallest = min((each.size for each in contenders if each.size * each.plan.threads > cores), default=None)
+    smallest = min(
+        (each.size for each in contenders if not each.on_gpu and each.size * each.plan.threads > cores), default=None
+    )
     if smallest is None:
         return None
     return f"{smallest} processes and more have more threads than there are cores: they share cores."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,19 @@ class Measurement:
     Attributes:
         step_s: seconds of each timed iteration, on the slowest module or process.
         phases_s: by module, median seconds an iteration by name of span (fr_bench.stopwatch.KINDS); empty for a peer.
-        peak_bytes: by module, peak resident memory of its process.
+        peak_bytes: by process, its peak: resident memory, on a GPU the allocator's.
         accounted_bytes: by module, what its tensors hold (see fr_bench.memory); empty for a peer.
+        device_busy_s: seconds of an iteration in which the GPU is busy; of several GPUs the busiest. None where it was
+            not profiled, or is no GPU.
+        num_kernels: of an iteration, in all processes.
     """
 
     step_s: list[float]
     phases_s: list[dict[str, float]] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
     accounted_bytes: list[int] = field(default_factory=list)
+    device_busy_s: float | None = None
+    num_kernels: float | None = None
 
 
 def measure(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
@@ -54,22 +59,27 @@ def _measure_method(contender: Contender, settings: BenchSettings, folder: Path,
     plan = contender.plan
     collector = collector_of(plan)
     peaks, accounts = [0] * plan.size, [0] * plan.size
+    profiles = list[dict[str, Any]]()
     with Supervisor.of_plan(plan, folder) as supervisor:
         for event in supervisor.events(signals):
             for record in collector.add(event) if event else ():
                 if record["kind"] == "memory":
                     peaks[record["module"] - 1] = record["peak"]
                     accounts[record["module"] - 1] = sum(record.get(name, 0) for name in CATEGORIES)
+                elif record["kind"] == "profile":
+                    profiles.append(record)
     iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.size + 1)]
     times = [[iteration.seconds for iteration in module] for module in iterations]
     phases = [_median_phases(module) for module in iterations]
-    return Measurement(max(times, key=sum), phases, peaks, accounts)
+    peaks = [peaks[numbers[0] - 1] for numbers in plan.numbers_by_process]
+    return Measurement(max(times, key=sum), phases, peaks, accounts, *load_of(profiles))
 
 
 def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
     plan, k = contender.plan, contender.k
     ends_ns: dict[int, list[int]] = {}
     peaks = [0] * k
+    profiles = list[dict[str, Any]]()
 
     def make(_: Any, store_port: int | None) -> Sequence[Any]:
         return make_tasks(
@@ -83,6 +93,9 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
             store_port=store_port,
             cuts=contender.cuts,
             num_microbatches=contender.num_microbatches or 1,
+            device=plan.devices[0],
+            profile=settings.profile,
+            folder=folder,
         )
 
     hang_timeout_s = plan.config["hang_timeout"]
@@ -91,12 +104,28 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
             if event and event["event"] == "peer":
                 ends_ns[event["module"]] = event["ends_ns"]
                 peaks[event["module"] - 1] = event["peak"]
+                profiles.append({"device": plan.devices[0], **event})
     first = settings.warmup - 1  # the clock starts with the end of the last iteration that is not timed
     times = [
         [(end - start) / 1e9 for start, end in zip(ends[first:], ends[first + 1 :], strict=False)]
         for ends in ends_ns.values()
     ]
-    return Measurement(max(times, key=sum), peak_bytes=peaks)
+    busy_s, num_kernels = load_of(profiles)
+    return Measurement(max(times, key=sum), peak_bytes=peaks, device_busy_s=busy_s, num_kernels=num_kernels)
+
+
+def load_of(profiles: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """(busy seconds, kernels) of an iteration, from one record of each process.
+
+    Processes that share a GPU take turns, so their times add up.
+    """
+    by_device: defaultdict[str, float] = defaultdict(float)
+    num_kernels = 0.0
+    for profile in profiles:
+        if profile.get("busy_s") is not None:
+            by_device[profile["device"]] += profile["busy_s"]
+            num_kernels += profile["num_kernels"]
+    return (max(by_device.values()), num_kernels) if by_device else (None, None)
 
 
 def collector_of(plan: Plan) -> Collector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from fr_bench.bench.checkpoints import CheckpointCost
@@ -88,9 +88,14 @@ class Row:
         busy_s, wait_s, send_s: by module.
         waiting_share: by module, of the step time.
         phases_s: by module, by name of span.
-        peak_memory: by module or process, peak resident bytes (libraries included).
+        peak_memory: by process, peak resident bytes (libraries included); on a GPU the allocator's peak.
         accounted_memory: by module, bytes of its tensors.
         num_samples: timed iterations of all rounds.
+        shares_gpu: whether modules share a GPU. Then ``busy_s`` is how long their streams took, the others' work in
+            between included, and what waiting, efficiency and limits would be made of it is None.
+        device_busy_s: how long the GPU is busy in an iteration, by a profile; of several the busiest.
+        idle_share: the share of the step time in which it is not.
+        num_kernels: of an iteration, on all GPUs.
         checkpoint: what a checkpoint costs, where that was asked for.
     """
 
@@ -120,6 +125,10 @@ class Row:
     send_s: list[float] | None = None
     waiting_share: list[float] | None = None
     checkpoint: CheckpointCosts | None = None
+    shares_gpu: bool = False
+    device_busy_s: float | None = None
+    idle_share: float | None = None
+    num_kernels: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain data; what is not known is null."""
@@ -144,12 +153,18 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         phases_s=_median_phases([each.phases_s for each in measurements]),
         replicas=contender.plan.config["replicas"],
         num_microbatches=contender.num_microbatches,
+        shares_gpu=contender.shares_gpu,
+        device_busy_s=_median(each.device_busy_s for each in measurements),
+        num_kernels=_median(each.num_kernels for each in measurements),
     )
+    if row.device_busy_s is not None:
+        row.idle_share = max(0.0, 1 - row.device_busy_s / step.median)
     if row.phases_s:
         row.busy_s = [_total(phases, COMPUTING) for phases in row.phases_s]
-        row.wait_s = [_total(phases, ("wait_s",)) for phases in row.phases_s]
         row.send_s = [_total(phases, ("send_s",)) for phases in row.phases_s]
-    if row.phases_s and len(row.phases_s) > 1:
+    if row.phases_s and not row.shares_gpu:
+        row.wait_s = [_total(phases, ("wait_s",)) for phases in row.phases_s]
+    if len(row.phases_s) > 1 and not row.shares_gpu:
         assert row.busy_s is not None and row.wait_s is not None
         row.efficiency = max(row.busy_s) / step.median
         row.waiting_share = [seconds / step.median for seconds in row.wait_s]
@@ -166,7 +181,7 @@ def compare(rows: Sequence[Row]) -> None:
         row.speedup_vs_plain = plain / step_s if plain else None
         locked = _median_of(rows, "bp", row.k) if row.k > 1 else None
         row.speedup_vs_locked = locked / step_s if locked else None
-        if locked and row.busy_s and row.method != "bp":
+        if locked and row.busy_s and row.method != "bp" and not row.shares_gpu:
             row.limit = locked / max(row.busy_s)
 
 
@@ -176,6 +191,11 @@ def _median_of(rows: Sequence[Row], words: str, k: int) -> float | None:
 
 def _total(phases: Mapping[str, float], kinds: Sequence[str]) -> float:
     return sum(seconds for name, seconds in phases.items() if KINDS[name] in kinds)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _medians(by_run: Sequence[Sequence[int]]) -> list[int]:

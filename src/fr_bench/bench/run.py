@@ -47,7 +47,7 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
     contenders = make_contenders(settings, config_of) if settings.methods else []
     # First: a mistake ends it before anything starts, and blocks are timed while nothing else of ours runs.
     forecast = make_forecast(simulated, settings.microbatches, config_of) if simulated.k else None
-    limits = {id(each): limit_uncontended(each) for each in contenders if not each.is_peer and each.k > 1}
+    limits = {id(each): limit_uncontended(each) for each in contenders if has_limit(each)}
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -168,15 +168,23 @@ class Bench:
         """bench.json, with what there is so far."""
         plan = self._contenders[0].plan if self._contenders else None
         environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
-        shared = ("model", "dataset", "batch_size", "precision", "channels_last", "compile", "optimizer", "seed")
+        shared = (
+            "model", "dataset", "batch_size", "device", "precision", "channels_last", "compile", "cuda_graphs",
+            "optimizer", "seed",
+        )  # fmt: skip
         content = {
             "env": environment,
-            "config": {key: plan.config[key] for key in shared} if plan else {},
+            "config": {key: plan.config[key] for key in shared if key in plan.config} if plan else {},
             "bench": vars(self.settings),
             "rows": [row.as_json() for row in self.rows()],
             "failures": self.failures,
         }
         replace_file(self.folder / "bench.json", strict_json(content, indent=1) + "\n")
+
+
+def has_limit(contender: Contender) -> bool:
+    """Whether something limits it that can be measured while nothing else runs: not where modules share a GPU."""
+    return not contender.is_peer and contender.k > 1 and not contender.shares_gpu
 
 
 def limit_uncontended(contender: Contender) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,15 @@ from fr_bench.errors import ConfigError, nearest
 
 METHODS = ("plain", "bp", "dni", "ddg", "fr", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
 MOST_MODULES = 4
+# Defaults on a GPU: one GPU is enough, its steps are short and its times steady.
+ON_GPU: dict[str, Any] = {
+    "methods": ["plain", "bp", "dni", "ddg", "fr"],
+    "k": [1, 2, MOST_MODULES],
+    "rounds": 1,
+    "warmup": 10,
+    "steps": 30,
+    "profile": 3,
+}
 
 
 @dataclass
@@ -25,6 +35,7 @@ class BenchSettings:
         rounds: how often everything is run, in turn, so that a slow minute of the machine hits all alike.
         warmup: iterations before the clock starts, once the pipe is full; at least 1.
         steps: timed iterations of a run.
+        profile: iterations after the timed ones, to be profiled: on a GPU they tell for how much of a step it is idle.
         microbatches: micro-batches of the pipelines, in multiples of K. All are tried in the first round, the fastest
             goes on.
         checkpoints: of each method, how many it takes in a second run of every round, which tells what they cost; 0:
@@ -36,6 +47,7 @@ class BenchSettings:
     rounds: int = 3
     warmup: int = 2
     steps: int = 6
+    profile: int = 0
     microbatches: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     checkpoints: int = 0
 
@@ -47,6 +59,7 @@ HELP = {
     "rounds": "how often everything is run, in turn",
     "warmup": "iterations of a run before the clock starts",
     "steps": "timed iterations of a run",
+    "profile": "iterations after those, profiled to tell how long a GPU is idle; 0: none",
     "microbatches": "of the pipelines, in multiples of K; the fastest is reported",
     "checkpoints": "taken in a second run of each method in every round, to tell what they cost; 0: none",
 }
@@ -57,12 +70,13 @@ def default_k(num_cores: int) -> list[int]:
     return [k for k in (1, 2, MOST_MODULES) if k <= max(1, num_cores)]
 
 
-def make_settings(values: dict[str, Any], simulates: bool = False) -> BenchSettings:
+def make_settings(values: dict[str, Any], simulates: bool = False, on_gpu: bool = False) -> BenchSettings:
     """The settings with ``values``, by key without ``bench.``, in place of the defaults.
 
     Args:
         values: by key.
         simulates: whether a simulation is asked for; then nothing needs to be measured beside it.
+        on_gpu: whether the defaults are those on a GPU.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a number out of range.
@@ -71,8 +85,8 @@ def make_settings(values: dict[str, Any], simulates: bool = False) -> BenchSetti
     for key in values:
         if key not in known:
             raise ConfigError(f"bench.{key}: unknown.{nearest(key, known)} There are bench.{', bench.'.join(known)}.")
-    settings = BenchSettings(**values)
-    for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2), ("checkpoints", 0)):
+    settings = BenchSettings(**{**(copy.deepcopy(ON_GPU) if on_gpu else {}), **values})
+    for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2), ("profile", 0), ("checkpoints", 0)):
         _check_integers(key, [getattr(settings, key)], smallest)
     for key in ("k", "microbatches"):
         _check_integers(key, _as_list(key, getattr(settings, key)), 1)

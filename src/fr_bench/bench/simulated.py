@@ -12,12 +12,12 @@ WAITING = ("wait features", "wait gradient")
 
 def simulated_step_s(row: Row) -> float | None:
     """Seconds an iteration of the row's schedule if its modules compute as long as they did; None where that is not
-    known (a peer, replicas, or a method that the simulation does not know).
+    known (a peer, replicas, modules that share a GPU, or a method that the simulation does not know).
 
     Sending, and what the loop does between spans, are part of a module's own time. How long a module waits is for the
     simulation to find out: beside the measured step time it shows whether schedule and transport do what they should.
     """
-    if row.method not in METHODS or not row.phases_s or row.replicas > 1:
+    if row.method not in METHODS or not row.phases_s or row.replicas > 1 or row.shares_gpu:
         return None
     step_s = row.step_time_s.median
     modules = tuple(_module_times(phases, step_s) for phases in row.phases_s)

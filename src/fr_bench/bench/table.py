@@ -25,6 +25,7 @@ def as_table(rows: Sequence[Row]) -> str:
         "limit, uncontended": lambda row: _ratio(row.limit_uncontended),
         "efficiency": lambda row: _ratio(row.efficiency),
         "waiting": lambda row: ", ".join(f"{100 * share:.0f} %" for share in row.waiting_share or []),
+        "GPU idle": lambda row: "" if row.idle_share is None else f"{100 * row.idle_share:.0f} %",
         "peak, MiB": lambda row: ", ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory),
     }
     known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}

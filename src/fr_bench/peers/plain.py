@@ -20,7 +20,8 @@ class PlainLoop:
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward, loss, backward, step."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._task.loss(self._model(x), y)
+        with self._task.autocast():
+            loss = self._task.loss(self._model(x), y)
         loss.backward()
         self._optimizer.step()
         return loss.detach()

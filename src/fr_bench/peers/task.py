@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,15 +19,18 @@ from torch import Tensor, nn
 from fr_bench.components import bind
 from fr_bench.memory import peak_resident_bytes
 from fr_bench.models import build_blocks
+from fr_bench.peers.step_clock import StepClock
+from fr_bench.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.reporter import Reporter
-from fr_bench.torch_settings import choose_algorithms
+from fr_bench.torch_settings import configure_torch
 
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = ("plain", "ddp", *PIPELINES)
 CHUNKS = {"interleaved": 2}  # stages of a process; 1 in the others
 CONNECT_TIMEOUT = timedelta(minutes=5)
 NUM_BATCHES = 4  # that a peer goes round and round; made beforehand, so that it pays for no data
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+# Of weights; bf16 is that of the forward pass alone, under autocast.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 class Training(Protocol):
@@ -55,6 +59,9 @@ class PeerTask:
         rank: of this process among ``num_processes``.
         store_port: where the parent's rendezvous store listens.
         keep_losses: whether the losses are reported, which waits for the device in every step.
+        device: ``cpu``, or a GPU by name.
+        profile: iterations after the timed ones, to be recorded.
+        folder: where that goes.
     """
 
     peer: str
@@ -69,6 +76,9 @@ class PeerTask:
     num_processes: int
     store_port: int | None
     keep_losses: bool = False
+    device: str = "cpu"
+    profile: int = 0
+    folder: Path = Path()
 
     @property
     def modules(self) -> list[int]:
@@ -76,9 +86,12 @@ class PeerTask:
         return [self.rank + 1]
 
     def run(self, reporter: Reporter) -> None:
-        """Trains, and reports the end of every step (ns, ``time.monotonic_ns``) and the process's peak memory."""
-        torch.set_num_threads(self.threads)
-        choose_algorithms(self.config["deterministic"])  # as our own modules, which it is compared with
+        """Trains, and reports the end of every step (ns, ``time.monotonic_ns``), the process's peak memory (on a GPU
+        the allocator's) and, if it was profiled, what an iteration is for the GPU."""
+        # As our own modules, which it is compared with.
+        configure_torch(self.device, self.threads, self.config["precision"], self.config["deterministic"])
+        if self.device != "cpu":
+            torch.cuda.set_device(self.device)
         if self.store_port is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
@@ -86,39 +99,65 @@ class PeerTask:
         training: Training = import_module(MODULES[self.peer]).make(self)
         batches = self.batches()
         reporter.send("ready", modules=self.modules)
-        ends_ns, losses = [], []
+        losses = []
+        clock = StepClock(self.device)
         for step in range(self.num_steps):
             reporter.enter_iteration(self.rank + 1, step)
             loss = training.step(*batches[step % len(batches)])
             if self.keep_losses and loss is not None:
                 losses.append(loss.item())
-            ends_ns.append(time.monotonic_ns())
-        reporter.send("peer", module=self.rank + 1, ends_ns=ends_ns, losses=losses, peak=peak_resident_bytes())
+            clock.tick()
+            if step == 0 and self.device != "cpu":  # in which cuDNN tries algorithms, with any workspace that fits
+                torch.cuda.reset_peak_memory_stats()
+        ends_ns, peak = clock.ends_ns(), self._peak_bytes()
+        load = self._profile(training, batches).over(self.profile) if self.profile else {}
+        reporter.send("peer", module=self.rank + 1, ends_ns=ends_ns, losses=losses, peak=peak, **load)
         if self.store_port is not None:
             dist.barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
+    def _peak_bytes(self) -> int:
+        return peak_resident_bytes() if self.device == "cpu" else torch.cuda.max_memory_allocated()
+
+    def _profile(self, training: Training, batches: Sequence[tuple[Tensor, Tensor]]) -> DeviceLoad:
+        on_gpu = self.device != "cpu"
+        if on_gpu:
+            torch.cuda.synchronize()
+        with record_profile(on_gpu) as recording:
+            for step in range(self.profile):
+                training.step(*batches[step % len(batches)])
+            if on_gpu:
+                torch.cuda.synchronize()
+        return recording.write(self.folder / profile_file(self.modules))[1]
+
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Made-up normalised images and labels, the same in every process."""
+        """Made-up normalised images and labels, the same in every process, on its device."""
         generator = torch.Generator().manual_seed(self.config["seed"])
         size = self.config["batch_size"]
         made = []
         for _ in range(NUM_BATCHES):
             x = torch.randn(size, *self.input_shape, generator=generator).to(self.dtype)
             x = x.to(memory_format=self.memory_format)
-            made.append((x, torch.randint(self.num_classes, (size,), generator=generator)))
+            y = torch.randint(self.num_classes, (size,), generator=generator)
+            made.append((x.to(self.device), y.to(self.device)))
         return made
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
-        """The model's blocks with the initial weights of fr-bench, in dtype and memory format."""
+        """The model's blocks with the initial weights of fr-bench, on the device, in dtype and memory format."""
         blocks = build_blocks(self.config["model"], self.input_shape, self.num_classes, self.config["seed"])
         for _, block in blocks:
-            block.to(dtype=self.dtype).to(memory_format=self.memory_format)
+            block.to(device=self.device, dtype=self.dtype).to(memory_format=self.memory_format)
             block.train()
         return blocks
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         """The config's optimizer at its base learning rate."""
         return bind(self.config["optimizer"])(parameters)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of forward pass and loss in the config's precision."""
+        if self.config["precision"] != "bf16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, summed over the samples at hand and divided by the global batch size."""
@@ -155,12 +194,15 @@ def make_tasks(
     cuts: Sequence[int] = (),
     num_microbatches: int = 1,
     keep_losses: bool = False,
+    device: str = "cpu",
+    profile: int = 0,
+    folder: Path = Path(),
 ) -> list[PeerTask]:
     """The tasks of all processes of ``peer``; see :class:`PeerTask`."""
     return [
         PeerTask(
             peer, config, tuple(input_shape), num_classes, list(cuts), num_microbatches, num_steps, threads, rank,
-            num_processes, store_port, keep_losses,
+            num_processes, store_port, keep_losses, device, profile, folder,
         )
         for rank in range(num_processes)
     ]  # fmt: skip
