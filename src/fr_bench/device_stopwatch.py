@@ -113,7 +113,8 @@ class DeviceStopwatch(Stopwatch):
             self._resolve(wait=False)
             self._num_until_look = LOOK_EVERY
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Waits until the device is past the last span."""
         self._resolve(wait=True)
 
     def _resolve(self, wait: bool) -> None:

@@ -95,8 +95,8 @@ class Stopwatch:
         if self.tracing:
             self._spans.append(Span(name, start, end, batch))
 
-    def _settle(self) -> None:
-        """Has the sums and spans complete."""
+    def settle(self) -> None:
+        """Has the sums and spans complete, which may mean to wait for a device."""
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -110,12 +110,12 @@ class Stopwatch:
     @property
     def spans(self) -> list[Span]:
         """Those that were traced."""
-        self._settle()
+        self.settle()
         return self._spans
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by kind (``play_s, learn_s, wait_s, send_s``) since the last call."""
-        self._settle()
+        self.settle()
         seconds = dict.fromkeys(("play_s", "learn_s", "wait_s", "send_s"), 0.0)
         for name, total_ns in self._sums_ns.items():
             seconds[KINDS[name]] += total_ns / 1e9
@@ -124,11 +124,11 @@ class Stopwatch:
 
     def state_dict(self) -> dict[str, int]:
         """Nanoseconds by name since the last :meth:`take`."""
-        self._settle()
+        self.settle()
         return dict(self._sums_ns)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on with the sums of :meth:`state_dict`."""
-        self._settle()
+        self.settle()
         self._sums_ns.clear()
         self._sums_ns.update(state)

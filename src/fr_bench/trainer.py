@@ -253,7 +253,8 @@ class Trainer:
             if not is_timed:
                 self._reported_step += 1  # what is reported is a mean over the other iterations
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
-                self._synchronize()  # the stopwatches' times are the device's
+                for player in self.players:
+                    player.module.watch.settle()  # its times are the device's, and the clock is to be read with them
                 now_ns = time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns if is_timed else 0
                 since_ns = now_ns
