@@ -89,7 +89,6 @@ def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts(
         ({"methods": ["ddp"], "k": [3]}, "batch_size=8: cannot be shared equally by 3"),
         ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
         ({"methods": ["ddp precision=bf16"], "k": [2]}, "this peer runs in fp32 or fp64"),
-        ({"methods": ["plain cuda_graphs=true"], "k": [1]}, "cuda_graphs=true: the peers run as they are"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], message: str) -> None:
@@ -136,16 +135,22 @@ def test_a_gpu_has_defaults_of_its_own_which_yield_to_what_is_set() -> None:
 
 @pytest.mark.usefixtures("one_gpu")
 def test_modules_on_one_gpu_share_it_in_processes_or_in_one() -> None:
-    found = on_gpu(methods=["plain precision=tf32", "plain precision=bf16", "fr", "fr transport=serial"])
+    found = on_gpu(methods=["plain precision=tf32", "plain precision=bf16", "fr", "fr transport=ipc"])
     assert list(found) == [
-        "bp K=1", "bp K=2", "plain precision=tf32 K=1", "plain precision=bf16 K=1", "fr K=2", "fr transport=serial K=2",
+        "bp K=1", "bp K=2", "plain precision=tf32 K=1", "plain precision=bf16 K=1", "fr K=2", "fr transport=ipc K=2",
     ]  # fmt: skip
-    assert [found[label].plan.transport for label in ("fr K=2", "fr transport=serial K=2")] == ["ipc", "serial"]
+    assert [found[label].plan.transport for label in ("fr K=2", "fr transport=ipc K=2")] == ["serial", "ipc"]
     assert [each.shares_gpu for each in found.values()] == [False, True, False, False, True, True]
     assert [has_limit(each) for each in found.values()] == [False] * 6
     assert crowded(list(found.values())) is None
     plan = found["fr K=2"].plan
     assert (plan.config["max_steps"], plan.config["trace"], plan.config["profile"]) == (1 + 10 + 30 + 3, 10 + 30, 3)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_the_plain_loop_has_no_cuda_graphs() -> None:
+    with pytest.raises(ConfigError, match="cuda_graphs=true: the peers run as they are"):
+        on_gpu(methods=["plain cuda_graphs=true"])
 
 
 @pytest.mark.usefixtures("one_gpu")

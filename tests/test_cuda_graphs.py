@@ -170,3 +170,11 @@ def test_where_there_are_no_graphs_it_is_refused(
 def test_the_command_says_so_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "debug=fast", "cuda_graphs=true", "device=cpu"]) == 2
     assert "cuda_graphs=true: a mode of NVIDIA GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("graphs")
+def test_what_is_profiled_is_launched_too(tmp_path: Path) -> None:
+    plain = run_serial(tiny_config("fr", 2, profile=2), tmp_path / "plain")
+    graphed = run_serial(tiny_config("fr", 2, profile=2, cuda_graphs=True), tmp_path / "graphed")
+    assert counts["repeated"] == (10 + 2 * 9) + 2 * 10  # of modules 1 and 2: as without a profile
+    assert_same(graphed, plain)

@@ -33,7 +33,7 @@ def play_in_lockstep(
             x = images.batch(t)
         else:
             x = side.receive_from_below()
-        with module.watch.paused():
+        with module.beside_training():
             live = play(index, x)
         if not module.is_top:
             side.send_up(live.h)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -145,6 +145,7 @@ class Module:
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
         self._play_graphs: dict[PassKind, PlayGraph] = {}
         self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
+        self._is_beside = False
 
     @property
     def is_top(self) -> bool:
@@ -199,8 +200,18 @@ class Module:
         with self.watch.span("replay", batch):
             return self._pass(x, batch, PassKind(True, update_statistics))
 
+    @contextmanager
+    def beside_training(self) -> Iterator[None]:
+        """Passes inside (rehearsal, diagnostics, accounts) are not timed, and run as they are without CUDA graphs."""
+        self._is_beside = True
+        try:
+            with self.watch.paused():
+                yield
+        finally:
+            self._is_beside = False
+
     def _pass(self, x: Tensor, batch: int, kind: PassKind) -> Pass:
-        if self.watch.is_running:  # what is beside training runs as it is
+        if not self._is_beside:
             if kind in self._play_graphs:
                 return Pass(batch, x, self._play_graphs[kind](x))
             pair = self._free_pair(kind)
@@ -209,7 +220,7 @@ class Module:
         return self._forward(x, batch, kind)
 
     def _free_pair(self, kind: PassKind) -> PairGraph | None:
-        if not self.watch.is_running:
+        if self._is_beside:
             return None
         return next((pair for pair in self._pair_graphs.get(kind, ()) if pair.is_free), None)
 

@@ -53,11 +53,6 @@ class Stopwatch:
     def begin(self) -> None:
         """A stretch of training begins."""
 
-    @property
-    def is_running(self) -> bool:
-        """Whether spans are timed: what happens is training."""
-        return self._running
-
     @contextmanager
     def span(self, name: str, batch: int) -> Iterator[None]:
         """Times the body as ``name`` (a key of KINDS), working on mini-batch ``batch``."""
