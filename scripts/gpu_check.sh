@@ -1,20 +1,28 @@
 #!/usr/bin/env bash
-# What fr-bench does on this machine's GPU, in one file: a short run of every method whose four modules share it, then
-# the tests that need one. One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should
-# the time run out; exit code 1 if anything failed.
+# What fr-bench does on this machine's GPU, in one file: the tests that need one; a short run of every method, with a
+# process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side.
+# One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
+# code 1 if anything failed.
 #
-#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check MODEL=resnet164 DATASET=synthetic STEPS=40 \
-#       METHODS="bp dni ddg fr" RUN_LIMIT=90 TEST_LIMIT=360 WORKERS=4 \
-#       scripts/gpu_check.sh [any further settings of fr-bench train]
+#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods" MODEL=resnet164 BATCH_SIZE=128 \
+#       STEPS=40 METHODS="bp dni ddg fr" TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 WORKERS=8 \
+#       scripts/gpu_check.sh [any further settings of fr-bench train, for the runs]
 #
-# RUN_LIMIT and TEST_LIMIT: seconds for each run, and for all tests. WORKERS: so many tests run side by side.
-# DEVICE=cpu rehearses it where there is no GPU.
+# ..._LIMIT: seconds for all tests, for each run, and for each of the two benches. WORKERS: so many tests run side by
+# side. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it without a GPU.
 set -uo pipefail
 python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
+model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods}
+switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=false','bp precision=tf32',\
+'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
+side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
+'fr cuda_graphs=true transport=ipc',fr,'ddg cuda_graphs=true','dni cuda_graphs=true']"
+if [ "$device" = cpu ]; then
+    switches="[plain,bp,'bp channels_last=false']" side_by_side="[bp,fr,'fr transport=gloo']"
+fi
 cd "$(dirname "$0")/.." || exit 2
 mkdir -p "${RESULTS:-outputs/gpu-check}" || exit 2
 results=$(cd "${RESULTS:-outputs/gpu-check}" && pwd)
-rm -f "$results/tests.xml" "$results/gpu_check.json"
 failed=0
 
 # The process group of a program that is out of time is killed with it: its modules die with their parent.
@@ -38,23 +46,46 @@ for case in ElementTree.parse(results / "tests.xml").iter("testcase") if finishe
     else:
         tests[kind].append(f"{case.get('classname')}::{case.get('name')}")
 runs = {method: {"status": read(results / method / "status.json"), "summary": read(results / method / "summary.json")} for method in methods}
-environment = next((found for method in methods if (found := read(results / method / "env.json"))), None)
+benches = {name: read(results / name / "bench.json") for name in ("switches", "methods")}
+environments = [read(results / method / "env.json") for method in methods] + [bench and bench["env"] for bench in benches.values()]
+environment = next((found for found in environments if found), None)
 path = results / "gpu_check.json"
-path.write_text(json.dumps({"env": environment, "tests": tests if finished else None, "runs": runs}, indent=1) + "\n")
+content = {"env": environment, "tests": tests if finished else None, "runs": runs, **benches}
+path.write_text(json.dumps(content, indent=1) + "\n")
 states = ", ".join(f"{method} {(run['status'] or {}).get('state', 'not begun')}" for method, run in runs.items())
 ended = f"{tests['passed']} tests passed, {len(tests['failed'])} failed, {len(tests['skipped'])} skipped" if finished else "tests: not ended"
-print(f"{states}; {ended}; {path}")
+rows = ", ".join(f"{name}: {len(bench['rows']) if bench else 0} rows" for name, bench in benches.items())
+print(f"{ended}; {states}; {rows}; {path}")
 PYTHON
 }
 
-for method in $methods; do
-    rm -rf "${results:?}/$method"
-    within "${RUN_LIMIT:-90}" "$python" -m fr_bench train "method=$method" "model=${MODEL:-resnet164}" \
-        "dataset=${DATASET:-synthetic}" k=4 "device=$device" "max_steps=${STEPS:-40}" transport=ipc resume=never \
-        console=off wandb.mode=disabled "run_dir=$results/$method" "$@" || failed=1
+bench() {
+    rm -rf "${results:?}/$1"
+    within "${BENCH_LIMIT:-360}" "$python" -m fr_bench bench "device=$device" "model=$model" "batch_size=$batch_size" \
+        "bench.k=$2" "bench.methods=$3" "run_dir=$results/$1" || failed=1
     report
+}
+
+for part in $parts; do
+    case $part in
+    tests)
+        rm -f "$results/tests.xml"
+        FR_BENCH_GPU_TESTS_ON=$device within "${TEST_LIMIT:-360}" "$python" -m pytest -q tests/gpu \
+            -n "${WORKERS:-8}" -o timeout=120 --maxfail=20 --junitxml="$results/tests.xml" || failed=1
+        report
+        ;;
+    runs)
+        for method in $methods; do
+            rm -rf "${results:?}/$method"
+            within "${RUN_LIMIT:-90}" "$python" -m fr_bench train "method=$method" "model=$model" k=4 \
+                "batch_size=$batch_size" dataset=synthetic "device=$device" "max_steps=${STEPS:-40}" transport=ipc \
+                resume=never console=off wandb.mode=disabled "run_dir=$results/$method" "$@" || failed=1
+            report
+        done
+        ;;
+    switches) bench switches '[1]' "${SWITCHES:-$switches}" ;;
+    methods) bench methods '[1,4]' "${SIDE_BY_SIDE:-$side_by_side}" ;;
+    *) echo "gpu_check: PARTS has $part; there are: tests runs switches methods" >&2; exit 2 ;;
+    esac
 done
-FR_BENCH_GPU_TESTS_ON=$device within "${TEST_LIMIT:-360}" "$python" -m pytest -q tests/gpu -n "${WORKERS:-4}" \
-    -o timeout=120 --maxfail=10 --junitxml="$results/tests.xml" || failed=1
-report
 exit $failed
