@@ -208,7 +208,7 @@ def assert_close(one: Result, other: Result, tolerance: float = 1e-12) -> None:
 
 
 # Fields that depend on how fast the machine is, or on what else the process did.
-WALL = ("train_time", "images_per_s", "play_s", "learn_s", "wait_s", "send_s", "efficiency", "peak")
+WALL = ("train_time", "images_per_s", "play_s", "learn_s", "wait_s", "send_s", "efficiency", "peak", "reserved")
 
 
 def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
