@@ -111,6 +111,20 @@ def test_a_run_that_ends_before_its_last_evaluation_only_evaluates(tmp_path: Pat
     assert_same_run(tmp_path / "alone", tmp_path / "run")
 
 
+def test_a_run_of_an_older_version_goes_on_though_its_config_lacks_settings(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    train_here(config, tmp_path / "alone")
+    run = stopped(config, tmp_path / "run", 5)
+    lines = (run / "config.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith(("replicas:", "compile:", "cuda_graphs:", "streams:"))]
+    assert len(kept) == len(lines) - 4
+    (run / "config.yaml").write_text("\n".join(kept) + "\n")
+    with pytest.raises(ConfigError, match=r"cuda_graphs is false there and true here"):
+        decide(config | {"cuda_graphs": True}, RunDirectory(run), print)
+    train_here(config, run)
+    assert_same_run(tmp_path / "alone", run)
+
+
 def test_current_weights_of_ddg_resume_with_an_empty_pipe_and_say_so(tmp_path: Path) -> None:
     config = tiny_config("ddg", 3)
     config["method"]["weights"] = "current"

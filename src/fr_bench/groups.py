@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from fr_bench.runs import Complain, Record, Run
+from fr_bench.since_later import SINCE_LATER
 
 METHOD_NAMES = {
     "bp": "BP",
@@ -38,8 +39,6 @@ WITHOUT_EFFECT = (
 SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")
 # Settings whose values are said in a word of their own, because `name=value` would fill a figure.
 SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
-# Settings that older runs do not have, with the value that they had without.
-SINCE_LATER = {"replicas": 1, "model.norm": "batch"}
 # Settings that a K brings along: they are compared among the groups of one K only.
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
@@ -149,7 +148,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 
     What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
     setting that is null or an empty list is the same as one that an older config.yaml does not have; so are those of
-    SINCE_LATER.
+    fr_bench.since_later.
     """
     plan = run.config.get("plan")
     asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}

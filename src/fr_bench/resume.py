@@ -28,6 +28,7 @@ from fr_bench.origin import NAME as ORIGIN
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resumption import Resumption
 from fr_bench.run_directory import FoundRun, RunDirectory, read_json, strict_json
+from fr_bench.since_later import SINCE_LATER
 
 Complain = Callable[[str], None]
 Record = dict[str, Any]
@@ -48,7 +49,9 @@ LOGGING: tuple[str, ...] = (
 )
 LOGGING += ("profile", "trace", "wandb")
 # A run that goes on in a new directory may also change these; and with another k what goes with k.
-MOVABLE = ("epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads")
+MOVABLE = (
+    "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
+)  # fmt: skip
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 BEFORE_THE_CUT = ("train", "time", "profile")
 # What records of a kind have, beside their position.
@@ -254,7 +257,8 @@ def differences(
     """In what ``now`` is another run than ``before``: ``optimizer.lr is 0.1 there and 0.2 here``.
 
     Args:
-        before, now: configs, resolved and plain. A null is the same as a key that an older config does not have.
+        before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
+            what fr_bench.since_later says.
         may_change: top-level keys beside LOGGING.
         cuts: that ``before`` came to: asking for them is no difference.
     """
@@ -272,7 +276,7 @@ def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
     found = []
     for key in dict.fromkeys([*flat_now, *flat_before]):
-        there, here = flat_before.get(key), flat_now.get(key)
+        there, here = (flat.get(key, SINCE_LATER.get(key)) for flat in (flat_before, flat_now))
         if there != here:
             found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
     return found
