@@ -14,6 +14,7 @@ from torch import nn
 
 from fr_bench.categories import CATEGORIES
 from fr_bench.memory import Peak, PeakMemory, unexplained
+from fr_bench.module import Pass
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 
@@ -225,3 +226,15 @@ def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:
     peak.end()
     assert peak.take().reserved is None
     assert peak.take().num_bytes == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.01)
+
+
+def test_an_output_that_was_handed_over_is_let_go_while_its_graph_waits() -> None:
+    """A graph in flight keeps what autograd saved, not the features that it sent away."""
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    live = Pass(0, x, layer(x) + 1)
+    output = weakref.ref(live.h)
+    h = live.hand_over()
+    assert torch.equal(h, layer(x) + 1) and output() is None and not h.requires_grad
+    d = torch.randn(2, 3)
+    torch.autograd.backward(live.end, d)
+    assert torch.equal(layer.weight.grad, d.T @ x)

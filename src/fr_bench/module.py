@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fr_bench.errors import ConfigError
 from fr_bench.finite import FiniteWatch
@@ -26,14 +27,27 @@ class Pass:
     Attributes:
         batch: index of the mini-batch.
         x: the module's input.
-        h: the module's output.
+        h: the module's output, until it is handed over.
         captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
+        end: where a backward begins.
     """
 
     batch: int
     x: Tensor
     h: Tensor
     captured: PairGraph | None = None
+    end: Tensor | GradientEdge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.end = self.h
+
+    def hand_over(self) -> Tensor:
+        """Gives the output away, detached. A backward needs its place in the graph, not its values: whoever has it now
+        decides how long they stay in memory."""
+        h, nothing = self.h.detach(), self.h.new_empty(0)
+        self.end = get_gradient_edge(self.h) if self.h.requires_grad else nothing
+        self.h = nothing
+        return h
 
 
 class PassKind(NamedTuple):
@@ -313,20 +327,20 @@ class Module:
             num_errors = (logits.detach().argmax(dim=1) != targets).sum()
         return BatchResult(loss, num_errors)
 
-    def backward(self, live: Pass, output: Tensor, d: Tensor | None = None) -> Tensor | None:
+    def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
         """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1).
 
         Args:
             live: the pass whose graph is used up.
-            output: ``live.h`` or the loss computed from it.
-            d: the error gradient with respect to ``output``; None for a scalar loss.
+            d: the error gradient with respect to its output.
+            loss: in place of ``d`` a scalar that was computed from the output.
         """
         with self.watch.span("backward", live.batch):
             if live.captured is None:
-                torch.autograd.backward(output, d)
+                torch.autograd.backward(live.end if loss is None else loss, d)
                 return live.x.grad
-            if output is not live.h:
-                (d,) = torch.autograd.grad(output, live.h, d)
+            if loss is not None:
+                (d,) = torch.autograd.grad(loss, live.h)
             assert d is not None
             return live.captured.backward(d)
 

@@ -63,12 +63,17 @@ def rehearse(
     for module, side in reversed(list(zip(modules, sides, strict=True))):
         live = passes.pop()
         d = None if module.is_top else side.receive_from_above()
+        loss = None
+        if d is None:
+            assert labels is not None
+            with module.watch.paused():
+                loss = module.loss(live, labels.batch(0)).loss
         with module.watch.paused():
-            gradient = module.backward(live, _output(module, live, labels), d)
+            gradient = module.backward(live, d=d, loss=loss)
         if gradient is not None:
             side.send_down(gradient)
         x, h = live.x.detach(), live.h.detach()
-        del live  # and its graph: a capture must not meet what was made on another stream
+        del live, loss  # and the graph: a capture must not meet what was made on another stream
         boundaries.append(
             Boundaries(
                 features_in=TensorSpec.of(x) if module.k > 1 else None,
@@ -82,10 +87,3 @@ def rehearse(
         if captures:
             module.capture_passes(x, torch.zeros_like(h) if d is None else d, passes_of(module.is_top))
     return boundaries[::-1]
-
-
-def _output(module: Module, live: Pass, labels: Batches | None) -> Tensor:
-    if not module.is_top:
-        return live.h
-    assert labels is not None
-    return module.loss(live, labels.batch(0)).loss

@@ -89,7 +89,7 @@ class Method:
         live, self._live = self._live, None
         result = self.module.loss(live, self.link.targets(t))
         self.module.finite.add(result.loss.detach(), t)
-        self.link.send_gradient(self.module.backward(live, result.loss), t)
+        self.link.send_gradient(self.module.backward(live, loss=result.loss), t)
         self.module.step(t)
         return BatchResult(result.loss.detach(), result.num_errors)
 
@@ -98,7 +98,7 @@ class Method:
 
         The gradient goes first: the module below waits for it, nobody waits for our step.
         """
-        self.link.send_gradient(self.module.backward(live, live.h, d), live.batch)
+        self.link.send_gradient(self.module.backward(live, d=d), live.batch)
         self.module.step(t)
 
     def start_epoch(self) -> None:

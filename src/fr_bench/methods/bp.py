@@ -34,7 +34,7 @@ class Backpropagation(Method):
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays with a graph and keeps it."""
         self._live = self.module.play(x, t)
-        return self._live.h
+        return self._live.hand_over()
 
     def learn_lower(self, t: int) -> None:
         """Waits for the gradient of this very batch: every module above must have finished."""

@@ -51,7 +51,7 @@ class DataParallel(Method):
         result = self.module.loss(live, self.link.targets(t))
         self.module.finite.add(result.loss.detach(), t)
         # Gradients are averaged over the processes, and the loss is already divided by the size of the whole batch.
-        self.module.backward(live, result.loss * self.module.num_replicas)
+        self.module.backward(live, loss=result.loss * self.module.num_replicas)
         self.module.step(t)
         return BatchResult(result.loss.detach(), result.num_errors)
 

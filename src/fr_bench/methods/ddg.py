@@ -66,12 +66,12 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
             with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
                 in_flight = InFlight(self.module.play(x, t), {})
         self.keep(t, in_flight)
-        return in_flight.live.h
+        return in_flight.live.hand_over()
 
     def learn_delayed(self, kept: InFlight, batch: int, t: int) -> None:
         """Waits for the gradient of the kept graph and back-propagates it."""
         d = self.link.receive_gradient(batch)
-        gradient = self.module.backward(kept.live, kept.live.h, d)
+        gradient = self.module.backward(kept.live, d=d)
         self.link.send_gradient(gradient, batch)
         for name, parameter in self.module.network.named_parameters():
             if kept.weights:

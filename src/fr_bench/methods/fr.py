@@ -55,6 +55,7 @@ class FeaturesReplay(DelayedMethod[Tensor]):
     def learn_delayed(self, kept: Tensor, batch: int, t: int) -> None:
         """Replays the kept input with current weights, and only then waits for its gradient."""
         replayed = self.module.replay(kept, batch, update_statistics=self.bn_stats in ("replay", "both"))
+        replayed.hand_over()  # to nobody
         d = self.link.receive_gradient(batch)
         self.descend(replayed, d, t)
 
