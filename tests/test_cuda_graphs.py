@@ -16,11 +16,10 @@ import torch
 from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
 from torch import Tensor
 
-from fr_bench import module as module_file
+from fr_bench import passes as passes_file
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.graphs import PairGraph, Work
-from fr_bench.module import Module
 from fr_bench.plan import make_plan
 
 counts = {"recorded": 0, "repeated": 0}
@@ -60,7 +59,7 @@ class RepeatingRecorder:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A run on the CPU may ask for graphs."""
-    monkeypatch.setattr(module_file, "CudaRecorder", RepeatingRecorder)
+    monkeypatch.setattr(passes_file, "CudaRecorder", RepeatingRecorder)
     monkeypatch.setattr("fr_bench.plan.check_cuda_graphs", lambda *_: None)
     counts.update(recorded=0, repeated=0)
     yield
@@ -139,9 +138,9 @@ def test_what_cannot_be_captured_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
-    monkeypatch.setattr(Module, "_capture_pair", fail)
+    monkeypatch.setattr(PairGraph, "__init__", fail)
     with pytest.raises(
-        ConfigError, match=r"module 2 cannot be captured: operation not permitted .* capturing; use false"
+        ConfigError, match=r"these blocks cannot be captured: operation not permitted .* capturing; use false"
     ):
         run_serial(tiny_config("bp", 2, cuda_graphs=True), tmp_path)
 

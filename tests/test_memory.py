@@ -14,7 +14,7 @@ from torch import nn
 
 from fr_bench.categories import CATEGORIES
 from fr_bench.memory import Peak, PeakMemory, unexplained
-from fr_bench.module import Pass
+from fr_bench.passes import Pass
 from fr_bench.plan import make_plan
 from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.lockstep import play_in_lockstep
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module
+from fr_bench.passes import Pass
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 

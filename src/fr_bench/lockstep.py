@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module
+from fr_bench.passes import Pass
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fr_bench.categories import OTHER
 from fr_bench.methods.base import Method
-from fr_bench.module import Module, Pass
+from fr_bench.module import Module
+from fr_bench.passes import Pass
 from fr_bench.saved_tensors import PeakOfSaved, SavedTensors, tensor_bytes
 
 

@@ -3,65 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fr_bench.errors import ConfigError
 from fr_bench.finite import FiniteWatch
-from fr_bench.graphs import NUM_WARMUPS, CudaRecorder, PairGraph, PlayGraph, Recorder
 from fr_bench.network import Network
+from fr_bench.passes import Pass, Passes, PassKind
 from fr_bench.stopwatch import Stopwatch
-
-
-@dataclass
-class Pass:
-    """A forward pass whose graph is alive.
-
-    Attributes:
-        batch: index of the mini-batch.
-        x: the module's input.
-        h: the module's output, until it is handed over.
-        captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
-        end: where a backward begins.
-    """
-
-    batch: int
-    x: Tensor
-    h: Tensor
-    captured: PairGraph | None = None
-    end: Tensor | GradientEdge = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.end = self.h
-
-    def hand_over(self) -> Tensor:
-        """Gives the output away, detached. A backward needs its place in the graph, not its values: whoever has it now
-        decides how long they stay in memory."""
-        h, nothing = self.h.detach(), self.h.new_empty(0)
-        self.end = get_gradient_edge(self.h) if self.h.requires_grad else nothing
-        self.h = nothing
-        return h
-
-
-class PassKind(NamedTuple):
-    """What makes a forward pass another one for those who compile or capture it.
-
-    Attributes:
-        graph: whether one is built.
-        update_statistics: whether running statistics move.
-        on_copies: whether it runs on copies of the weights.
-    """
-
-    graph: bool
-    update_statistics: bool
-    on_copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,12 +107,9 @@ class Module:
         self.watch = watch
         self.frozen = frozen
         self.clip_norm = clip_norm
-        self.precision = precision
         self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
-        self._play_graphs: dict[PassKind, PlayGraph] = {}
-        self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
-        self._is_beside = False
+        self.passes = Passes(network, precision, is_bottom=k == 1, is_top=k == num_modules)
 
     @property
     def is_top(self) -> bool:
@@ -187,7 +137,7 @@ class Module:
             update_statistics: whether the running statistics of batch norm move.
         """
         with self.watch.span("play", batch):
-            return self._pass(x, batch, PassKind(graph, update_statistics))
+            return self.passes.run(x, self.stream(batch), batch, PassKind(graph, update_statistics))
 
     def play_on_copies(
         self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, *, update_statistics: bool = True
@@ -197,127 +147,22 @@ class Module:
         Returns:
             The pass, and the copies by name, in whose ``grad`` its backward leaves their gradients.
         """
-        kind = PassKind(True, update_statistics, on_copies=True)
         with self.watch.span("play", batch):
-            pair = self._free_pair(kind)
-            if pair is not None:
-                return self._launch(
-                    pair, x, batch, dict(self.network.named_parameters()) if of is None else of
-                ), pair.leaves
-            copies = self._copies(of)
+            live, copies = self.passes.run_on_copies(x, self.stream(batch), batch, of, update_statistics)
             if self.replicas is not None:
                 self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
-            return self._forward(x, batch, kind, copies), copies
+        return live, copies
 
     def replay(self, x: Tensor, batch: int, *, update_statistics: bool = True) -> Pass:
         """Runs the module forward, with current weights and a graph, on an input that it kept."""
         with self.watch.span("replay", batch):
-            return self._pass(x, batch, PassKind(True, update_statistics))
+            return self.passes.run(x, self.stream(batch), batch, PassKind(True, update_statistics))
 
     @contextmanager
     def beside_training(self) -> Iterator[None]:
         """Passes inside (rehearsal, diagnostics, accounts) are not timed, and run as they are without CUDA graphs."""
-        self._is_beside = True
-        try:
-            with self.watch.paused():
-                yield
-        finally:
-            self._is_beside = False
-
-    def _pass(self, x: Tensor, batch: int, kind: PassKind) -> Pass:
-        if not self._is_beside:
-            if kind in self._play_graphs:
-                return Pass(batch, x, self._play_graphs[kind](x))
-            pair = self._free_pair(kind)
-            if pair is not None:
-                return self._launch(pair, x, batch)
-        return self._forward(x, batch, kind)
-
-    def _free_pair(self, kind: PassKind) -> PairGraph | None:
-        if self._is_beside:
-            return None
-        return next((pair for pair in self._pair_graphs.get(kind, ()) if pair.is_free), None)
-
-    def _launch(self, pair: PairGraph, x: Tensor, batch: int, weights: Mapping[str, Tensor] | None = None) -> Pass:
-        h = pair.forward(x, weights)
-        live = Pass(batch, pair.x, h.requires_grad_() if self.is_top else h, pair)  # the loss is computed from it
-        pair.belongs_to(live)
-        return live
-
-    def _forward(self, x: Tensor, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None) -> Pass:
-        x = x.detach()
-        if kind.graph and self.k > 1:
-            x.requires_grad_()
-        return Pass(batch, x, self._run(x, batch, kind, weights))
-
-    def _run(self, x: Tensor, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        with (
-            torch.set_grad_enabled(kind.graph),
-            self.network.statistics(kind.update_statistics),
-            self.autocast(),
-        ):
-            if weights is None:
-                return self.network(x, self.stream(batch))
-            return torch.func.functional_call(self.network, dict(weights), (x, self.stream(batch)))
-
-    def compile_passes(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
-        """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
-        weights = self._copies()
-        with self.watch.paused(), self.network.unchanged_buffers():
-            for kind in kinds:
-                live = self._forward(x, 0, kind, weights if kind.on_copies else None)
-                if kind.graph:
-                    torch.autograd.backward(live.h, torch.zeros_like(live.h))
-
-    def capture_passes(self, x: Tensor, d: Tensor, kinds: Iterable[PassKind], recorder: Recorder | None = None) -> None:
-        """From now on training launches passes of each kind as CUDA graphs; see :mod:`fr_bench.graphs`.
-
-        Args:
-            x, d: an input, and an error gradient with respect to the output, as training will have them.
-            kinds: of the passes.
-            recorder: of the graphs.
-
-        Raises:
-            ConfigError: the blocks do something that a graph cannot repeat.
-        """
-        recorder = CudaRecorder(self._first_parameter.device) if recorder is None else recorder
-        pool = recorder.new_pool()  # a play, and a forward with its backward, never overlap in one module
-        try:
-            with self.watch.paused(), self.network.unchanged_buffers():
-                for kind in kinds:
-                    self._warm_up(x, d, kind, recorder)
-                    if not kind.graph:
-                        self._play_graphs[kind] = PlayGraph(partial(self._captured, kind), x, recorder, pool)
-                        continue
-                    # As many as are in flight. What one of them holds stays while the others run.
-                    pools = [recorder.new_pool() for _ in range(self.delay + 1)] if kind.on_copies else [pool]
-                    self._pair_graphs[kind] = [self._capture_pair(x, d, kind, recorder, own) for own in pools]
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"cuda_graphs=true: module {self.k} cannot be captured: {reason}; use false") from error
-
-    def _warm_up(self, x: Tensor, d: Tensor, kind: PassKind, recorder: Recorder) -> None:
-        with recorder.beside():
-            for _ in range(NUM_WARMUPS):
-                live = self._forward(x, 0, kind, self._copies() if kind.on_copies else None)
-                if kind.graph:
-                    torch.autograd.backward(live.h, d)
-                self.optimizer.zero_grad(set_to_none=True)
-        if drawing := self.network.drawing_blocks:
-            raise ConfigError(
-                f"cuda_graphs=true: block '{drawing[0]}' draws random numbers, such as those of dropout, and a graph "
-                "would draw others than without; use false"
-            )
-
-    def _capture_pair(self, x: Tensor, d: Tensor, kind: PassKind, recorder: Recorder, pool: object) -> PairGraph:
-        leaves = self._copies() if kind.on_copies else dict(self.network.named_parameters())
-        run = partial(self._captured, kind)
-        return PairGraph(run, x, d, leaves, kind.on_copies, self.k > 1, recorder, pool)
-
-    def _captured(self, kind: PassKind, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """What is captured: the batch is no part of it."""
-        with self.network.counted_together(kind.update_statistics):
-            return self._run(x, 0, kind, weights)
+        with self.watch.paused(), self.passes.as_they_are():
+            yield
 
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
         """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
@@ -367,11 +212,6 @@ class Module:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
         return batch * self.num_replicas + self.replica - 1
 
-    def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        own = dict(self.network.named_parameters())
-        of = own if of is None else of
-        return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
-
     def like_network(self, other: nn.Module) -> None:
         """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""
         weight = next(self.network.parameters())
@@ -382,10 +222,7 @@ class Module:
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this module's precision."""
-        if self.precision != "bf16":
-            return nullcontext()
-        device = next(self.network.parameters()).device
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return self.passes.autocast()
 
 
 def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fr_bench.errors import ConfigError
 from fr_bench.lockstep import play_in_lockstep
-from fr_bench.module import Module, Pass, PassKind
+from fr_bench.module import Module
 from fr_bench.network import InPlaceError
+from fr_bench.passes import Pass, PassKind
 from fr_bench.transport.link import Batches, FirstPart
 from fr_bench.transport.open import Boundaries
 from fr_bench.transport.side import SideChannel
@@ -52,7 +53,7 @@ def rehearse(
         except InPlaceError as error:
             raise ConfigError(f"module {module.k}: {error}") from error
         if module.network.is_compiled:
-            module.compile_passes(x, passes_of(module.is_top))
+            module.passes.compile(x, passes_of(module.is_top))
         return module.play(x, 0, update_statistics=False)
 
     if num_parts > 1:
@@ -85,5 +86,6 @@ def rehearse(
         module.optimizer.zero_grad(set_to_none=True)
         module.input_like, module.output_like = (TensorSpec.of(features).empty("meta") for features in (x, h))
         if captures:
-            module.capture_passes(x, torch.zeros_like(h) if d is None else d, passes_of(module.is_top))
+            d = torch.zeros_like(h) if d is None else d
+            module.passes.capture(x, d, passes_of(module.is_top), num_in_flight=module.delay + 1)
     return boundaries[::-1]
