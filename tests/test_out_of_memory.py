@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from harness import ListConnection, tiny_config
 
 from fr_bench.errors import RunFailed
-from fr_bench.out_of_memory import is_out_of_memory
+from fr_bench.out_of_memory import explain, is_out_of_memory
 from fr_bench.plan import make_plan
 from fr_bench.reporter import BEFORE_TRAINING, Reporter
 from fr_bench.transport.open import ModulePorts
@@ -70,3 +71,13 @@ def test_where_memory_cannot_be_predicted_the_message_says_why(tmp_path: Path) -
 )
 def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
+
+
+def test_with_cuda_graphs_it_says_that_they_take_memory() -> None:
+    plan = make_plan(tiny_config("fr", 2))
+    told = str(explain(plan, [1], "in step 3", MemoryError()))
+    assert "cuda_graphs" not in told
+    graphs = replace(plan, config=plan.config | {"cuda_graphs": True})
+    assert "cuda_graphs=false, which lets passes use the same memory" in str(
+        explain(graphs, [1], "in step 3", MemoryError())
+    )
