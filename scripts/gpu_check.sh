@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # What fr-bench does on this machine's GPU, in one file: the tests that need one; a short run of every method, with a
-# process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side.
-# One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
+# process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side,
+# on the GPU and, for four modules with cores of their own, on its CPU. One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
 # code 1 if anything failed.
 #
-#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods" MODEL=resnet164 BATCH_SIZE=128 \
-#       STEPS=40 METHODS="bp dni ddg fr" TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 WORKERS=8 \
+#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods cores" MODEL=resnet164 BATCH_SIZE=128 \
+#       STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 WORKERS=8 \
 #       scripts/gpu_check.sh [any further settings of fr-bench train, for the runs]
 #
-# ..._LIMIT: seconds for all tests, for each run, and for each of the two benches. WORKERS: so many tests run side by
-# side. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it without a GPU.
+# ..._LIMIT: seconds for all tests, for each run, and for each bench. WORKERS: so many tests run side by side. THREADS: of
+# a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it without a GPU.
 set -uo pipefail
 python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
-model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods}
+model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods cores}
 switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=false','bp precision=tf32',\
 'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
 side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
@@ -46,7 +46,7 @@ for case in ElementTree.parse(results / "tests.xml").iter("testcase") if finishe
     else:
         tests[kind].append(f"{case.get('classname')}::{case.get('name')}")
 runs = {method: {"status": read(results / method / "status.json"), "summary": read(results / method / "summary.json")} for method in methods}
-benches = {name: read(results / name / "bench.json") for name in ("switches", "methods")}
+benches = {name: read(results / name / "bench.json") for name in ("switches", "methods", "cores")}
 environments = [read(results / method / "env.json") for method in methods] + [bench and bench["env"] for bench in benches.values()]
 environment = next((found for found in environments if found), None)
 path = results / "gpu_check.json"
@@ -59,10 +59,10 @@ print(f"{ended}; {states}; {rows}; {path}")
 PYTHON
 }
 
-bench() {
+bench() { # name, K, methods, further settings
     rm -rf "${results:?}/$1"
-    within "${BENCH_LIMIT:-360}" "$python" -m fr_bench bench "device=$device" "model=$model" "batch_size=$batch_size" \
-        "bench.k=$2" "bench.methods=$3" "run_dir=$results/$1" || failed=1
+    within "${BENCH_LIMIT:-360}" "$python" -m fr_bench bench "model=$model" "batch_size=$batch_size" "bench.k=$2" \
+        "bench.methods=$3" "run_dir=$results/$1" "${@:4}" || failed=1
     report
 }
 
@@ -83,9 +83,10 @@ for part in $parts; do
             report
         done
         ;;
-    switches) bench switches '[1]' "${SWITCHES:-$switches}" ;;
-    methods) bench methods '[1,4]' "${SIDE_BY_SIDE:-$side_by_side}" ;;
-    *) echo "gpu_check: PARTS has $part; there are: tests runs switches methods" >&2; exit 2 ;;
+    switches) bench switches '[1]' "${SWITCHES:-$switches}" "device=$device" ;;
+    methods) bench methods '[1,4]' "${SIDE_BY_SIDE:-$side_by_side}" "device=$device" ;;
+    cores) bench cores '[1,4]' '[bp,fr,ddg,ddp,1f1b]' device=cpu "threads=${THREADS:-4}" bench.rounds=1 bench.steps=5 ;;
+    *) echo "gpu_check: PARTS has $part; there are: tests runs switches methods cores" >&2; exit 2 ;;
     esac
 done
 exit $failed

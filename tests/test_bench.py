@@ -12,6 +12,7 @@ import pytest
 import torch
 from harness import call, tiny_config
 
+from fr_bench.bench import run as run_file
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
 from fr_bench.bench.measurement import Measurement, iterations_of, load_of
@@ -22,10 +23,10 @@ from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.bench_command import is_on_gpu, main, read_values, with_defaults
 from fr_bench.checkpoint_files import folder_of
-from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.figures.bench import draw_bench
 from fr_bench.stopwatch import Span
-from fr_bench.supervisor import SignalWatch
+from fr_bench.supervisor import SignalWatch, watch_signals
 
 
 def config_of(words: Sequence[str]) -> dict[str, Any]:
@@ -404,6 +405,30 @@ def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert [row["words"] for row in content["rows"]] == ["bp"]
     assert [(each["method"], each["k"]) for each in content["failures"]] == [("bp optimizer.lr=1e30", 1)]
+
+
+@pytest.mark.parametrize(("num_measured", "words", "complete"), [(1, ["bp"], 0), (3, ["bp", "fr"], 1)])
+def test_of_rounds_that_are_cut_short_the_complete_ones_are_left_and_of_the_first_what_there_is(
+    num_measured: int, words: list[str], complete: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure_some(contender: Contender, *_: Any) -> Measurement:
+        if len(measured) == num_measured:
+            raise Interrupted("stopped", 75)
+        measured.append(contender.label)
+        return measurement(0.1, {"play": 0.1})
+
+    monkeypatch.setattr(run_file, "measure", measure_some)
+    settings = make_settings({"methods": ["bp", "fr"], "k": [1], "rounds": 2})
+    found = contenders(methods=["bp"], k=[1])
+    found.append(replace(found[0], words="fr", method="fr"))
+    bench = run_file.Bench(settings, found, tmp_path, {})
+    with pytest.raises(Interrupted), watch_signals() as signals:
+        bench.run(signals)
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["words"] for row in content["rows"]] == words and content["complete_rounds"] == complete
+    assert {row["num_samples"] for row in content["rows"]} == {4}  # of one measurement each
 
 
 def test_settings_are_told_by_help(tmp_path: Path) -> None:

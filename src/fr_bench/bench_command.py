@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         ConfigError: a mistake in the command, before anything is started.
-        Interrupted: a signal ended it; complete rounds are in bench.json.
+        Interrupted: a signal ended it; complete rounds are in bench.json, and of the first what there is.
     """
     if "-h" in argv or "--help" in argv:
         print(usage())

@@ -42,7 +42,7 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
 
     Raises:
         ConfigError: a contender that cannot run, or a folder that holds something.
-        Interrupted: a signal came; complete rounds are in bench.json.
+        Interrupted: a signal came; complete rounds are in bench.json, and of the first what there is.
     """
     contenders = make_contenders(settings, config_of) if settings.methods else []
     # First: a mistake ends it before anything starts, and blocks are timed while nothing else of ours runs.
@@ -94,15 +94,19 @@ class Bench:
         self._measurements: defaultdict[int, list[Measurement]] = defaultdict(list)
         self._checkpoints: defaultdict[int, list[CheckpointCost]] = defaultdict(list)
         self._tried: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+        self._complete_rounds = 0
 
     def run(self, signals: SignalWatch) -> None:
         """All rounds; every other one backwards, so that nobody always runs after the same neighbour."""
         for number in range(1, self.settings.rounds + 1):
             for contender in self._contenders if number % 2 else self._contenders[::-1]:
                 self._run_one(contender, number, signals)
+                if number == 1:
+                    self.write()  # should it be cut short; in later rounds some would have a sample more than others
             if number == 1:
                 self._keep_the_fastest_pipelines()
             self._contenders = [each for each in self._contenders if self._measurements[id(each)]]
+            self._complete_rounds = number
             self.write()
 
     def _run_one(self, contender: Contender, number: int, signals: SignalWatch) -> None:
@@ -176,6 +180,7 @@ class Bench:
             "env": environment,
             "config": {key: plan.config[key] for key in shared if key in plan.config} if plan else {},
             "bench": vars(self.settings),
+            "complete_rounds": self._complete_rounds,
             "rows": [row.as_json() for row in self.rows()],
             "failures": self.failures,
         }
