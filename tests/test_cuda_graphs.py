@@ -21,6 +21,7 @@ from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.graphs import PairGraph, Work
 from fr_bench.plan import make_plan
+from fr_bench.worker import own_stream
 
 counts = {"recorded": 0, "repeated": 0}
 
@@ -177,3 +178,21 @@ def test_what_is_profiled_is_launched_too(tmp_path: Path) -> None:
     graphed = run_serial(tiny_config("fr", 2, profile=2, cuda_graphs=True), tmp_path / "graphed")
     assert counts["repeated"] == (10 + 2 * 9) + 2 * 10  # of modules 1 and 2: as without a profile
     assert_same(graphed, plain)
+
+
+@pytest.mark.parametrize(
+    ("k", "transport", "device", "changes", "has_one"),
+    [
+        (3, "serial", "cuda", {}, True),
+        (3, "serial", "cuda", {"streams": False}, False),
+        (1, "serial", "cuda", {}, False),
+        (3, "gloo", "cuda", {}, False),
+        (3, "serial", "cpu", {}, False),
+    ],
+)
+def test_modules_that_share_a_gpu_and_a_process_have_a_stream_each(
+    k: int, transport: str, device: str, changes: dict[str, Any], has_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    plan = make_plan(tiny_config("fr", k, transport, **changes))
+    assert own_stream(plan, torch.device(device)) == ("a stream of cuda" if has_one else None)

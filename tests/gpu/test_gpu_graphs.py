@@ -11,7 +11,8 @@ from harness import METHODS, assert_same, assert_same_run, run_processes, run_se
 
 from fr_bench.errors import ConfigError
 from fr_bench.graphs import CudaRecording
-from fr_bench.module import BatchResult
+from fr_bench.module import BatchResult, Module
+from fr_bench.passes import Pass
 from fr_bench.trainer import Trainer
 
 WIDE = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
@@ -105,3 +106,20 @@ def test_no_iteration_waits_for_the_device(
     config = tiny_config(method, 3, log_every=4, clip_norm=1.0, cuda_graphs=True, **(cuda | {"deterministic": False}))
     run_serial(config, tmp_path)  # a wait raises
     assert num_iterations == [10]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_modules_that_share_a_process_have_a_stream_each(
+    streams: bool, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play, used = Module.play, set()
+
+    def watched(self: Module, *args: Any, **settings: Any) -> Pass:
+        used.add((self.k, torch.cuda.current_stream().cuda_stream))
+        return play(self, *args, **settings)
+
+    monkeypatch.setattr(Module, "play", watched)
+    run_serial(tiny_config("bp", 3, streams=streams, eval_every=100, **cuda), tmp_path)
+    default = torch.cuda.default_stream().cuda_stream
+    of_training = {(k, stream) for k, stream in used if stream != default}  # where the rehearsal is
+    assert len({stream for _, stream in of_training}) == len(of_training) == (3 if streams else 0)
