@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from harness import tiny_config
 
 from fr_bench.errors import ConfigError
+from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.plan import find_site
 from fr_bench.transport.channel import LocalChannel
 from fr_bench.transport.choose import check_precision, choose_transport, module_devices, why_not
 from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
@@ -78,6 +81,7 @@ def test_auto_falls_back_to_gloo_where_shared_memory_is_too_small() -> None:
     [
         ("nccl", ["cpu", "cpu"], "use ipc or gloo"),
         ("ipc", ["cuda:0", "cuda:1"], "use nccl or gloo"),
+        ("serial", ["cuda:0", "cuda:1"], "name one, or use nccl or gloo"),
     ],
 )
 def test_a_transport_that_cannot_serve_is_refused_with_the_fix(
@@ -91,6 +95,20 @@ def test_nccl_wants_a_gpu_for_each_module(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     assert "a GPU for each of the 3 modules" in str(why_not("nccl", ["cuda:0", "cuda:1", "cuda:0"], 0))
     assert choose_transport("auto", ["cuda:0", "cuda:1"], 0)[0] == "nccl"
+
+
+def test_modules_of_one_process_are_on_one_gpu_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    site = find_site(tiny_config("fr", 3, "serial", device="auto"), FeaturesReplay)
+    assert site.devices == ["cuda:0"] * 3 and site.transport(0)[0] == "serial"
+    several = find_site(tiny_config("fr", 3, "serial", device="auto", devices=[1, 0]), FeaturesReplay)
+    with pytest.raises(ConfigError, match="transport=serial: one process trains its modules on one device"):
+        several.transport(0)
+    assert find_site(tiny_config("fr", 3, "gloo", device="auto"), FeaturesReplay).devices == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+    ]
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])

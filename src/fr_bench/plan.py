@@ -242,6 +242,8 @@ def find_site(config: dict[str, Any], method: type[Method]) -> Site:
     if launch is not None:
         launch.check_size(config["k"], replicas)
     devices = module_devices(config["device"], config["devices"], config["k"] * replicas, launch)
+    if config["transport"] == "serial" and config["devices"] is None:
+        devices = devices[:1] * len(devices)  # a machine may have more GPUs than one process uses
     num_here = len(devices) if launch is None else launch.local_world_size
     threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
     return Site(

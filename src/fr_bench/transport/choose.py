@@ -100,6 +100,8 @@ def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | No
                 f"nccl needs a GPU for each of the {len(devices)} modules, and there are {len(distinct)} "
                 "(it refuses two processes on one GPU); use ipc, gloo or serial"
             )
+    if transport == "serial" and len(distinct) > 1:
+        return "one process trains its modules on one device, and these have several; name one, or use nccl or gloo"
     if transport == "gloo" and not dist.is_gloo_available():
         return "this build of torch has no gloo; use serial"
     if transport == "ipc":
