@@ -131,6 +131,12 @@ def complete(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("fr-bench train schedule=co", ["schedule=constant", "schedule=cosine"]),
         ("fr-bench train -m k=1,2 batch", ["batch_size="]),
         ("fr-bench train optimizer.mom", ["optimizer.momentum="]),
+        ("fr-bench train precision=", ["precision=fp32", "precision=tf32", "precision=bf16", "precision=fp64"]),
+        ("fr-bench train -m transport=ipc,gl", ["transport=ipc,gloo"]),
+        ("fr-bench train wandb.mode=off", ["wandb.mode=offline"]),
+        ("fr-bench train cuda_graphs=", ["cuda_graphs=true", "cuda_graphs=false"]),
+        ("fr-bench train partition=m", ["partition=measured"]),
+        ("fr-bench train precision=fp32 k", ["k="]),
         ("fr-bench doctor ", []),
     ],
 )

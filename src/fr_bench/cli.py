@@ -131,7 +131,8 @@ def _versions() -> str:
 
 
 def _complete(words: list[str]) -> int:
-    """Serves Hydra's completion script, which knows no subcommands: completes them, or hides ``train``."""
+    """Serves Hydra's completion script, which knows neither subcommands nor what values a setting may have: completes
+    those, or hides ``train``."""
     action, _, shell = words[-1].partition("=")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "fish"):
         raise ConfigError(f"{' '.join(words)}: needs install=bash, install=fish, uninstall=bash or uninstall=fish.")
@@ -143,5 +144,10 @@ def _complete(words: list[str]) -> int:
             return 0
         if typed != "train":
             return 0  # the others take folders, which the shell completes
+        if "=" in (word := line.split(" ")[-1]):
+            values = import_module("fr_bench.config").completions(word)
+            if values:  # else it may be a group of Hydra's
+                print("\n".join(values))
+                return 0
         os.environ["COMP_LINE"] = f"fr-bench {rest}"
     return int(import_module(COMMANDS["train"].module).main(words))

@@ -156,6 +156,17 @@ def check(config: dict[str, Any]) -> None:
     _check_modules(config["module_lr"], config["freeze"], config["k"])
 
 
+def completions(word: str) -> list[str]:
+    """What a setting that is being typed could become, ``precision=b`` or in a sweep ``precision=fp32,b``; nothing
+    where any value will do."""
+    key, _, typed = word.partition("=")
+    before, comma, last = typed.rpartition(",")
+    values = {**CHOICES, "partition": PARTITIONS, "resume": ("auto", "never")}.get(key, ())
+    if Config.__annotations__.get(key) == "bool":
+        values = ("true", "false")
+    return [f"{key}={before}{comma}{value}" for value in values if value.startswith(last)]
+
+
 def check_name(component: str, name: object) -> None:
     """Checks the ``name`` of a method, model or data set, which goes into the name of the run directory.
 
