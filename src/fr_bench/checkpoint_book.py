@@ -13,7 +13,7 @@ from fr_bench.board import Board
 from fr_bench.checkpoint_files import folder_of, keep_newest, remove, write_manifest
 from fr_bench.collector import TrainingClock
 from fr_bench.plan import Plan
-from fr_bench.run_directory import strict_json
+from fr_bench.run_files import strict_json
 
 
 class CheckpointBook:

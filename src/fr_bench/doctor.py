@@ -25,7 +25,7 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, ZeroBubble
 from fr_bench.methods.policy import Policy
-from fr_bench.run_directory import strict_json
+from fr_bench.run_files import strict_json
 from fr_bench.transport.choose import SHARED_MEMORY, choose_transport, module_devices, why_not
 from fr_bench.wandb_sink import find_credentials, installed_version, resolve_mode
 

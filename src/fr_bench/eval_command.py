@@ -14,7 +14,7 @@ from typing import Any
 
 from fr_bench.checkpoint_files import newest_good
 from fr_bench.errors import ConfigError
-from fr_bench.run_directory import strict_json
+from fr_bench.run_files import strict_json
 from fr_bench.trust import foreign_targets
 
 

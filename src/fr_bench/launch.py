@@ -19,7 +19,8 @@ from fr_bench.origin import settle_origin
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resume import Start, bring_records, check_resume, decide, plan_with_cuts
 from fr_bench.resumption import Resumption
-from fr_bench.run_directory import RunDirectory, await_directory, cannot_write
+from fr_bench.run_directory import RunDirectory, await_directory
+from fr_bench.run_files import cannot_write
 from fr_bench.sinks import JsonLinesSink, Sink, SinkGroup
 from fr_bench.summary import SummaryBuilder
 from fr_bench.supervisor import SignalWatch, Supervisor, watch_signals

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr_bench.components import bind
-from fr_bench.run_directory import read_json, strict_json, write_text
+from fr_bench.run_files import read_json, strict_json, write_text
 
 if TYPE_CHECKING:
     from fr_bench.plan import Plan

@@ -27,7 +27,8 @@ from fr_bench.errors import ConfigError
 from fr_bench.origin import NAME as ORIGIN
 from fr_bench.plan import Plan, make_plan
 from fr_bench.resumption import Resumption
-from fr_bench.run_directory import FoundRun, RunDirectory, read_json, strict_json
+from fr_bench.run_directory import FoundRun, RunDirectory
+from fr_bench.run_files import read_json, strict_json
 from fr_bench.since_later import SINCE_LATER
 
 Complain = Callable[[str], None]

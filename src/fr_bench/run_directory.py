@@ -1,15 +1,12 @@
 """The folder of one run: who owns it, what state the run is in, and the files that describe it.
 
-The files are the truth about a run; W&B and the console mirror them. JSON here is strict: a number that JSON
-cannot express (NaN, infinity) is written as null.
+The files are the truth about a run; W&B and the console mirror them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
-import math
 import os
 import socket
 import sys
@@ -22,27 +19,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fr_bench.atomic import replace_file
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
+from fr_bench.run_files import naming_file, read_json, strict_json, write_text
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
 HEARTBEAT_S = 5.0
 SILENCE_S = 5 * HEARTBEAT_S
 FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json")
-
-
-def strict_json(value: Any, *, indent: int | None = None) -> str:
-    """Returns ``value`` as JSON that every parser reads: floats to the last bit, NaN and infinities as null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -174,7 +158,7 @@ class RunDirectory:
             return self._finished_run()
         except OSError as error:
             raise ConfigError(f"run_dir={self.path}: cannot be made: {error.strerror}.") from error
-        with _naming(self._status_path), os.fdopen(file, "w") as stream:
+        with naming_file(self._status_path), os.fdopen(file, "w") as stream:
             stream.write(strict_json(status, indent=2) + "\n")
         found = [name for name in FILES_OF_A_RUN if (self.path / name).exists()]
         if found:
@@ -247,7 +231,7 @@ class RunDirectory:
             thread.join()
 
     def _renew_status(self) -> None:
-        with _naming(self._status_path), _locked(self.path):
+        with naming_file(self._status_path), _locked(self.path):
             now = read_json(self._status_path)
             if any(now.get(key, self._status[key]) != self._status[key] for key in ("pid", "host", "started")):
                 raise TakenOver(
@@ -264,7 +248,7 @@ class RunDirectory:
         except RunFailed:
             # No room for a second file. Of the first, which is shorter than a block, there is: how a run ended is worth
             # more than what a reader sees at this very moment.
-            with _naming(self._status_path), self._status_path.open("r+") as stream:
+            with naming_file(self._status_path), self._status_path.open("r+") as stream:
                 stream.write(text)
                 stream.flush()
                 stream.truncate()
@@ -362,39 +346,3 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _ended(state: str) -> str:
     return "failed" if state == "failed" else "was interrupted"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a file; empty if it is not there, or not yet whole: status.json is created first and
-    filled next."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces the file.
-
-    Raises:
-        RunFailed: the disk is full, or the like; the old file is as it was.
-    """
-    with _naming(path):
-        replace_file(path, text)
-
-
-def cannot_write(path: Path, error: OSError) -> RunFailed:
-    """What to tell instead of ``error``."""
-    return RunFailed(
-        f"{path}: cannot be written ({error.strerror}). What was logged until then is there; once there is room, the "
-        "same command goes on from the last checkpoint"
-    )
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(path, error) from error

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fr_bench.run_directory import cannot_write, strict_json
+from fr_bench.run_files import cannot_write, strict_json
 
 Record = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fr_bench.run_directory import write_text
+from fr_bench.run_files import write_text
 from fr_bench.stopwatch import Span
 
 

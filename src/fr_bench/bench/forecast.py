@@ -21,7 +21,7 @@ from fr_bench.memory_model import unpredictable
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.network import Network
 from fr_bench.plan import Plan, check_components, make_plan, predict_modules
-from fr_bench.run_directory import strict_json
+from fr_bench.run_files import strict_json
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if

@@ -25,7 +25,7 @@ from fr_bench.environment import describe_environment
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.models import build_blocks
 from fr_bench.plan import check_components
-from fr_bench.run_directory import strict_json
+from fr_bench.run_files import strict_json
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.supervisor import SignalWatch, watch_signals
 from fr_bench.tracing import place_on_meta

@@ -1,0 +1,66 @@
+"""The files of a run: strict JSON, written whole, and trouble with the disk told with the file's name.
+
+Strict: a number that JSON cannot express (NaN, infinity) is written as null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fr_bench.atomic import replace_file
+from fr_bench.errors import RunFailed
+
+
+def strict_json(value: Any, *, indent: int | None = None) -> str:
+    """Returns ``value`` as JSON that every parser reads: floats to the last bit, NaN and infinities as null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a file; empty if it is not there, or not yet whole: status.json is created first and
+    filled next."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file.
+
+    Raises:
+        RunFailed: the disk is full, or the like; the old file is as it was.
+    """
+    with naming_file(path):
+        replace_file(path, text)
+
+
+def cannot_write(path: Path, error: OSError) -> RunFailed:
+    """What to tell instead of ``error``."""
+    return RunFailed(
+        f"{path}: cannot be written ({error.strerror}). What was logged until then is there; once there is room, the "
+        "same command goes on from the last checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """An error of the disk inside is told with the file's name: see :func:`cannot_write`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
