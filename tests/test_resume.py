@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ import torch
 from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 
-from fr_bench import run_directory
+from fr_bench import run_directory, snapshot
 from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
 from fr_bench.collector import Collector
 from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.eval_command import evaluate_weights, find_weights, read_config
 from fr_bench.launch import Run, check_plan, run_training
+from fr_bench.module import Module
 from fr_bench.resume import bring_records, decide, differences
 from fr_bench.run_directory import RunDirectory
 from fr_bench.stopwatch import Stopwatch
-from fr_bench.trainer import Trainer
+from fr_bench.trainer import Player, Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
 METHODS = ["bp", "fr", "ddg", "dni", "cdni"]
@@ -123,6 +125,33 @@ def test_a_run_of_an_older_version_goes_on_though_its_config_lacks_settings(tmp_
         decide(config | {"cuda_graphs": True}, RunDirectory(run), print)
     train_here(config, run)
     assert_same_run(tmp_path / "alone", run)
+
+
+@pytest.mark.parametrize("method", ["ddg", "fr", "cdni"])
+def test_what_is_rebuilt_is_rebuilt_on_the_stream_of_its_module(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a graph's backward runs on the stream of its forward: all on one, modules would free memory there that
+    others still read."""
+    streams: list[int] = []
+    rebuilt: list[tuple[int, list[int]]] = []
+
+    @contextmanager
+    def on_stream(self: Player) -> Iterator[None]:
+        streams.append(self.module.k)
+        yield
+        streams.pop()
+
+    def restore(module: Module, *rest: Any) -> None:
+        rebuilt.append((module.k, list(streams)))
+        put_back(module, *rest)
+
+    config, put_back = tiny_config(method, 3), snapshot.restore
+    run = stopped(config, tmp_path / "run", 4)
+    monkeypatch.setattr(Player, "on_stream", on_stream)
+    monkeypatch.setattr(snapshot, "restore", restore)
+    train_here(config, run)
+    assert rebuilt == [(k, [k]) for k in (1, 2, 3)]
 
 
 def test_current_weights_of_ddg_resume_with_an_empty_pipe_and_say_so(tmp_path: Path) -> None:

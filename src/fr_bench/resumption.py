@@ -67,15 +67,18 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
 
 def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
     in_flight = gradients_in_flight(checkpoint.manifest["modules"])
+    trainer.synchronize()  # what was built so far is on no module's stream
     for index, player in enumerate(trainer.players):
         k = player.module.number
-        player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(k)))
         state = _load_state(checkpoint.folder, k)
-        for part in ("method", "gradients"):
-            state[part] = _to_device(state[part], player.device)
-        meter = trainer.meter if player.module.is_top else None
-        snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
+        with player.on_stream():  # where a graph's forward runs its backward will, too, and there its memory is reused
+            player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(k)))
+            for part in ("method", "gradients"):
+                state[part] = _to_device(state[part], player.device)
+            meter = trainer.meter if player.module.is_top else None
+            snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
         trainer.load_state_dict(index, state["loop"])
+    trainer.synchronize()  # what comes before the next iteration is on none either
 
 
 def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -197,7 +197,7 @@ class Trainer:
         with ExitStack() as stack:
             for player in self.players:
                 stack.enter_context(player.module.watch.paused())
-            self._synchronize()
+            self.synchronize()
             with record_profile(on_gpu) as recording:
                 self.players[0].side.barrier()  # to start a profiler takes long
                 end = self._train(start, stop, is_timed=False)
@@ -222,7 +222,7 @@ class Trainer:
     def _train(self, start: int, stop: int, is_timed: bool = True) -> int:
         """One stretch on the training clock, if it ``is_timed``; returns the step at which it ended, ``stop`` or an
         earlier checkpoint."""
-        self._synchronize()  # what was done between two stretches is on no module's stream
+        self.synchronize()  # what was done between two stretches is on no module's stream
         if is_timed:
             for peak in self._peaks.values():
                 peak.begin()
@@ -245,7 +245,7 @@ class Trainer:
             if result is not None:
                 self._log(t, result, is_logged)
             if t + 1 == stop:
-                self._synchronize()
+                self.synchronize()
                 if is_timed:
                     self.reporter.send("stretch_end", modules=self._numbers())
                     for peak in self._peaks.values():
@@ -362,7 +362,8 @@ class Trainer:
         if self.in_first_replica:
             self.reporter.send("eval", step=step, train_loss=train_loss, train_error=train_error, **record)
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
+        """Waits for all that the GPUs of this process were given."""
         for player in self.players:
             if player.device.type == "cuda":
                 torch.cuda.synchronize(player.device)
