@@ -136,6 +136,21 @@ def test_images_a_second_are_of_what_the_clock_saw() -> None:
     assert record["images_per_s"] == 8 * (10 - 2) / 8.0
 
 
+def test_nor_are_images_counted_while_iterations_are_profiled(tmp_path: Path) -> None:
+    for log_every in (1, 5):  # in the second the only record of steps 1 to 5 is made within the profile
+        changes = {"eval_every": 2, "log_every": log_every, "profile": 3}
+        run = run_processes(tiny_config("bp", 1, **changes), tmp_path / str(log_every))
+        (profiled,) = run.of("profile")
+        assert (profiled["step"], profiled["iterations"]) == (6, 3)
+        last_step, last_s = 0, 0.0
+        for record in run.of("train"):
+            timed = [step for step in range(last_step + 1, record["step"] + 1) if step not in (4, 5, 6)]
+            seconds = record["train_time"] - last_s
+            expected = 8 * len(timed) / seconds if timed else None
+            assert record.get("images_per_s") == (expected and pytest.approx(expected)) and "untimed" not in record
+            last_step, last_s = record["step"], record["train_time"]
+
+
 def profile_record(module: int, device: str, busy_s: float | None) -> dict[str, Any]:
     position = {"step": 6, "epoch": 0.6, "train_time": 4.0}
     kernels = None if busy_s is None else 100.0

@@ -117,6 +117,8 @@ class Collector:
 
     def _train(self, event: Record) -> Record:
         record = self._record(event, event["time_ns"])
+        # Those that are being profiled: their `profile` event comes too late.
+        self._untimed.add({"step": record["step"], "iterations": record.pop("untimed", 0)})
         last_step, last_time = self._last_train
         self._last_train = record["step"], record["train_time"]
         num_timed = record["step"] - last_step - self._untimed.between(last_step, record["step"])

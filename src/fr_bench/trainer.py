@@ -243,7 +243,7 @@ class Trainer:
             if is_logged:
                 self._check_finite()
             if result is not None:
-                self._log(t, result, is_logged)
+                self._log(t, result, is_logged, num_untimed=0 if is_timed else t + 1 - start)
             if t + 1 == stop:
                 self.synchronize()
                 if is_timed:
@@ -292,7 +292,8 @@ class Trainer:
         if found:
             raise min(found, key=lambda diverged: (diverged.step, -(diverged.module or 0)))
 
-    def _log(self, t: int, result: BatchResult, is_logged: bool) -> None:
+    def _log(self, t: int, result: BatchResult, is_logged: bool, num_untimed: int) -> None:
+        """``num_untimed``: of how many iterations up to this one the clock sees nothing."""
         assert self.meter is not None and self.top is not None
         with self.players[-1].on_stream():
             self.meter.add(result)
@@ -301,7 +302,8 @@ class Trainer:
                 loss, error = self.meter.take("interval")
             learning_rate = self.top.base_lr * self.top.schedule(t)
             if self.in_first_replica:
-                self.reporter.send("train", step=t + 1, loss=loss, error=error, lr=learning_rate)
+                numbers = {"loss": loss, "error": error, "lr": learning_rate}
+                self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
 
     def _report_time(self, step: int) -> None:
         num_iterations = step - self._reported_step
