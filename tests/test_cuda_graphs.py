@@ -101,6 +101,18 @@ def test_so_it_is_with_every_choice_of_a_method(method: str, own: dict[str, Any]
 
 
 @pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_batch_norms_that_do_not_count_one_batch_a_pass_count_what_they_would(method: str, tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.oddly_normed", "name": "tiny"}
+    plain = run_serial(tiny_config(method, 2, model=model), tmp_path / "plain")
+    assert_same(run_serial(tiny_config(method, 2, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+    counted = {name: int(value) for name, value in plain.weights.items() if name.endswith("num_batches_tracked")}
+    num_batches = 9 if method == "fr" else 10  # the last one that was played was not replayed
+    assert counted["odd.twice.num_batches_tracked"] == 2 * num_batches
+    assert counted["odd.still.num_batches_tracked"] == 0
+
+
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["fr", "ddg", "cdni"])
 def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, tmp_path: Path) -> None:
     train_here(tiny_config(method, 3), tmp_path / "alone")

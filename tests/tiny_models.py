@@ -49,6 +49,30 @@ def residual(
     return [*blocks, ("head", Head(width, num_classes))]
 
 
+class OddlyNormed(nn.Module):
+    """One batch norm that is used twice, and one that stays as it was trained before."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.twice = nn.BatchNorm2d(channels)
+        self.still = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+    def train(self, mode: bool = True) -> OddlyNormed:
+        super().train(mode)
+        self.still.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.still(self.twice(self.conv(self.twice(x).relu())))
+
+
+def oddly_normed(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Batch norms that do not all count one batch a pass."""
+    blocks = residual(input_shape, num_classes)
+    return [*blocks[:2], ("odd", OddlyNormed(8)), *blocks[2:]]
+
+
 def partly_frozen(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """A model of which some layers were made without training in mind, as one that was trained before."""
     blocks = residual(input_shape, num_classes)

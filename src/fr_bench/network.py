@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,14 +136,23 @@ class Network(nn.Module):
         if not update or self.is_compiled or not counters:
             yield
             return
+        num_batches: Counter[nn.Module] = Counter()  # two where a block uses a norm twice, none of one in eval mode
+
+        def count(norm: nn.Module, _: Any) -> None:
+            num_batches[norm] += norm.training and bool(norm.track_running_stats)
+
+        hooks = [counting.register_forward_pre_hook(count) for counting in counters]
         for counting in counters:
             counting.register_buffer("num_batches_tracked", None)
         try:
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             for counting, counter in counters.items():
                 counting.register_buffer("num_batches_tracked", counter)
-        torch._foreach_add_(list(counters.values()), 1)
+        for number in {*num_batches.values()} - {0}:
+            torch._foreach_add_([counters[norm] for norm, times in num_batches.items() if times == number], number)
 
 
 @contextmanager
