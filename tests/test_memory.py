@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,19 @@ def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:
     peak.end()
     assert peak.take().reserved is None
     assert peak.take().num_bytes == pytest.approx(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.01)
+
+
+def test_no_clock_runs_while_the_peak_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+
+    def end(self: PeakMemory) -> None:
+        ends.append(self)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(PeakMemory, "end", end)
+    run = run_serial(tiny_config("bp", 1), tmp_path)
+    assert len(ends) == 2  # of 5 iterations each
+    assert all(record["wall_s"] < 0.1 for record in run.of("time"))
 
 
 def test_an_output_that_was_handed_over_is_let_go_while_its_graph_waits() -> None:

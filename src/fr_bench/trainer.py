@@ -248,8 +248,6 @@ class Trainer:
                 self.synchronize()
                 if is_timed:
                     self.reporter.send("stretch_end", modules=self._numbers())
-                    for peak in self._peaks.values():
-                        peak.end()
             if not is_timed:
                 self._reported_step += 1  # what is reported is a mean over the other iterations
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
@@ -258,6 +256,9 @@ class Trainer:
                 now_ns = time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns if is_timed else 0
                 since_ns = now_ns
+            if t + 1 == stop and is_timed:
+                for peak in self._peaks.values():  # to look for it takes a while
+                    peak.end()
             if self.extent.ends_epoch(t + 1):
                 self._report_time(t + 1)
             t += 1
