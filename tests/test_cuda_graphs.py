@@ -158,6 +158,31 @@ def test_what_cannot_be_captured_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         run_serial(tiny_config("bp", 2, cuda_graphs=True), tmp_path)
 
 
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize(
+    ("first", "raised", "message"),
+    [
+        (RuntimeError("operation not permitted"), ConfigError, "be captured: operation not permitted; use false"),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),
+        (RuntimeError(""), ConfigError, "cannot be captured: RuntimeError; use false"),
+    ],
+)
+def test_what_went_wrong_first_is_told_though_the_end_of_the_capture_fails_too(
+    first: RuntimeError, raised: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises what ``capture_end`` says."""
+
+    def fail(*_: Any) -> None:
+        try:
+            raise first
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(RepeatedWork, "record", fail)
+    with pytest.raises(raised, match=message):
+        run_serial(tiny_config("bp", 1, cuda_graphs=True), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [

@@ -153,11 +153,12 @@ class Passes:
                         PairGraph(run, x, d, self._leaves(kind), kind.on_copies, not self._is_bottom, recorder, own)
                         for own in pools
                     ]
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"cuda_graphs=true: these blocks cannot be captured: {reason}; use false") from error
+            cause = _first_cause(error)
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            reason = " ".join(str(cause).strip().splitlines()[:1]) or type(cause).__name__
+            raise ConfigError(f"cuda_graphs=true: these blocks cannot be captured: {reason}; use false") from cause
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this precision."""
@@ -216,3 +217,10 @@ class Passes:
         own = dict(self._network.named_parameters())
         of = own if of is None else of
         return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
+
+
+def _first_cause(error: RuntimeError) -> RuntimeError:
+    """What went wrong within a capture: its end then fails, too, which is what is raised, and says nothing of it."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
