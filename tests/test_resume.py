@@ -556,6 +556,17 @@ def test_records_behind_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["module", "iterations"])
+def test_a_profile_record_that_lacks_what_is_added_up_goes(key: str, tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path / "run", 5)
+    record = {"kind": "profile", "step": 4, "epoch": 0.8, "train_time": 0.1, "module": 1, "iterations": 1}
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({name: value for name, value in record.items() if name != key}) + "\n")
+    train_here(config, run)
+    assert not [record for record in read_records(run) if record["kind"] == "profile"]
+
+
 def test_a_checkpoint_is_read_without_running_code_and_named_by_blocks(tmp_path: Path) -> None:
     folder = folder_of(stopped(tiny_config("fr", 3), tmp_path, 5) / "checkpoints", 5)
     names = sorted(path.name for path in folder.iterdir())

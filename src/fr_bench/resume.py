@@ -62,6 +62,7 @@ NUMBERS_OF = {
     "memory": ("module", "peak"),
     "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
     "sigma": ("module",),
+    "profile": ("module", "iterations"),
 }
 OPTIONAL = ("wait_s", "validation_error")
 LARGEST = 1e300
