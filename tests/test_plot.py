@@ -313,7 +313,8 @@ def test_modules_in_one_process_are_drawn_hollow(tmp_path):
     drawing = draw(tmp_path)["speedup"]
     hollow = [line for line in panels(drawing)[0].get_lines() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow if len(line.get_xdata())] == [[2]]
-    assert "hollow: serial" in legend_words(drawing) and any("one process" in note for note in drawing.notes)
+    assert "hollow: serial" in legend_words(drawing)
+    assert any("one process and its device" in note for note in drawing.notes)
 
 
 # --- looks

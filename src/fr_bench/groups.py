@@ -101,7 +101,7 @@ class Group:
 
     @property
     def in_one_process(self) -> bool:
-        """Whether several modules took turns in one process: then times say nothing about a pipeline."""
+        """Whether several modules shared one process and its device: then times say nothing about a pipeline."""
         return self.k > 1 and self.settings.get("transport") == "serial"
 
 

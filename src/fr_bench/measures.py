@@ -174,7 +174,7 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
     """Returns the BP group with ``k`` modules that ``group``'s times may be compared with, or None.
 
     Data set, model, batch size, precision and hardware are the same (all but FREE_IN_A_COMPARISON); of several
-    the one that shares most settings. Where modules took turns in one process, the baseline's did too. It recomputes
+    the one that shares most settings. Where modules shared one process, the baseline's did too. It recomputes
     nothing, as ordinary training does.
     """
     rivals = [

@@ -61,7 +61,7 @@ def _draw_error(groups: list[Group], style: Style, k: int, which: str, across: s
 def _notes_on_seconds(drawn: list[tuple[Group, list[Curve]]]) -> tuple[str, ...]:
     notes = []
     if any(group.in_one_process for group, _ in drawn):
-        notes.append("transport serial: the modules took turns in one process, their seconds are not a pipeline's")
+        notes.append("transport serial: the modules shared one process and its device, which is no pipeline's time")
     if any(run.takes_over for group, _ in drawn for run in group.runs):
         notes.append("a run that took over from another begins with that one's seconds")
     return tuple(notes)

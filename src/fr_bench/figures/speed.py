@@ -117,5 +117,5 @@ def _notes(drawn: list[Group]) -> list[str]:
     if any(group.method in SYNTHESIZING for group in drawn):
         notes.append("the limit of DNI and cDNI leaves out what their synthesizers compute")
     if any(group.in_one_process for group in drawn):
-        notes.append("hollow: transport serial, where the modules take turns in one process")
+        notes.append("hollow: transport serial, where the modules share one process and its device")
     return notes

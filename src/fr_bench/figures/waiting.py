@@ -22,7 +22,8 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
         in_parallel = [group for group in groups if group.k == k and not group.in_one_process]
         shown = [group for group in in_parallel if any(waiting_share(run, 1) is not None for run in group.measured)]
         if not shown:
-            reason = "no run records its waiting" if in_parallel else "the modules took turns in one process (serial)"
+            in_one = "the modules shared one process and its device (serial)"
+            reason = "no run records its waiting" if in_parallel else in_one
             yield Omission(f"waiting-k{k}", reason)
             continue
         figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
