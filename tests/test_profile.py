@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def test_a_profile_changes_no_number_and_has_as_many_iterations_as_asked_for(
     assert_same(plain, profiled)
     (event,) = profiled.of("profile")
     assert (event["iterations"], event["step"]) == (2, k - 1 + 3 + 2)
+    assert event["host"] == socket.gethostname()
     assert (event["module"], event["busy_s"], event["num_kernels"]) == (1, None, None)
     events = json.loads((tmp_path / "profiled" / event["file"]).read_text())["traceEvents"]
     names = [each.get("name") for each in events]
@@ -151,11 +153,11 @@ def test_nor_are_images_counted_while_iterations_are_profiled(tmp_path: Path) ->
             last_step, last_s = record["step"], record["train_time"]
 
 
-def profile_record(module: int, device: str, busy_s: float | None) -> dict[str, Any]:
+def profile_record(module: int, device: str, busy_s: float | None, host: str = "one") -> dict[str, Any]:
     position = {"step": 6, "epoch": 0.6, "train_time": 4.0}
     kernels = None if busy_s is None else 100.0
     numbers = {"iterations": 2, "busy_s": busy_s, "num_kernels": kernels, "file": f"profile_{module}.json"}
-    return {"kind": "profile", **position, "module": module, "device": device, **numbers}
+    return {"kind": "profile", **position, "module": module, "device": device, "host": host, **numbers}
 
 
 def test_processes_on_one_gpu_keep_it_busy_together() -> None:
@@ -167,6 +169,13 @@ def test_processes_on_one_gpu_keep_it_busy_together() -> None:
     summary = builder.build("finished")
     assert (summary["device_busy_s"], summary["num_kernels"]) == (0.75, 300.0)
     assert summary["step_time_s"] == 4.0 / (6 - 2)
+
+
+def test_the_first_gpus_of_two_machines_are_two() -> None:
+    builder = SummaryBuilder(tiny_config("fr", 2), [1], 4)
+    for module, host, busy_s in ((1, "one", 0.25), (2, "two", 0.5)):
+        builder.add(profile_record(module, "cuda:0", busy_s, host))
+    assert builder.build("finished")["device_busy_s"] == 0.5
 
 
 def test_the_line_for_the_user_says_where_it_is_and_what_the_gpu_did() -> None:

@@ -135,11 +135,11 @@ class SummaryBuilder:
         }
 
     def _device_busy_s(self) -> float | None:
-        by_device: defaultdict[str, float] = defaultdict(float)
+        by_device: defaultdict[tuple[str, str], float] = defaultdict(float)
         for record in self._profiles.values():
             busy_s = number(record, "busy_s")
             if busy_s is not None:
-                by_device[str(record.get("device"))] += busy_s
+                by_device[str(record.get("host")), str(record.get("device"))] += busy_s
         return max(by_device.values(), default=None)
 
     def _num_kernels(self) -> float | None:

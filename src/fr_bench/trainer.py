@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -202,9 +203,10 @@ class Trainer:
                 self.players[0].side.barrier()  # to start a profiler takes long
                 end = self._train(start, stop, is_timed=False)
         path, load = recording.write(self.extent.profile_folder / profile_file(self._numbers()))
-        device, first = str(self.players[0].device), self._numbers()[0]
+        # Of the machine, too: on every one GPUs are numbered from 0.
+        place = {"module": self._numbers()[0], "device": str(self.players[0].device), "host": socket.gethostname()}
         numbers = {"iterations": end - start, **load.over(end - start)}
-        self.reporter.send("profile", step=end, module=first, device=device, file=path.name, **numbers)
+        self.reporter.send("profile", step=end, **place, file=path.name, **numbers)
         return end
 
     def _next_pause(self, t: int) -> int:
