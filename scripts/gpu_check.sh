@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # What fr-bench does on this machine's GPU, in one file: the tests that need one; a short run of every method, with a
 # process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side,
-# on the GPU and, for four modules with cores of their own, on its CPU. One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
-# code 1 if anything failed.
+# on the GPU and, for four modules with cores of their own, on its CPU. One GPU is enough. Leaves
+# $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit code 1 if anything failed.
 #
-#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods cores" MODEL=resnet164 BATCH_SIZE=128 \
-#       STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 WORKERS=8 \
-#       scripts/gpu_check.sh [any further settings of fr-bench train, for the runs]
+#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods cores" MODEL=resnet164 \
+#       BATCH_SIZE=128 STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 \
+#       WORKERS=8 scripts/gpu_check.sh [any further settings of fr-bench train, for the runs]
 #
 # ..._LIMIT: seconds for all tests, for each run, and for each bench. WORKERS: so many tests run side by side. THREADS: of
-# a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it without a GPU.
+# a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
+# without a GPU.
 set -uo pipefail
 python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
 model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods cores}
