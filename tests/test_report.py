@@ -210,6 +210,16 @@ def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, caps
     assert "The limit of DNI and cDNI leaves out what their synthesizers compute" in capsys.readouterr().out
 
 
+def test_streams_are_no_obstacle_to_a_comparison_with_one_module_which_has_none(tmp_path, capsys):
+    write_run(tmp_path / "bp", "bp", k=1, step_s=0.4)
+    write_run(tmp_path / "fr", step_s=0.2, transport="serial", settings={"streams": False})
+    write_run(tmp_path / "graphs", transport="serial", settings={"cuda_graphs": True})
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Speed")
+    speedups = {name: row["speed-up over BP, K = 1"] for name, row in rows.items()}
+    assert speedups == {"BP 1": "1", "FR (streams=false) 2": "2", "FR (cuda_graphs=true) 2": ""}
+
+
 def test_a_serial_pipeline_is_not_passed_off_as_one(tmp_path, capsys):
     write_run(tmp_path / "fr", transport="serial")
     assert report(tmp_path) == 0

@@ -21,7 +21,8 @@ BUSY = ("play_s", "learn_s", "send_s")
 # that do not learn do less work.
 FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "module_lr", "clip_norm", "cuts",
-    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "resume", "resume.",
+    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "streams",
+    "resume", "resume.",
 )  # fmt: skip
 
 
