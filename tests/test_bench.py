@@ -186,6 +186,17 @@ def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_o
     assert draw_bench(rows, "on a GPU").figure.axes
 
 
+@pytest.mark.usefixtures("one_gpu")
+def test_of_processes_that_take_turns_on_a_gpu_nobody_knows_how_long_it_is_idle() -> None:
+    found, phases = on_gpu(methods=["fr", "fr transport=ipc"]), [{"play": 0.5}] * 2
+    rows = {
+        label: make_row(found[label], [replace(measurement(1.0, *phases), device_busy_s=0.75, num_kernels=9.0)])
+        for label in ("fr K=2", "fr transport=ipc K=2")
+    }
+    assert [row.idle_share for row in rows.values()] == [0.25, None]
+    assert [row.device_busy_s for row in rows.values()] == [0.75, 0.75]
+
+
 def test_the_busy_time_of_a_gpu_is_that_of_all_its_processes() -> None:
     def record(device: str, busy_s: float | None) -> dict[str, Any]:
         return {"device": device, "busy_s": busy_s, "num_kernels": None if busy_s is None else 10.0}

@@ -94,7 +94,8 @@ class Row:
         shares_gpu: whether modules share a GPU. Then ``busy_s`` is how long their streams took, the others' work in
             between included, and what waiting, efficiency and limits would be made of it is None.
         device_busy_s: how long the GPU is busy in an iteration, by a profile; of several the busiest.
-        idle_share: the share of the step time in which it is not.
+        idle_share: the share of the step time in which it is not. None of processes that share a GPU: what each of
+            them has running there lasts as long as the others' in between.
         num_kernels: of an iteration, on all GPUs.
         checkpoint: what a checkpoint costs, where that was asked for.
     """
@@ -157,7 +158,8 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         device_busy_s=_median(each.device_busy_s for each in measurements),
         num_kernels=_median(each.num_kernels for each in measurements),
     )
-    if row.device_busy_s is not None:
+    one_process = len(contender.plan.numbers_by_process) == 1
+    if row.device_busy_s is not None and (one_process or not row.shares_gpu):
         row.idle_share = max(0.0, 1 - row.device_busy_s / step.median)
     if row.phases_s:
         row.busy_s = [_total(phases, COMPUTING) for phases in row.phases_s]
