@@ -21,6 +21,11 @@ side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=tr
 if [ "$device" = cpu ]; then
     switches="[plain,bp,'bp channels_last=false']" side_by_side="[bp,fr,'fr transport=gloo']"
 fi
+for part in $parts; do
+    [[ " tests runs switches methods cores " == *" $part "* ]] && continue
+    echo "gpu_check: PARTS has $part; there are: tests runs switches methods cores" >&2
+    exit 2
+done
 cd "$(dirname "$0")/.." || exit 2
 mkdir -p "${RESULTS:-outputs/gpu-check}" || exit 2
 results=$(cd "${RESULTS:-outputs/gpu-check}" && pwd)
@@ -87,7 +92,6 @@ for part in $parts; do
     switches) bench switches '[1]' "${SWITCHES:-$switches}" "device=$device" ;;
     methods) bench methods '[1,4]' "${SIDE_BY_SIDE:-$side_by_side}" "device=$device" ;;
     cores) bench cores '[1,4]' '[bp,fr,ddg,ddp,1f1b]' device=cpu "threads=${THREADS:-4}" bench.rounds=1 bench.steps=5 ;;
-    *) echo "gpu_check: PARTS has $part; there are: tests runs switches methods cores" >&2; exit 2 ;;
     esac
 done
 exit $failed

@@ -136,16 +136,17 @@ def test_a_gpu_has_defaults_of_its_own_which_yield_to_what_is_set() -> None:
 
 @pytest.mark.usefixtures("one_gpu")
 def test_modules_on_one_gpu_share_it_in_processes_or_in_one() -> None:
-    found = on_gpu(methods=["plain precision=tf32", "plain precision=bf16", "fr", "fr transport=ipc"])
+    found = on_gpu(methods=["plain precision=tf32", "plain precision=bf16", "fr", "fr transport=serial"])
     assert list(found) == [
-        "bp K=1", "bp K=2", "plain precision=tf32 K=1", "plain precision=bf16 K=1", "fr K=2", "fr transport=ipc K=2",
+        "bp K=1", "bp K=2", "plain precision=tf32 K=1", "plain precision=bf16 K=1", "fr K=2", "fr transport=serial K=2",
     ]  # fmt: skip
-    assert [found[label].plan.transport for label in ("fr K=2", "fr transport=ipc K=2")] == ["serial", "ipc"]
+    assert [found[label].plan.transport for label in ("fr K=2", "fr transport=serial K=2")] == ["ipc", "serial"]
     assert [each.shares_gpu for each in found.values()] == [False, True, False, False, True, True]
     assert [has_limit(each) for each in found.values()] == [False] * 6
     assert crowded(list(found.values())) is None
     plan = found["fr K=2"].plan
     assert (plan.config["max_steps"], plan.config["trace"], plan.config["profile"]) == (1 + 10 + 30 + 3, 10 + 30, 3)
+    assert [found[label].num_processes for label in ("fr K=2", "fr transport=serial K=2", "bp K=1")] == [2, 1, 1]
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -163,13 +164,16 @@ def test_a_peer_that_needs_a_gpu_a_process_is_refused(peer: str) -> None:
 
 @pytest.mark.usefixtures("one_gpu")
 def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_of_a_profile() -> None:
-    found = on_gpu(methods=["plain", "fr"])
+    found = on_gpu(methods=["plain", "fr transport=serial"])
     lower, top = {"play": 0.5, "wait gradient": 0.25}, {"play": 0.5, "backward": 0.25}
     rows = [
         make_row(found["plain K=1"], [replace(measurement(2.0), device_busy_s=1.5, num_kernels=900.0)]),
         make_row(found["bp K=1"], [replace(measurement(1.0, top), device_busy_s=1.25, num_kernels=1000.0)]),
         make_row(found["bp K=2"], [measurement(1.5, lower, top)]),
-        make_row(found["fr K=2"], [replace(measurement(1.25, lower, top), device_busy_s=busy) for busy in (1.0, 0.5)]),
+        make_row(
+            found["fr transport=serial K=2"],
+            [replace(measurement(1.25, lower, top), device_busy_s=busy) for busy in (1.0, 0.5)],
+        ),
     ]
     compare(rows)
     plain, single, _, fr = rows
@@ -188,10 +192,10 @@ def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_o
 
 @pytest.mark.usefixtures("one_gpu")
 def test_of_processes_that_take_turns_on_a_gpu_nobody_knows_how_long_it_is_idle() -> None:
-    found, phases = on_gpu(methods=["fr", "fr transport=ipc"]), [{"play": 0.5}] * 2
+    found, phases = on_gpu(methods=["fr", "fr transport=serial"]), [{"play": 0.5}] * 2
     rows = {
         label: make_row(found[label], [replace(measurement(1.0, *phases), device_busy_s=0.75, num_kernels=9.0)])
-        for label in ("fr K=2", "fr transport=ipc K=2")
+        for label in ("fr transport=serial K=2", "fr K=2")
     }
     assert [row.idle_share for row in rows.values()] == [0.25, None]
     assert [row.device_busy_s for row in rows.values()] == [0.75, 0.75]
@@ -221,6 +225,7 @@ def test_values_are_read_in_hydras_grammar() -> None:
         ("bench.rounds=two", "bench.rounds=two: must be an integer"),
         ("bench.checkpoints=true", "bench.checkpoints=True: must be an integer of at least 0"),
         ("bench.profile=-1", "bench.profile=-1: must be an integer of at least 0"),
+        ("bench.profile=2", "bench.profile=2: tells how long a GPU is idle, and this bench is on the CPU"),
         ("profile=2", "profile: is set for each that is compared"),
         ("bench.warmup=0", "bench.warmup=0: must be an integer of at least 1"),
         ("bench.k=2", "bench.k=2: must be a list"),
@@ -268,6 +273,25 @@ def test_an_iteration_lasts_from_step_to_step_and_holds_what_happened_between() 
 
 def measurement(step_s: float, *phases: dict[str, float]) -> Measurement:
     return Measurement([step_s] * 4, list(phases), [2**20] * max(1, len(phases)), [2**10] * len(phases))
+
+
+def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:
+    found = contenders(methods=["bp", "fr"], k=[2])
+    words = ["bp", "bp compile=true", "fr", "fr compile=true", "fr transport=ipc compile=true", "fr precision=bf16"]
+    times = {"bp": 4.0, "bp compile=true": 3.0}
+    by_k = {(each.method, each.k): each for each in found}
+    rows = [
+        make_row(replace(by_k[word.split()[0], k], words=word), [measurement(times.get(word, 2.0) / (1 + (k == 1)))])
+        for k in (1, 2)
+        for word in words
+        if (word.split()[0], k) in by_k
+    ]
+    compare(rows)
+    found_ups = {(row.words, row.k): (row.speedup_vs_single, row.speedup_vs_locked) for row in rows}
+    assert found_ups["fr", 2] == (1.0, 2.0)
+    assert found_ups["fr compile=true", 2] == found_ups["fr transport=ipc compile=true", 2] == (0.75, 1.5)
+    assert found_ups["fr precision=bf16", 2] == (None, None)
+    assert found_ups["bp compile=true", 2] == (2.0 / 3.0, 4.0 / 3.0)
 
 
 def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:

@@ -62,6 +62,11 @@ class Contender:
         return self.k if self.is_peer else self.plan.size
 
     @property
+    def num_processes(self) -> int:
+        """Fewer than modules where one process has several."""
+        return self.k if self.is_peer else len(self.plan.numbers_by_process)
+
+    @property
     def label(self) -> str:
         """For lines of progress and names of folders."""
         micro = "" if self.num_microbatches is None else f" M={self.num_microbatches}"

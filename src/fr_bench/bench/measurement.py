@@ -27,7 +27,7 @@ class Measurement:
     Attributes:
         step_s: seconds of each timed iteration, on the slowest module or process.
         phases_s: by module, median seconds an iteration by name of span (fr_bench.stopwatch.KINDS); empty for a peer.
-        peak_bytes: by process, its peak: resident memory, on a GPU the allocator's.
+        peak_bytes: by module or process, the peak of the process: resident memory, on a GPU the allocator's.
         accounted_bytes: by module, what its tensors hold (see fr_bench.memory); empty for a peer.
         device_busy_s: seconds of an iteration in which the GPU is busy; of several GPUs the busiest. None where it was
             not profiled, or is no GPU.
@@ -71,7 +71,6 @@ def _measure_method(contender: Contender, settings: BenchSettings, folder: Path,
     iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.size + 1)]
     times = [[iteration.seconds for iteration in module] for module in iterations]
     phases = [_median_phases(module) for module in iterations]
-    peaks = [peaks[numbers[0] - 1] for numbers in plan.numbers_by_process]
     return Measurement(max(times, key=sum), phases, peaks, accounts, *load_of(profiles))
 
 

@@ -9,9 +9,14 @@ from dataclasses import asdict, dataclass
 from fr_bench.bench.checkpoints import CheckpointCost
 from fr_bench.bench.contenders import Contender
 from fr_bench.bench.measurement import Measurement
+from fr_bench.peers import PEERS
 from fr_bench.stopwatch import KINDS
 
 COMPUTING = ("play_s", "learn_s")  # kinds of spans in which a module computes
+# Settings that say how modules work together, or are a method's own: BP without them is what they are compared with.
+OF_THE_MODULES = (
+    "transport=", "streams=", "partition=", "memory_limit_gb=", "replicas=", "devices=", "freeze=", "method.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ class Row:
         num_microbatches: of a pipeline, the fastest; ``tried_microbatches`` has the step times of all.
         step_time_s: on the slowest module or process.
         images_per_s: from the median.
-        speedup_vs_single: over BP with one module.
-        speedup_vs_locked: over BP over K modules.
+        speedup_vs_single: over BP with one module; see :func:`compare`.
+        speedup_vs_locked: over BP over K modules, likewise.
         speedup_vs_plain: over the plain loop, where that takes part.
         limit: the speed-up over locked BP if the busiest module never waited: locked BP's step time over the time that
             the busiest module computes, measured in this very run, while all modules are busy.
@@ -88,7 +93,9 @@ class Row:
         busy_s, wait_s, send_s: by module.
         waiting_share: by module, of the step time.
         phases_s: by module, by name of span.
-        peak_memory: by process, peak resident bytes (libraries included); on a GPU the allocator's peak.
+        num_processes: in which the modules are.
+        peak_memory: by module or process, of the process that it is in: peak resident bytes (libraries included), on a
+            GPU the allocator's peak.
         accounted_memory: by module, bytes of its tensors.
         num_samples: timed iterations of all rounds.
         shares_gpu: whether modules share a GPU. Then ``busy_s`` is how long their streams took, the others' work in
@@ -112,6 +119,7 @@ class Row:
     accounted_memory: list[int]
     phases_s: list[dict[str, float]]
     replicas: int = 1
+    num_processes: int = 1
     num_microbatches: int | None = None
     tried_microbatches: dict[int, float] | None = None
     speedup_vs_single: float | None = None
@@ -153,13 +161,13 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         accounted_memory=_medians([each.accounted_bytes for each in measurements]),
         phases_s=_median_phases([each.phases_s for each in measurements]),
         replicas=contender.plan.config["replicas"],
+        num_processes=contender.num_processes,
         num_microbatches=contender.num_microbatches,
         shares_gpu=contender.shares_gpu,
         device_busy_s=_median(each.device_busy_s for each in measurements),
         num_kernels=_median(each.num_kernels for each in measurements),
     )
-    one_process = len(contender.plan.numbers_by_process) == 1
-    if row.device_busy_s is not None and (one_process or not row.shares_gpu):
+    if row.device_busy_s is not None and (row.num_processes == 1 or not row.shares_gpu):
         row.idle_share = max(0.0, 1 - row.device_busy_s / step.median)
     if row.phases_s:
         row.busy_s = [_total(phases, COMPUTING) for phases in row.phases_s]
@@ -174,21 +182,39 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
 
 
 def compare(rows: Sequence[Row]) -> None:
-    """Fills in the speed-ups and limits, which are ratios to other rows; in place."""
-    single = _median_of(rows, "bp", 1)
-    plain = _median_of(rows, "plain", 1)
+    """Fills in the speed-ups and limits, which are ratios to other rows; in place.
+
+    A method is compared with BP under the same switches (``cuda_graphs=true``, a precision); BP under a switch, and a
+    peer, with BP as it is, which says what they bring.
+    """
+    plain = _median_of(rows, "plain", frozenset(), 1)
     for row in rows:
         step_s = row.step_time_s.median
+        switches = frozenset() if row.method == "bp" or row.method in PEERS else _switches(row)
+        single = _median_of(rows, "bp", switches, 1)
+        locked = _median_of(rows, "bp", switches, row.k) if row.k > 1 else None
         row.speedup_vs_single = single / step_s if single else None
         row.speedup_vs_plain = plain / step_s if plain else None
-        locked = _median_of(rows, "bp", row.k) if row.k > 1 else None
         row.speedup_vs_locked = locked / step_s if locked else None
         if locked and row.busy_s and row.method != "bp" and not row.shares_gpu:
             row.limit = locked / max(row.busy_s)
 
 
-def _median_of(rows: Sequence[Row], words: str, k: int) -> float | None:
-    return next((row.step_time_s.median for row in rows if row.words == words and row.k == k), None)
+def _switches(row: Row) -> frozenset[str]:
+    """What stands behind the method's name and would make BP faster or slower, too."""
+    return frozenset(word for word in row.words.split()[1:] if not word.startswith(OF_THE_MODULES))
+
+
+def _median_of(rows: Sequence[Row], method: str, switches: frozenset[str], k: int) -> float | None:
+    """The step time of a row with these very switches and nothing else behind its name."""
+    return next(
+        (
+            row.step_time_s.median
+            for row in rows
+            if (row.method, row.k) == (method, k) and frozenset(row.words.split()[1:]) == switches
+        ),
+        None,
+    )
 
 
 def _total(phases: Mapping[str, float], kinds: Sequence[str]) -> float:

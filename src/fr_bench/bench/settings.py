@@ -88,6 +88,10 @@ def make_settings(values: dict[str, Any], simulates: bool = False, on_gpu: bool 
     settings = BenchSettings(**{**(copy.deepcopy(ON_GPU) if on_gpu else {}), **values})
     for key, smallest in (("rounds", 1), ("warmup", 1), ("steps", 2), ("profile", 0), ("checkpoints", 0)):
         _check_integers(key, [getattr(settings, key)], smallest)
+    if settings.profile and not on_gpu:
+        raise ConfigError(
+            f"bench.profile={settings.profile}: tells how long a GPU is idle, and this bench is on the CPU; use 0."
+        )
     for key in ("k", "microbatches"):
         _check_integers(key, _as_list(key, getattr(settings, key)), 1)
     if settings.methods == []:

@@ -26,7 +26,7 @@ def as_table(rows: Sequence[Row]) -> str:
         "efficiency": lambda row: _ratio(row.efficiency),
         "waiting": lambda row: ", ".join(f"{100 * share:.0f} %" for share in row.waiting_share or []),
         "GPU idle": lambda row: "" if row.idle_share is None else f"{100 * row.idle_share:.0f} %",
-        "peak, MiB": lambda row: ", ".join(f"{peak / 2**20:.0f}" for peak in row.peak_memory),
+        "peak, MiB": lambda row: ", ".join(f"{peak / 2**20:.0f}" for peak in _by_process(row)),
     }
     known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
     return align([list(known), *([text(row) for text in known.values()] for row in rows)])
@@ -51,6 +51,10 @@ def as_checkpoint_table(rows: Sequence[Row]) -> str:
 
 def _name(row: Row) -> str:
     return row.words if row.num_microbatches is None else f"{row.words}, M = {row.num_microbatches}"
+
+
+def _by_process(row: Row) -> list[int]:
+    return row.peak_memory[:1] if row.num_processes == 1 else row.peak_memory
 
 
 def _ratio(value: float | None) -> str:
