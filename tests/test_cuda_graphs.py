@@ -164,6 +164,7 @@ def test_what_cannot_be_captured_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (RuntimeError("operation not permitted"), ConfigError, "be captured: operation not permitted; use false"),
         (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), RuntimeError, "^CUDNN_STATUS_ALLOC_FAILED$"),
         (RuntimeError(""), ConfigError, "cannot be captured: RuntimeError; use false"),
     ],
 )
@@ -190,6 +191,7 @@ def test_what_went_wrong_first_is_told_though_the_end_of_the_capture_fails_too(
         ("1f1b", {"devices": "cuda"}, "the library that method=1f1b brings"),
         ("ddg", {"devices": "cuda", "weights": "current"}, "method.weights=current"),
         ("fr", {"devices": "cuda", "replicas": 2}, "replicas send their gradients"),
+        ("fr", {"devices": "cuda", "dropout": 0.5}, "block '.*' draws random numbers, such as those of dropout"),
     ],
 )
 def test_where_there_are_no_graphs_it_is_refused(
@@ -198,6 +200,7 @@ def test_where_there_are_no_graphs_it_is_refused(
     config = tiny_config(method, 2, "gloo", cuda_graphs=True, replicas=settings.get("replicas", 1))
     if "weights" in settings:
         config["method"]["weights"] = settings["weights"]
+    config["model"]["dropout"] = settings.get("dropout", 0.0)
     if settings.get("devices") == "cuda":
         monkeypatch.setattr("fr_bench.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
     with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):

@@ -33,7 +33,7 @@ import sys
 import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.bp
 import fr_bench.methods.pipeline, fr_bench.methods.data_parallel
 seen = [name for name in sys.modules if name.startswith("fr_bench.") and not name.startswith("fr_bench.methods")]
-names = "module passes graphs network stopwatch finite saved_tensors seeds errors pipelining"
+names = "module passes graphs network stopwatch finite saved_tensors memory_errors seeds errors pipelining"
 allowed = {"fr_bench." + name for name in names.split()}
 sys.exit(f"methods import {set(seen) - allowed}" if set(seen) - allowed else 0)
 """

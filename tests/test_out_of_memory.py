@@ -12,7 +12,8 @@ import torch
 from harness import ListConnection, tiny_config
 
 from fr_bench.errors import RunFailed
-from fr_bench.out_of_memory import explain, is_out_of_memory
+from fr_bench.memory_errors import is_out_of_memory
+from fr_bench.out_of_memory import explain
 from fr_bench.plan import make_plan
 from fr_bench.reporter import BEFORE_TRAINING, Reporter
 from fr_bench.transport.open import ModulePorts

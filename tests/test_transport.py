@@ -60,7 +60,7 @@ def test_a_message_about_another_batch_is_refused() -> None:
     [
         (["cpu"], "serial"),
         (["cpu", "cpu"], "ipc"),
-        (["cuda:0", "cuda:0"], "serial"),
+        (["cuda:0", "cuda:0"], "ipc"),
         (["cuda:0", "cuda:1", "cuda:0"], "gloo"),
     ],
 )
@@ -68,6 +68,14 @@ def test_auto_chooses_by_devices_and_says_why(devices: list[str], expected: str)
     transport, reason = choose_transport("auto", devices, ring_bytes=1000)
     assert transport == expected
     assert reason
+
+
+def test_one_process_launches_the_graphs_of_modules_that_share_a_gpu() -> None:
+    """Eager modules have a process each: one could not launch kernels as fast as they run."""
+    for devices, replicas, expected in ((2, 1, "serial"), (2, 2, "ipc")):
+        found, _ = choose_transport("auto", ["cuda:0"] * devices, 1000, replicas=replicas, cuda_graphs=True)
+        assert found == expected
+    assert choose_transport("auto", ["cpu", "cpu"], 1000, cuda_graphs=True)[0] == "ipc"
 
 
 def test_auto_falls_back_to_gloo_where_shared_memory_is_too_small() -> None:
@@ -115,7 +123,7 @@ def test_modules_of_one_process_are_on_one_gpu_however_many_there_are(monkeypatc
 def test_memory_that_cannot_be_shared_rules_ipc_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "backend:native,expandable_segments:True")
     assert f"unset {name}" in str(why_not("ipc", ["cuda:0", "cuda:0"], 0))
-    assert choose_transport("auto", ["cuda:0", "cuda:0"], 0, replicas=2)[0] == "gloo"
+    assert choose_transport("auto", ["cuda:0", "cuda:0"], 0)[0] == "gloo"
 
 
 def test_modules_go_round_robin_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
+from fr_bench.models import Blocks
+from fr_bench.passes import DRAWS
 
 
 def is_compiled(config: Mapping[str, Any]) -> bool:
@@ -35,8 +39,10 @@ def check_compile(config: Mapping[str, Any], method: type[Method], policy: Polic
         raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
 
 
-def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
-    """Raises ConfigError where ``cuda_graphs`` cannot be had."""
+def check_cuda_graphs(
+    config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str], blocks: Blocks
+) -> None:
+    """Raises ConfigError where ``cuda_graphs`` cannot be had, as far as it shows before anything runs."""
     if not uses_cuda_graphs(config):
         return
     name = config["method"]["name"]
@@ -54,6 +60,9 @@ def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: P
             "cuda_graphs=true: replicas send their gradients while a backward runs, which a captured one cannot; "
             "use replicas=1 or false"
         )
+    for block_name, block in blocks:
+        if any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in block.modules()):
+            raise ConfigError(f"cuda_graphs=true: block '{block_name}' {DRAWS}")
 
 
 def uses_cuda_graphs(config: Mapping[str, Any]) -> bool:

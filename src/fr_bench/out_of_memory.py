@@ -1,28 +1,13 @@
-"""A device that is full: how that is recognised, and what the user is told, with the plan's own numbers."""
+"""A device that is full: what the user is told, with the plan's own numbers."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
-
-import torch
 
 from fr_bench.compilation import uses_cuda_graphs
 from fr_bench.errors import RunFailed
 from fr_bench.memory_table import memory_table
 from fr_bench.plan import Plan
-
-# How torch's allocator on the CPU, cuBLAS and cuDNN, and what is below them, say so: the error has no type of its own.
-_WORDS = ("can't allocate memory", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory is what was missing, on a GPU or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
 def explain(plan: Plan, modules: Sequence[int], when: str, error: BaseException) -> RunFailed:

@@ -14,7 +14,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fr_bench.errors import ConfigError
 from fr_bench.graphs import NUM_WARMUPS, CudaRecorder, PairGraph, PlayGraph, Recorder
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.network import Network
+
+DRAWS = "draws random numbers, such as those of dropout, and a graph would draw others than without; use false"
 
 
 @dataclass
@@ -79,6 +82,7 @@ class Passes:
         self._play_graphs: dict[PassKind, PlayGraph] = {}
         self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
         self._launches = True
+        self._parameters: dict[str, Tensor] = dict(network.named_parameters())
 
     def run(self, x: Tensor, stream: int, batch: int, kind: PassKind) -> Pass:
         """A pass on the parameters.
@@ -103,7 +107,7 @@ class Passes:
         if pair is None:
             copies = self._copies(of)
             return self._forward(x, stream, batch, kind, copies), copies
-        return self._launch(pair, x, batch, dict(self._network.named_parameters()) if of is None else of), pair.leaves
+        return self._launch(pair, x, batch, self._parameters if of is None else of), pair.leaves
 
     @contextmanager
     def as_they_are(self) -> Iterator[None]:
@@ -113,6 +117,11 @@ class Passes:
             yield
         finally:
             self._launches = before
+
+    @property
+    def are_captured(self) -> bool:
+        """Whether there are graphs to launch."""
+        return bool(self._play_graphs or self._pair_graphs)
 
     def compile(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
         """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
@@ -155,7 +164,7 @@ class Passes:
                     ]
         except RuntimeError as error:
             cause = _first_cause(error)
-            if isinstance(cause, torch.OutOfMemoryError):
+            if is_out_of_memory(cause):
                 raise cause from None
             reason = " ".join(str(cause).strip().splitlines()[:1]) or type(cause).__name__
             raise ConfigError(f"cuda_graphs=true: these blocks cannot be captured: {reason}; use false") from cause
@@ -205,17 +214,13 @@ class Passes:
                     torch.autograd.backward(live.h, d)
                 self._network.zero_grad(set_to_none=True)
         if drawing := self._network.drawing_blocks:
-            raise ConfigError(
-                f"cuda_graphs=true: block '{drawing[0]}' draws random numbers, such as those of dropout, and a graph "
-                "would draw others than without; use false"
-            )
+            raise ConfigError(f"cuda_graphs=true: block '{drawing[0]}' {DRAWS}")
 
     def _leaves(self, kind: PassKind) -> dict[str, Tensor]:
-        return self._copies() if kind.on_copies else dict(self._network.named_parameters())
+        return self._copies() if kind.on_copies else self._parameters
 
     def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        own = dict(self._network.named_parameters())
-        of = own if of is None else of
+        own, of = self._parameters, self._parameters if of is None else of
         return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
 
 

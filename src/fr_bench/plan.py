@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fr_bench.balance import Balance
-from fr_bench.compilation import check_compile, check_cuda_graphs
+from fr_bench.compilation import check_compile, check_cuda_graphs, uses_cuda_graphs
 from fr_bench.components import bind, check_callable, check_optimizer, refusing
 from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
 from fr_bench.environment import usable_cores
@@ -168,7 +168,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     site = find_site(config, method)
     check_precision(config["precision"], site.devices)
     check_compile(config, method, policy, site.devices)
-    check_cuda_graphs(config, method, policy, site.devices)
+    check_cuda_graphs(config, method, policy, site.devices, blocks)
     transport, _ = site.transport(0)
     method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
@@ -251,7 +251,7 @@ def find_site(config: dict[str, Any], method: type[Method]) -> Site:
         num_here,
         threads,
         lambda num_bytes: choose_transport(
-            config["transport"], devices, num_bytes, method.transports, replicas, launch
+            config["transport"], devices, num_bytes, method.transports, replicas, launch, uses_cuda_graphs(config)
         ),
     )
 

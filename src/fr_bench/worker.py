@@ -23,10 +23,11 @@ from fr_bench.compilation import configure_compiler, is_compiled, uses_cuda_grap
 from fr_bench.components import bind
 from fr_bench.device_stopwatch import make_stopwatch
 from fr_bench.diagnostics import SufficientDirection, Windows
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
 from fr_bench.network import Network
-from fr_bench.out_of_memory import explain, is_out_of_memory
+from fr_bench.out_of_memory import explain
 from fr_bench.plan import Plan
 from fr_bench.rehearsal import rehearse
 from fr_bench.relay import Relay

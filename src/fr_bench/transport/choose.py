@@ -24,6 +24,7 @@ def choose_transport(
     usable: Sequence[str] = ALL_TRANSPORTS,
     replicas: int = 1,
     launch: Torchrun | None = None,
+    cuda_graphs: bool = False,
 ) -> tuple[str, str]:
     """Returns (transport, reason).
 
@@ -34,6 +35,7 @@ def choose_transport(
         usable: by the method.
         replicas: of the network, to which the devices belong one after the other.
         launch: of a process that torchrun started, which shares no memory with the others.
+        cuda_graphs: whether the modules launch theirs as CUDA graphs.
 
     Raises:
         ConfigError: ``requested`` cannot be served here, or the method cannot use it.
@@ -46,7 +48,7 @@ def choose_transport(
             return _of_torch(devices, usable, "torchrun started the processes")
         if not set(ALL_TRANSPORTS) <= set(usable):
             return _of_torch(devices, usable, "the method's messages are carried by torch.distributed")
-        return _automatic(devices, ring_bytes, replicas)
+        return _automatic(devices, ring_bytes, cuda_graphs and replicas == 1)
     if requested not in usable and launch is not None:
         raise ConfigError(f"transport={requested}: cannot join processes that torchrun started; use gloo, nccl or auto")
     if requested not in usable:
@@ -62,13 +64,13 @@ def choose_transport(
     return requested, "as asked for"
 
 
-def _automatic(devices: Sequence[str], ring_bytes: int, replicas: int) -> tuple[str, str]:
+def _automatic(devices: Sequence[str], ring_bytes: int, launches_from_one: bool) -> tuple[str, str]:
     if len(devices) == 1:
         return "serial", "there is one module"
     if not why_not("nccl", devices, ring_bytes):
         return "nccl", "every module has a GPU of its own"
-    if devices[0] != "cpu" and len(set(devices)) == 1 and replicas == 1:
-        return "serial", "the modules share one GPU, where processes take turns; one process gives each a stream"
+    if devices[0] != "cpu" and len(set(devices)) == 1 and launches_from_one:
+        return "serial", "the modules share one GPU, where processes take turns; one launches all graphs, on streams"
     problem = why_not("ipc", devices, ring_bytes)
     if problem:
         return "gloo", f"ipc is out: {problem}"
