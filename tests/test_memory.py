@@ -207,7 +207,7 @@ def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyP
         {"device": 1, "segment_pool_id": (0, 2), "total_size": 8000, "allocated_size": 0},
     ]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    peak = PeakMemory(torch.device("cuda:0"))
+    peak = PeakMemory(torch.device("cuda:0"), has_graphs=True)
     allocated.append(900)  # a rehearsal
     for trained, between in ((40, 700), (30, 800)):
         peak.begin()

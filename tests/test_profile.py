@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import assert_same, comparable, run_processes, run_serial, tiny_config, train_here
+from harness import assert_same, comparable, read_records, run_processes, run_serial, tiny_config, train_here
 from torch.profiler import ProfilerActivity, profile
 
 from fr_bench.collector import Collector
@@ -194,3 +194,30 @@ def test_a_run_that_goes_on_may_have_another_number(tmp_path: Path) -> None:
     )
     assert [record["iterations"] for record in run if record["kind"] == "profile"] == [1]
     assert comparable([record for record in run if record["kind"] != "profile"]) == comparable(alone)
+
+
+def test_a_run_that_goes_on_is_not_profiled_a_second_time(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, profile=2, checkpoint={"every": 1})
+    train_here(config, tmp_path / "alone")
+    steps = [record["step"] for record in read_records(tmp_path / "alone") if record["kind"] == "profile"]
+    assert len(steps) == 1 and steps[0] < 9
+    train_here(config, tmp_path / "run", stop_at=steps[0] + 1)
+    train_here(config, tmp_path / "run")
+    again = [record["step"] for record in read_records(tmp_path / "run") if record["kind"] == "profile"]
+    assert again == steps
+    train_here(config, tmp_path / "early", stop_at=1)
+    train_here(config, tmp_path / "early")
+    assert [record["kind"] for record in read_records(tmp_path / "early")].count("profile") == 1
+
+
+def test_a_trace_that_cannot_be_written_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Recording, "write", fail)
+    run = run_serial(tiny_config("fr", 2, profile=2, eval_every=2), tmp_path)
+    (record,) = run.of("profile")
+    assert record["file"] is None and len(run.losses) == 10
+    assert profile_line(record).endswith("2 iterations, whose trace cannot be written (No space left on device)")

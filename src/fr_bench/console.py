@@ -148,7 +148,10 @@ def record_line(record: Record) -> str:
 def profile_line(record: Record) -> str:
     """As in ``profile step 12 module 1: 3 iterations in profile_1.json, GPU busy 0.0123 s and 812 kernels each``."""
     iterations = record["iterations"]
-    line = f"profile step {record['step']} module {record['module']}: {iterations} iterations in {record['file']}"
+    line = f"profile step {record['step']} module {record['module']}: {iterations} iterations"
+    if record["file"] is None:
+        return f"{line}, whose trace cannot be written ({record.get('problem')})"
+    line = f"{line} in {record['file']}"
     if record["busy_s"] is None:
         return line
     return f"{line}, GPU busy {record['busy_s']:.4g} s and {record['num_kernels']:.0f} kernels each"

@@ -60,8 +60,7 @@ class DeviceStopwatch(Stopwatch):
     """Times what the current stream of ``device`` does between the start and the end of each span.
 
     That is work, and what the stream waits for in between: another stream, a neighbour's message, or a host that is
-    late with the next kernel. Nothing waits for the device until somebody asks for the times. Spans inside a CUDA
-    graph that is being captured are not timed: nothing runs then.
+    late with the next kernel. Nothing waits for the device until somebody asks for the times.
     """
 
     def __init__(self, device: torch.device, make_event: Callable[[], TimingEvent] | None = None) -> None:
@@ -92,10 +91,8 @@ class DeviceStopwatch(Stopwatch):
         base.synchronize()
         self._base, self._base_ns = base, (before_ns + time.monotonic_ns()) // 2
 
-    def _now(self) -> Moment | None:
-        """Queues an event; None while a graph is captured, in which nothing happens now."""
-        if self._is_capturing():
-            return None
+    def _now(self) -> Moment:
+        """Queues an event."""
         if self._base is None:
             self.begin()
         event = self._take_event()
@@ -104,9 +101,7 @@ class DeviceStopwatch(Stopwatch):
         self._moments.append(moment)
         return moment
 
-    def _add(self, name: str, start: Moment | None, end: Moment | None, batch: int) -> None:
-        if start is None or end is None:
-            return
+    def _add(self, name: str, start: Moment, end: Moment, batch: int) -> None:
         self._open.append(OpenSpan(name, start, end, batch, self.tracing))
         self._num_until_look -= 1
         if self._num_until_look <= 0:
@@ -156,9 +151,6 @@ class DeviceStopwatch(Stopwatch):
 
     def _current_stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.current_stream(self._device) if self._make_event is None else None
-
-    def _is_capturing(self) -> bool:
-        return self._make_event is None and torch.cuda.is_current_stream_capturing()
 
 
 def make_stopwatch(device: torch.device) -> Stopwatch:

@@ -113,8 +113,10 @@ class PeakMemory:
     to no tensor of the allocator's, but to their pools: it counts in full.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, has_graphs: bool = False) -> None:
+        """``has_graphs``: whether there are CUDA graphs, for which all of the allocator's memory is looked through."""
         self._device = device
+        self._has_graphs = has_graphs
         self._peak = self._reserved = 0
 
     def begin(self) -> None:
@@ -126,7 +128,8 @@ class PeakMemory:
         """Training pauses."""
         if self._device.type == "cuda":
             in_tensors = torch.cuda.max_memory_allocated(self._device)
-            self._peak = max(self._peak, in_tensors + bytes_inside_graphs(self._device))
+            inside = bytes_inside_graphs(self._device) if self._has_graphs else 0
+            self._peak = max(self._peak, in_tensors + inside)
             self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
 
     def take(self) -> Peak:

@@ -22,7 +22,7 @@ from fr_bench.memory import Account, PeakMemory
 from fr_bench.meter import LossMeter
 from fr_bench.methods.base import Method
 from fr_bench.module import BatchResult, Module
-from fr_bench.profiling import profile_file, record_profile
+from fr_bench.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.reporter import Reporter
 from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.side import SideChannel
@@ -128,8 +128,10 @@ class Trainer:
         self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
         # Traced from the first iteration in which all modules learn, if the run gets there.
         self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
-        self._peaks = {player.device: PeakMemory(player.device) for player in players}
+        has_graphs = any(player.module.passes.are_captured for player in players)
+        self._peaks = {player.device: PeakMemory(player.device, has_graphs) for player in players}
         self._to_profile = range(0)  # known when it is known where the run starts
+        self._has_profiled = False
         self._trained_ns = 0  # since the last `time` record
         self._reported_step = 0
 
@@ -175,16 +177,25 @@ class Trainer:
     def state_dict(self, index: int) -> dict[str, Any]:
         """The loop's own numbers, for a checkpoint of module ``self.players[index]``."""
         direction = None if self.direction is None else self.direction.sums[index].state_dict()
-        return {"trained_ns": self._trained_ns, "reported_step": self._reported_step, "direction": direction}
+        return {
+            "trained_ns": self._trained_ns,
+            "reported_step": self._reported_step,
+            "has_profiled": self._has_profiled,
+            "direction": direction,
+        }
 
     def load_state_dict(self, index: int, state: dict[str, Any]) -> None:
         """Goes on with the numbers of :meth:`state_dict`."""
         self._trained_ns, self._reported_step = state["trained_ns"], state["reported_step"]
+        self._has_profiled = state.get("has_profiled", False)  # older checkpoints do not say
         if self.direction is not None and state["direction"] is not None:
             self.direction.sums[index].load_state_dict(state["direction"])
 
     def _profile_window(self) -> range:
-        """The iterations to profile; fewer than asked for, or none, where the run is too short for them."""
+        """The iterations to profile; fewer than asked for, or none, where the run is too short for them, and none if it
+        did that before it was interrupted."""
+        if self._has_profiled:
+            return range(0)
         extent, wanted = self.extent, self.extent.profile
         behind_trace = self.trace_start + extent.trace if extent.trace else 0
         warm = self.start + self.players[0].module.num_modules - 1 + WARM
@@ -193,7 +204,7 @@ class Trainer:
 
     def _profile(self, start: int, stop: int) -> int:
         """One stretch under the profiler, which no clock sees; returns the step at which it ended."""
-        self._to_profile = range(0)  # once, even if something ends it early
+        self._to_profile, self._has_profiled = range(0), True  # once, even if something ends it early
         on_gpu = any(player.device.type == "cuda" for player in self.players)
         with ExitStack() as stack:
             for player in self.players:
@@ -202,11 +213,16 @@ class Trainer:
             with record_profile(on_gpu) as recording:
                 self.players[0].side.barrier()  # to start a profiler takes long
                 end = self._train(start, stop, is_timed=False)
-        path, load = recording.write(self.extent.profile_folder / profile_file(self._numbers()))
+        file, problem, load = None, {}, DeviceLoad()
+        try:
+            path, load = recording.write(self.extent.profile_folder / profile_file(self._numbers()))
+            file = path.name
+        except OSError as error:  # training is worth more than its trace
+            problem = {"problem": error.strerror or str(error)}
         # Of the machine, too: on every one GPUs are numbered from 0.
         place = {"module": self._numbers()[0], "device": str(self.players[0].device), "host": socket.gethostname()}
         numbers = {"iterations": end - start, **load.over(end - start)}
-        self.reporter.send("profile", step=end, **place, file=path.name, **numbers)
+        self.reporter.send("profile", step=end, **place, file=file, **problem, **numbers)
         return end
 
     def _next_pause(self, t: int) -> int:
