@@ -50,11 +50,11 @@ def test_no_iteration_waits_for_the_device(method: str, tmp_path: Path, monkeypa
         with waiting:
             return iterate(self, t)
 
-    def watched_log(self: Trainer, t: int, result: BatchResult, is_logged: bool) -> None:
+    def watched_log(self: Trainer, t: int, result: BatchResult, is_logged: bool, **others: Any) -> None:
         if is_logged:
-            return log(self, t, result, is_logged)
+            return log(self, t, result, is_logged, **others)
         with waiting:
-            return log(self, t, result, is_logged)
+            return log(self, t, result, is_logged, **others)
 
     monkeypatch.setattr(Trainer, "_iterate", watched_iteration)
     monkeypatch.setattr(Trainer, "_log", watched_log)
