@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # What fr-bench does on this machine's GPU, in one file: the tests that need one; a short run of every method, with a
 # process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side,
-# on the GPU and, for four modules with cores of their own, on its CPU. One GPU is enough. Leaves
-# $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit code 1 if anything failed.
+# on the GPU and, for four modules with cores of their own, on its CPU; and, if asked for, a training of every method.
+# One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
+# code 1 if anything failed.
 #
 #   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods cores" MODEL=resnet164 \
 #       BATCH_SIZE=128 STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 \
-#       WORKERS=8 scripts/gpu_check.sh [any further settings of fr-bench train, for the runs]
+#       WORKERS=8 scripts/gpu_check.sh [any further settings of fr-bench train, for the runs and the training]
+#   PARTS=training DATASET=fashion_mnist EPOCHS=4 TRAINING_LIMIT=600 scripts/gpu_check.sh
 #
 # ..._LIMIT: seconds for all tests, for each run, and for each bench. WORKERS: so many tests run side by side. THREADS: of
 # a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
@@ -18,12 +20,14 @@ switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=fal
 'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
 side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
 'fr cuda_graphs=true transport=ipc',fr,'ddg cuda_graphs=true','dni cuda_graphs=true']"
+graphs=true
 if [ "$device" = cpu ]; then
+    graphs=false
     switches="[plain,bp,'bp channels_last=false']" side_by_side="[bp,fr,'fr transport=gloo']"
 fi
 for part in $parts; do
-    [[ " tests runs switches methods cores " == *" $part "* ]] && continue
-    echo "gpu_check: PARTS has $part; there are: tests runs switches methods cores" >&2
+    [[ " tests runs switches methods cores training " == *" $part "* ]] && continue
+    echo "gpu_check: PARTS has $part; there are: tests runs switches methods cores training" >&2
     exit 2
 done
 cd "$(dirname "$0")/.." || exit 2
@@ -56,7 +60,15 @@ benches = {name: read(results / name / "bench.json") for name in ("switches", "m
 environments = [read(results / method / "env.json") for method in methods] + [bench and bench["env"] for bench in benches.values()]
 environment = next((found for found in environments if found), None)
 path = results / "gpu_check.json"
-content = {"env": environment, "tests": tests if finished else None, "runs": runs, **benches}
+lines = lambda path: map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+training = {
+    method: {
+        "summary": read(results / "training" / method / "summary.json"),
+        "evaluations": [record for record in lines(results / "training" / method / "metrics.jsonl") if record["kind"] == "eval"],
+    }
+    for method in methods
+}
+content = {"env": environment, "tests": tests if finished else None, "runs": runs, **benches, "training": training}
 path.write_text(json.dumps(content, indent=1) + "\n")
 states = ", ".join(f"{method} {(run['status'] or {}).get('state', 'not begun')}" for method, run in runs.items())
 ended = f"{tests['passed']} tests passed, {len(tests['failed'])} failed, {len(tests['skipped'])} skipped" if finished else "tests: not ended"
@@ -91,6 +103,16 @@ for part in $parts; do
         ;;
     switches) bench switches '[1]' "${SWITCHES:-$switches}" "device=$device" ;;
     methods) bench methods '[1,4]' "${SIDE_BY_SIDE:-$side_by_side}" "device=$device" ;;
+    training)
+        rm -rf "${results:?}/training"
+        for method in $methods; do
+            within "${TRAINING_LIMIT:-600}" "$python" -m fr_bench train "method=$method" "model=$model" k=4 \
+                "batch_size=$batch_size" "dataset=${DATASET:-fashion_mnist}" "epochs=${EPOCHS:-4}" "device=$device" \
+                "cuda_graphs=$graphs" console=plain wandb.mode=disabled "run_dir=$results/training/$method" "$@" || failed=1
+            report
+        done
+        "$python" -m fr_bench plot "$results"/training/* --out "$results/training/figures" || failed=1
+        ;;
     cores) bench cores '[1,4]' '[bp,fr,ddg,ddp,1f1b]' device=cpu "threads=${THREADS:-4}" bench.rounds=1 bench.steps=5 ;;
     esac
 done
