@@ -11,9 +11,8 @@ from harness import METHODS, assert_same, assert_same_run, run_processes, run_se
 
 from fr_bench.errors import ConfigError
 from fr_bench.graphs import CudaRecording
-from fr_bench.module import BatchResult, Module
+from fr_bench.module import Module
 from fr_bench.passes import Pass
-from fr_bench.trainer import Trainer
 
 WIDE = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
 
@@ -86,26 +85,6 @@ def test_dropout_is_refused(cuda: dict[str, Any], tmp_path: Path) -> None:
     model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
     with pytest.raises(ConfigError, match="draws random numbers"):
         run_serial(tiny_config("fr", 2, cuda_graphs=True, model=model, **cuda), tmp_path)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_iteration_waits_for_the_device(
-    method: str, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    iterate, num_iterations = Trainer._iterate, [0]
-
-    def watched(self: Trainer, t: int) -> BatchResult | None:
-        num_iterations[0] += 1
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return iterate(self, t)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-    monkeypatch.setattr(Trainer, "_iterate", watched)
-    config = tiny_config(method, 3, log_every=4, clip_norm=1.0, cuda_graphs=True, **(cuda | {"deterministic": False}))
-    run_serial(config, tmp_path)  # a wait raises
-    assert num_iterations == [10]
 
 
 @pytest.mark.parametrize("streams", [True, False])

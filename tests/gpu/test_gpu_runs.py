@@ -84,9 +84,10 @@ def test_a_profile_says_how_busy_the_gpu_was(cuda: dict[str, Any], tmp_path: Pat
     assert list(tmp_path.glob("profile_1.json*"))
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_iteration_waits_for_the_device(
-    method: str, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, cuda_graphs: bool, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the driver sees it; on the CPU: test_host_sync.py."""
     iterate, num_iterations = Trainer._iterate, [0]
@@ -100,6 +101,7 @@ def test_no_iteration_waits_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Trainer, "_iterate", watched)
-    config = tiny_config(method, 3, log_every=4, clip_norm=1.0, **(cuda | {"deterministic": False}))
+    changes = cuda | {"deterministic": False, "cuda_graphs": cuda_graphs}
+    config = tiny_config(method, 3, log_every=4, clip_norm=1.0, **changes)
     run_serial(config, tmp_path)  # a wait raises
     assert num_iterations == [10]
