@@ -64,12 +64,8 @@ def rehearse(
     for module, side in reversed(list(zip(modules, sides, strict=True))):
         live = passes.pop()
         d = None if module.is_top else side.receive_from_above()
-        loss = None
-        if d is None:
-            assert labels is not None
-            with module.watch.paused():
-                loss = module.loss(live, labels.batch(0)).loss
         with module.watch.paused():
+            loss = None if labels is None or d is not None else module.loss(live, labels.batch(0)).loss
             gradient = module.backward(live, d=d, loss=loss)
         if gradient is not None:
             side.send_down(gradient)

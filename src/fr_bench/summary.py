@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from fr_bench.categories import CATEGORIES, OTHER
+from fr_bench.device_load import load_of
 from fr_bench.runs import Record, number
 from fr_bench.untimed import UntimedSteps
 
@@ -101,6 +102,7 @@ class SummaryBuilder:
         config = self._config
         modules = range(1, config["k"] * config.get("replicas", 1) + 1)
         reached = (self._step, self._epoch, self._train_time)
+        device_busy_s, num_kernels = load_of(self._profiles.values())
         steps, epochs, seconds = (now - before for now, before in zip(reached, self._own_from, strict=True))
         if untimed := self._untimed.between(self._own_from[0], self._step):
             steps, epochs = steps - untimed, epochs * (steps - untimed) / steps
@@ -127,24 +129,12 @@ class SummaryBuilder:
             "efficiency": self._efficiency_sum / self._efficiency_steps if self._efficiency_steps else None,
             "busy_s": [self._computing_s.get(module) for module in modules],
             "waiting_share": [self._waiting_share(module) for module in modules],
-            "device_busy_s": self._device_busy_s(),
-            "num_kernels": self._num_kernels(),
+            "device_busy_s": device_busy_s,
+            "num_kernels": num_kernels,
             "peak_memory": [self._peaks.get(module) for module in modules],
             "memory": [self._accounts.get(module) for module in modules],
             "devices": [self._devices.get(module) for module in modules],
         }
-
-    def _device_busy_s(self) -> float | None:
-        by_device: defaultdict[tuple[str, str], float] = defaultdict(float)
-        for record in self._profiles.values():
-            busy_s = number(record, "busy_s")
-            if busy_s is not None:
-                by_device[str(record.get("host")), str(record.get("device"))] += busy_s
-        return max(by_device.values(), default=None)
-
-    def _num_kernels(self) -> float | None:
-        known = [found for record in self._profiles.values() if (found := number(record, "num_kernels")) is not None]
-        return sum(known) if known else None
 
     def _waiting_share(self, module: int) -> float | None:
         total_s = self._wait_s[module] + self._busy_s[module]

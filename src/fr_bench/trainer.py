@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fr_bench.checkpointer import Checkpointer
 from fr_bench.diagnostics import SufficientDirection
 from fr_bench.errors import Diverged
 from fr_bench.evaluation import EvaluationSet, evaluate
+from fr_bench.extent import Extent
 from fr_bench.lockstep import play_in_lockstep
 from fr_bench.memory import Account, PeakMemory
 from fr_bench.meter import LossMeter
@@ -26,8 +26,6 @@ from fr_bench.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.reporter import Reporter
 from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.side import SideChannel
-
-WARM = 3  # iterations with a full pipe, before any is profiled
 
 
 @dataclass
@@ -49,41 +47,6 @@ class Player:
         """What is done inside is queued behind what the module did, and does not wait for other modules of the
         process."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How long the loop runs and how often it reports.
-
-    Attributes:
-        num_steps: iterations of the run.
-        steps_per_epoch: iterations of an epoch.
-        eval_every: epochs between evaluations; the end of the run is evaluated in any case.
-        log_every: iterations between ``train`` records.
-        trace: iterations to record span by span, from the first in which all modules learn.
-        profile: iterations to record with torch.profiler, outside the training clock and behind those of ``trace``.
-        profile_folder: where these go.
-    """
-
-    num_steps: int
-    steps_per_epoch: int
-    eval_every: int
-    log_every: int
-    trace: int
-    profile: int = 0
-    profile_folder: Path = Path()
-
-    def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch, or the run, ends after ``step`` iterations."""
-        return step % self.steps_per_epoch == 0 or step == self.num_steps
-
-    def logs(self, step: int) -> bool:
-        """Whether a ``train`` record is due after ``step`` iterations."""
-        return step % self.log_every == 0 or step == self.num_steps
-
-    def evaluates(self, step: int) -> bool:
-        """Whether the run evaluates after ``step`` iterations."""
-        return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
 
 
 class Trainer:
@@ -126,8 +89,7 @@ class Trainer:
         self.top = players[-1].module if players[-1].module.is_top else None
         self.meter = LossMeter(players[-1].device, self.top.global_batch_size, total) if self.top else None
         self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
-        # Traced from the first iteration in which all modules learn, if the run gets there.
-        self.trace_start = min(players[0].module.num_modules - 1, max(0, extent.num_steps - extent.trace))
+        self._to_trace = extent.to_trace(players[0].module.num_modules)
         has_graphs = any(player.module.passes.are_captured for player in players)
         self._peaks = {player.device: PeakMemory(player.device, has_graphs) for player in players}
         self._to_profile = range(0)  # known when it is known where the run starts
@@ -142,7 +104,8 @@ class Trainer:
             Whether it got there; if not, the run was asked to stop, and the last checkpoint is that of this moment.
         """
         t = self.start
-        self._to_profile = self._profile_window()
+        if not self._has_profiled:  # before it was interrupted
+            self._to_profile = self.extent.to_profile(self.start, self.players[0].module.num_modules)
         if t > 0:
             self._finish_step(t)  # what comes after the checkpoint
         while t < self.extent.num_steps:
@@ -190,17 +153,6 @@ class Trainer:
         self._has_profiled = state.get("has_profiled", False)  # older checkpoints do not say
         if self.direction is not None and state["direction"] is not None:
             self.direction.sums[index].load_state_dict(state["direction"])
-
-    def _profile_window(self) -> range:
-        """The iterations to profile; fewer than asked for, or none, where the run is too short for them, and none if it
-        did that before it was interrupted."""
-        if self._has_profiled:
-            return range(0)
-        extent, wanted = self.extent, self.extent.profile
-        behind_trace = self.trace_start + extent.trace if extent.trace else 0
-        warm = self.start + self.players[0].module.num_modules - 1 + WARM
-        first = max(self.start, behind_trace, min(warm, extent.num_steps - wanted))
-        return range(first, min(first + wanted, extent.num_steps))
 
     def _profile(self, start: int, stop: int) -> int:
         """One stretch under the profiler, which no clock sees; returns the step at which it ended."""
@@ -284,11 +236,10 @@ class Trainer:
 
     def _iterate(self, t: int) -> BatchResult | None:
         result = None
-        tracing = self.trace_start <= t < self.trace_start + self.extent.trace
         self.checkpointer.begin(t)
         for player in self.players:
             self.reporter.enter_iteration(player.module.number, t)
-            player.module.watch.tracing = tracing
+            player.module.watch.tracing = t in self._to_trace
             with player.on_stream():
                 player.method.play(t)
         if self.checkpointer.pauses_at(t + 1):

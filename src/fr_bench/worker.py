@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -12,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save
-from torch import Tensor
 
 from fr_bench import clocks
 from fr_bench.atomic import replace_file
@@ -21,8 +18,10 @@ from fr_bench.checkpoint_files import weights_file
 from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.compilation import configure_compiler, is_compiled, uses_cuda_graphs
 from fr_bench.components import bind
+from fr_bench.connections import connect, join_group, make_relay, own_group, share_batches
 from fr_bench.device_stopwatch import make_stopwatch
 from fr_bench.diagnostics import SufficientDirection, Windows
+from fr_bench.extent import Extent
 from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.models import build_blocks
 from fr_bench.module import Module
@@ -38,12 +37,9 @@ from fr_bench.sources import Sources
 from fr_bench.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.torchrun import Torchrun
 from fr_bench.tracing import DTYPES
-from fr_bench.trainer import Extent, Player, Trainer
-from fr_bench.transport.group import EXCHANGE_TIMEOUT, make_group, new_group
-from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
-from fr_bench.transport.replicas import Replicas
+from fr_bench.trainer import Player, Trainer
+from fr_bench.transport.open import ModulePorts
 from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
-from fr_bench.transport.spec import PeerLost
 
 CONNECT_TIMEOUT = timedelta(minutes=5)
 
@@ -123,24 +119,15 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
     captures = uses_cuda_graphs(plan.config)
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of, captures)
-    all_ends = connect(task, boundaries, devices)
+    all_ends = connect(plan, task.modules, task.ports, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
     total = share_batches(plan, modules)
-    relay = make_relay(task, modules[0])
+    relay = make_relay(plan, modules[0], task.launch)
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
         players.append(Player(module, method(module, link), link, side, device, own_stream(plan, device)))
-    config = plan.config
-    extent = Extent(
-        plan.num_steps,
-        plan.steps_per_epoch,
-        config["eval_every"],
-        config["log_every"],
-        config["trace"],
-        config["profile"],
-        task.run_directory,
-    )
+    extent = Extent.of(plan.config, plan.num_steps, plan.steps_per_epoch, task.run_directory)
     direction = make_direction(plan, modules, sides, sources)
     checkpointer = make_checkpointer(task, reporter, relay, extent)
     trainer = Trainer(
@@ -173,17 +160,6 @@ def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device)
 
 
-def share_batches(plan: Plan, modules: list[Module]) -> Callable[[Tensor], Tensor]:
-    """Joins ``modules`` to those of the other replicas; returns what adds up a loss of each of them."""
-    if plan.num_replicas == 1:
-        return lambda own: own
-    if not plan.uses_link:
-        return sum_over_processes
-    join_replicas(plan, modules[0])
-    assert modules[0].replicas is not None
-    return modules[0].replicas.total
-
-
 def shares_gpu(task: WorkerTask) -> bool:
     """Whether some module of this process has its GPU together with another module."""
     devices = task.plan.devices
@@ -193,15 +169,6 @@ def shares_gpu(task: WorkerTask) -> bool:
         devices = devices[first : first + size]
     own = {task.plan.devices[number - 1] for number in task.modules} - {"cpu"}
     return any(devices.count(device) > 1 for device in own)
-
-
-def make_relay(task: WorkerTask, module: Module) -> Relay | None:
-    """What carries the word to pause or stop: between processes that torchrun started, which share no board, and
-    between replicas, each of which would read it in an iteration of its own."""
-    plan = task.plan
-    if task.launch is None and (plan.num_replicas == 1 or not plan.uses_link):
-        return None
-    return Relay(module.number, plan.num_modules, plan.num_replicas, new_group("gloo"))
 
 
 def make_direction(
@@ -237,55 +204,6 @@ def configure_process(plan: Plan) -> None:
     configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
     if is_compiled(plan.config):
         configure_compiler()
-
-
-def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> None:
-    """Joins the gloo group of all modules: rehearsal, evaluation and barriers use it under every transport."""
-    if is_one_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if plan.devices[k - 1] != "cpu":
-        torch.cuda.set_device(plan.devices[k - 1])
-    dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
-
-
-def connect(task: WorkerTask, boundaries: list[Boundaries], devices: list[torch.device]) -> list[Ends]:
-    """Opens the training channels of this process's modules."""
-    transport, k = task.plan.transport, task.modules[0]
-    if not task.plan.uses_link:
-        return [Ends() for _ in boundaries]
-    if transport == "serial":
-        return open_local(boundaries)
-    if transport == "ipc":
-        return [open_rings(k, boundaries[0], devices[0], task.ports[0])]
-    return [open_distributed(k, boundaries[0], devices[0], transport)]
-
-
-def own_group(plan: Plan) -> dist.ProcessGroup | None:
-    """The group for a method whose messages a library carries; None for the default one, which is gloo's."""
-    return new_group("nccl") if plan.transport == "nccl" else None
-
-
-def join_replicas(plan: Plan, module: Module) -> None:
-    """From now on ``module`` learns from the gradients of all replicas."""
-    backend = "nccl" if plan.transport == "nccl" else "gloo"
-    for k in range(1, plan.num_modules + 1):  # every process takes part in making every group
-        ranks = [replica * plan.num_modules + k - 1 for replica in range(plan.num_replicas)]
-        if k != module.k:
-            make_group(backend, ranks)
-            continue
-        parameters = list(module.network.parameters())
-        module.replicas = Replicas(new_group(backend, ranks), parameters)
-        module.replicas.listen(parameters)
-
-
-def sum_over_processes(own: Tensor) -> Tensor:
-    """The sum of ``own`` over all processes, which must ask for it at the same time."""
-    total = own.to("cpu", copy=True)
-    try:
-        dist.all_reduce(total)
-    except RuntimeError as error:
-        raise PeerLost(f"another process is gone: {error}") from error
-    return total
 
 
 def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:

@@ -89,7 +89,7 @@ def test_a_profile_says_how_busy_the_gpu_was(cuda: dict[str, Any], tmp_path: Pat
 def test_no_iteration_waits_for_the_device(
     method: str, cuda_graphs: bool, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the driver sees it; on the CPU: test_host_sync.py."""
+    """As torch sees it; on the CPU: test_host_sync.py."""
     iterate, num_iterations = Trainer._iterate, [0]
 
     def watched(self: Trainer, t: int) -> BatchResult | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fr_bench.bench.contenders import Contender
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.categories import CATEGORIES
 from fr_bench.collector import Collector
+from fr_bench.device_load import load_of
 from fr_bench.peers import make_tasks
 from fr_bench.plan import Plan
 from fr_bench.stopwatch import KINDS, Span
@@ -111,20 +112,6 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
     ]
     busy_s, num_kernels = load_of(profiles)
     return Measurement(max(times, key=sum), peak_bytes=peaks, device_busy_s=busy_s, num_kernels=num_kernels)
-
-
-def load_of(profiles: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
-    """(busy seconds, kernels) of an iteration, from one record of each process.
-
-    Processes that share a GPU take turns, so their times add up.
-    """
-    by_device: defaultdict[str, float] = defaultdict(float)
-    num_kernels = 0.0
-    for profile in profiles:
-        if profile.get("busy_s") is not None:
-            by_device[profile["device"]] += profile["busy_s"]
-            num_kernels += profile["num_kernels"]
-    return (max(by_device.values()), num_kernels) if by_device else (None, None)
 
 
 def collector_of(plan: Plan) -> Collector:

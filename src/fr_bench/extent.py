@@ -1,0 +1,64 @@
+"""How long a run is, and which of its iterations are told, evaluated, traced or profiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WARM = 3  # iterations with a full pipe, before any is profiled
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Of one run, as its trainer and its checkpointer see it.
+
+    Attributes:
+        num_steps: iterations of the run.
+        steps_per_epoch: iterations of an epoch.
+        eval_every: epochs between evaluations; the end of the run is evaluated in any case.
+        log_every: iterations between ``train`` records.
+        trace: iterations to record span by span, from the first in which all modules learn.
+        profile: iterations to record with torch.profiler, outside the training clock and behind those of ``trace``.
+        profile_folder: where these go.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    eval_every: int
+    log_every: int
+    trace: int
+    profile: int
+    profile_folder: Path
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], num_steps: int, steps_per_epoch: int, profile_folder: Path) -> Extent:
+        """Of a run of ``config``."""
+        periods = {key: config[key] for key in ("eval_every", "log_every", "trace", "profile")}
+        return cls(num_steps, steps_per_epoch, profile_folder=profile_folder, **periods)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends after ``step`` iterations."""
+        return step % self.steps_per_epoch == 0 or step == self.num_steps
+
+    def logs(self, step: int) -> bool:
+        """Whether a ``train`` record is due after ``step`` iterations."""
+        return step % self.log_every == 0 or step == self.num_steps
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the run evaluates after ``step`` iterations."""
+        return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
+
+    def to_trace(self, num_modules: int) -> range:
+        """The iterations to trace: from the first in which all modules learn, if the run gets there."""
+        first = min(num_modules - 1, max(0, self.num_steps - self.trace))
+        return range(first, first + self.trace)
+
+    def to_profile(self, start: int, num_modules: int) -> range:
+        """The iterations to profile of a run that begins with ``start``; fewer than asked for, or none, where it is too
+        short for them."""
+        behind_trace = self.to_trace(num_modules).stop if self.trace else 0
+        warm = start + num_modules - 1 + WARM
+        first = max(start, behind_trace, min(warm, self.num_steps - self.profile))
+        return range(first, min(first + self.profile, self.num_steps))
