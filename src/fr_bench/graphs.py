@@ -162,7 +162,7 @@ class PairGraph:
         torch.autograd.backward(self._output, self._d)
         found = []
         for leaf in wanted:
-            # A parameter that the pass does not use: a zero would be stepped with, as nothing it is no gradient.
+            # A parameter that the pass does not use has no gradient; one of zeros would be stepped with.
             found.append(leaf.grad if leaf.grad is not None else torch.empty(0, device=leaf.device))
             leaf.grad = None
         self._output = None
