@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fr_bench.cluster import SLURM_LAUNCHER
-from fr_bench.compose import compose
+from fr_bench.commands.train import check_jobs, parse, quoted
 from fr_bench.errors import ConfigError, FrBenchError
-from fr_bench.run_directory import RunDirectory
-from fr_bench.train_command import check_jobs, parse, quoted
+from fr_bench.records.run_directory import RunDirectory
+from fr_bench.settings.cluster import SLURM_LAUNCHER
+from fr_bench.settings.compose import compose
 
 BATCH_SCRIPT = Path(__file__).resolve().with_name("sbatch_task.sh")
 

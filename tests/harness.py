@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fr_bench.board import Board
-from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.cli import main
-from fr_bench.launch import Run, run_training
-from fr_bench.plan import make_plan
-from fr_bench.reporter import Reporter
-from fr_bench.resume import decide
-from fr_bench.run_directory import RunDirectory
-from fr_bench.sinks import JsonLinesSink
+from fr_bench.launching.checkpoint_book import CheckpointBook
+from fr_bench.launching.launch import Run, run_training
+from fr_bench.launching.resume import decide
+from fr_bench.planning.plan import make_plan
+from fr_bench.processes.board import Board
+from fr_bench.processes.reporter import Reporter
+from fr_bench.records.run_directory import RunDirectory
+from fr_bench.records.sinks import JsonLinesSink
 from fr_bench.transport.open import ModulePorts
-from fr_bench.worker import WorkerTask, run_worker
+from fr_bench.workers.worker import WorkerTask, run_worker
 
 METHODS: dict[str, dict[str, Any]] = {
     "bp": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": "bp"},

@@ -15,19 +15,19 @@ from harness import call, tiny_config
 from fr_bench.bench import run as run_file
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
+from fr_bench.bench.figure import draw_bench
 from fr_bench.bench.measurement import Measurement, iterations_of
 from fr_bench.bench.rows import CheckpointCosts, Quartiles, compare, make_row
 from fr_bench.bench.run import has_limit
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
 from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
-from fr_bench.bench_command import is_on_gpu, main, read_values, with_defaults
-from fr_bench.checkpoint_files import folder_of
-from fr_bench.device_load import load_of
+from fr_bench.checkpoints.files import folder_of
+from fr_bench.commands.bench import is_on_gpu, main, read_values, with_defaults
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
-from fr_bench.figures.bench import draw_bench
-from fr_bench.stopwatch import Span
-from fr_bench.supervisor import SignalWatch, watch_signals
+from fr_bench.launching.supervisor import SignalWatch, watch_signals
+from fr_bench.measuring.stopwatch import Span
+from fr_bench.records.device_load import load_of
 
 
 def config_of(words: Sequence[str]) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import pytest
 from harness import assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
-from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
-from fr_bench.checkpointer import Interval
+from fr_bench.checkpoints.checkpointer import Interval
+from fr_bench.checkpoints.files import folder_of, read_manifest, whole_folders
 from fr_bench.errors import Interrupted
-from fr_bench.launch import run_training
+from fr_bench.launching.launch import run_training
 
 # Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
 SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]

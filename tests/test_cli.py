@@ -16,8 +16,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from fr_bench.cli import COMMANDS, main
-from fr_bench.compose import job_folder
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
+from fr_bench.settings.compose import job_folder
 
 SMALL = ["model=mlp", "dataset=digits"]
 CONF = Path(__file__).parents[1] / "conf"
@@ -25,10 +25,10 @@ MADE_BY = ("_target_", "_partial_", "name")
 
 
 class FakeLaunch(types.ModuleType):
-    """Stands in for fr_bench.launch: notes the configs it is given and trains nothing."""
+    """Stands in for fr_bench.launching.launch: notes the configs it is given and trains nothing."""
 
     def __init__(self) -> None:
-        super().__init__("fr_bench.launch")
+        super().__init__("fr_bench.launching.launch")
         self.planned: list[dict[str, Any]] = []
         self.started: list[dict[str, Any]] = []
         self.refuse: Callable[[dict[str, Any]], None] = lambda config: None
@@ -47,7 +47,7 @@ class FakeLaunch(types.ModuleType):
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeLaunch:
     fake = FakeLaunch()
-    monkeypatch.setitem(sys.modules, "fr_bench.launch", fake)
+    monkeypatch.setitem(sys.modules, "fr_bench.launching.launch", fake)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -214,9 +214,9 @@ def test_train_help_is_of_files_of_ones_own_too(launch, tmp_path, capsys):
 
 def test_no_key_lacks_a_description():
     """Nor does a group, or a choice of one."""
-    from fr_bench.compose import compose, take_apart
-    from fr_bench.train_command import parse
-    from fr_bench.train_help import all_meanings, heading, meanings_in, settings
+    from fr_bench.commands.train import parse
+    from fr_bench.commands.train_help import all_meanings, heading, meanings_in, settings
+    from fr_bench.settings.compose import compose, take_apart
 
     def anatomy_of(*words: str) -> Any:
         arguments = parse([*words])
@@ -412,8 +412,8 @@ def test_a_run_dir_that_only_looks_as_if_it_could_be_made_is_a_mistake(run_dir, 
 
 
 def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypatch):
-    monkeypatch.setattr("fr_bench.train_command._try_to_make_one_in", lambda *_: pytest.fail("it did"))
-    monkeypatch.setattr("fr_bench.train_command._report_all", lambda composition: 0)
+    monkeypatch.setattr("fr_bench.commands.train._try_to_make_one_in", lambda *_: pytest.fail("it did"))
+    monkeypatch.setattr("fr_bench.commands.train._report_all", lambda composition: 0)
     assert train(*SMALL, "run_dir=run", "dry_run=true") == 0
 
 

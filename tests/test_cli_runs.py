@@ -14,9 +14,9 @@ from harness import call
 from hydra.utils import get_object
 
 from fr_bench.cli import main
-from fr_bench.compose import compose
-from fr_bench.config import COMPONENTS, NAMED_COMPONENTS
-from fr_bench.train_command import parse
+from fr_bench.commands.train import parse
+from fr_bench.settings.compose import compose
+from fr_bench.settings.config import COMPONENTS, NAMED_COMPONENTS
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = [file for group in COMPONENTS for file in sorted((CONF / group).glob("*.yaml"))]

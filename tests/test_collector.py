@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fr_bench.collector import Collector, TrainingClock
+from fr_bench.records.collector import Collector, TrainingClock
 
 SECOND = 10**9
 

@@ -15,8 +15,8 @@ from fr_bench.bench.contenders import make_contenders
 from fr_bench.bench.settings import make_settings
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
-from fr_bench.plan import make_plan
-from fr_bench.trainer import Trainer
+from fr_bench.planning.plan import make_plan
+from fr_bench.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler, and there is none here"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness import call
 
-from fr_bench.console import duration, num_bytes, percent, print_summary, rate, record_line
+from fr_bench.records.console import duration, num_bytes, percent, print_summary, rate, record_line
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 

@@ -14,18 +14,18 @@ import torch
 from harness import tiny_config
 from torch import nn
 
-from fr_bench.block_memory import BlockMemory
 from fr_bench.components import bind
-from fr_bench.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
 from fr_bench.errors import ConfigError
-from fr_bench.measured_costs import MeasuringTask
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
-from fr_bench.partition import balanced_cuts, module_slices
-from fr_bench.plan import make_plan
-from fr_bench.tracing import place_on_meta
+from fr_bench.planning.block_memory import BlockMemory
+from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
+from fr_bench.planning.measured_costs import MeasuringTask
+from fr_bench.planning.partition import balanced_cuts, module_slices
+from fr_bench.planning.plan import make_plan
+from fr_bench.planning.tracing import place_on_meta
 
 RESNET164 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet164", "depth": 164}
 UNIFORM = NetworkCosts([BlockCost(play=1.0, forward=1.0, backward=2.0)] * 52, [0.0] * 52)
@@ -54,7 +54,7 @@ def test_a_wider_block_a_larger_image_and_a_larger_batch_cost_more() -> None:
 
 
 def test_a_convolution_pays_for_its_operations_and_its_bytes() -> None:
-    from fr_bench.costs import BYTES_PER_S, FLOPS_PER_S
+    from fr_bench.planning.costs import BYTES_PER_S, FLOPS_PER_S
 
     [cost] = on_meta(lambda: [("conv", nn.Conv2d(3, 8, 3, padding=1, bias=False))], 2, 3, 8, 8).blocks
     operations, num_bytes = 2 * 2 * 8 * 8 * 8 * 3 * 9, 4 * (2 * 3 * 8 * 8 + 8 * 3 * 9 + 2 * 8 * 8 * 8)
@@ -258,7 +258,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[MeasuringTask]:
         tasks.append(task)
         return NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 6, [0.0] * 6)
 
-    monkeypatch.setattr("fr_bench.measured_costs._measure_in_child", measure)
+    monkeypatch.setattr("fr_bench.planning.measured_costs._measure_in_child", measure)
     return tasks
 
 

@@ -16,12 +16,12 @@ import torch
 from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
 from torch import Tensor
 
-from fr_bench import passes as passes_file
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
-from fr_bench.graphs import PairGraph, Work
-from fr_bench.plan import make_plan
-from fr_bench.worker import own_stream
+from fr_bench.modules import passes as passes_file
+from fr_bench.modules.graphs import PairGraph, Work
+from fr_bench.planning.plan import make_plan
+from fr_bench.workers.worker import own_stream
 
 counts = {"recorded": 0, "repeated": 0}
 
@@ -61,7 +61,7 @@ class RepeatingRecorder:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A run on the CPU may ask for graphs."""
     monkeypatch.setattr(passes_file, "CudaRecorder", RepeatingRecorder)
-    monkeypatch.setattr("fr_bench.plan.check_cuda_graphs", lambda *_: None)
+    monkeypatch.setattr("fr_bench.planning.plan.check_cuda_graphs", lambda *_: None)
     counts.update(recorded=0, repeated=0)
     yield
 
@@ -202,7 +202,7 @@ def test_where_there_are_no_graphs_it_is_refused(
         config["method"]["weights"] = settings["weights"]
     config["model"]["dropout"] = settings.get("dropout", 0.0)
     if settings.get("devices") == "cuda":
-        monkeypatch.setattr("fr_bench.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
+        monkeypatch.setattr("fr_bench.planning.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
     with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):
         make_plan(config)
 

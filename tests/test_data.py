@@ -25,8 +25,8 @@ import yaml
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from fr_bench import doctor
 from fr_bench.cli import main
+from fr_bench.commands import doctor
 from fr_bench.components import check_callable
 from fr_bench.data import (
     COMMON_KEYS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fr_bench import doctor
+from fr_bench.commands import doctor
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

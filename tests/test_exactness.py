@@ -9,7 +9,7 @@ import reference
 import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 
-from fr_bench.plan import make_plan
+from fr_bench.planning.plan import make_plan
 
 SIMULATIONS = {
     "bp": reference.bp,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from harness import call, run_serial, tiny_config
 
-from fr_bench.checkpoint_files import whole_folders
+from fr_bench.checkpoints.files import whole_folders
 from fr_bench.errors import Diverged
 
 # A run that would go on for hours: three modules, each in its own process.

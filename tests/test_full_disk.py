@@ -12,8 +12,8 @@ from harness import read_records, tiny_config
 from test_faults import run_here
 
 from fr_bench.errors import RunFailed
-from fr_bench.launch import run_training
-from fr_bench.sinks import JsonLinesSink
+from fr_bench.launching.launch import run_training
+from fr_bench.records.sinks import JsonLinesSink
 
 
 @pytest.fixture

@@ -14,18 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from run_files import records_of_a_run, write_run
 
 from fr_bench.cli import main
-from fr_bench.collector import Collector
-from fr_bench.compose import MISTAKES, compose, plain_config
-from fr_bench.config import COMPONENTS, check
+from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError
-from fr_bench.groups import make_groups, pairs
-from fr_bench.launch import check_plan
-from fr_bench.markdown import as_markdown
-from fr_bench.resume import read_records
-from fr_bench.runs import find_runs
-from fr_bench.summary import SummaryBuilder
-from fr_bench.tables import as_csv, make_rows
-from fr_bench.train_command import parse
+from fr_bench.launching.launch import check_plan
+from fr_bench.launching.resume import read_records
+from fr_bench.records.collector import Collector
+from fr_bench.records.runs import find_runs
+from fr_bench.records.summary import SummaryBuilder
+from fr_bench.report.groups import make_groups, pairs
+from fr_bench.report.markdown import as_markdown
+from fr_bench.report.tables import as_csv, make_rows
+from fr_bench.settings.compose import MISTAKES, compose, plain_config
+from fr_bench.settings.config import COMPONENTS, check
 
 # The same examples every time: a failure is a failure of the change at hand.
 COMMON: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
-from fr_bench.heartbeat import LONGEST_TURN_S, Silence
+from fr_bench.processes.heartbeat import LONGEST_TURN_S, Silence
 
 
 def stop(pid: int, seconds: float) -> None:

@@ -13,8 +13,8 @@ import torch
 from harness import METHODS, run_serial, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fr_bench.module import BatchResult
-from fr_bench.trainer import Trainer
+from fr_bench.modules.module import BatchResult
+from fr_bench.training.trainer import Trainer
 
 # Operators whose result, or its shape, is on the host: `.item()`, `.tolist()`, `bool(x)`, `torch.equal`, `x[mask]`.
 WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fr_bench.limits import balanced_limit, balanced_shares, speedup_limit
+from fr_bench.planning.limits import balanced_limit, balanced_shares, speedup_limit
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
-from fr_bench.categories import CATEGORIES
-from fr_bench.memory import Peak, PeakMemory, unexplained
-from fr_bench.passes import Pass
-from fr_bench.plan import make_plan
-from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.measuring.categories import CATEGORIES
+from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.modules.passes import Pass
+from fr_bench.planning.plan import make_plan
+from fr_bench.training.memory import Peak, PeakMemory, unexplained
 
 RESNET20 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
 

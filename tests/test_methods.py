@@ -14,9 +14,9 @@ from test_exactness import assert_matches_reference
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
-from fr_bench.module import Module
-from fr_bench.network import Network
-from fr_bench.plan import make_plan
+from fr_bench.modules.module import Module
+from fr_bench.modules.network import Network
+from fr_bench.planning.plan import make_plan
 
 
 class GradientLog:

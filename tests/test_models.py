@@ -14,7 +14,7 @@ from torch import nn
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.models.norms import NORMS
-from fr_bench.network import Network
+from fr_bench.modules.network import Network
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from fr_bench.child import IGNORED, remove_shared_counters
-from fr_bench.reporter import Reporter
-from fr_bench.supervisor import Supervisor, watch_signals
+from fr_bench.launching.supervisor import Supervisor, watch_signals
+from fr_bench.processes.child import IGNORED, remove_shared_counters
+from fr_bench.processes.reporter import Reporter
 
 
 @dataclass
@@ -71,8 +71,8 @@ def test_signals_in_its_first_moment_do_not_end_the_server() -> None:
     program = """
 import os
 from multiprocessing import forkserver, resource_tracker
-from fr_bench import nursery
-from fr_bench.child import IGNORED
+from fr_bench.processes import nursery
+from fr_bench.processes.child import IGNORED
 context = nursery.context()
 for number in IGNORED:
     os.kill(forkserver._forkserver._forkserver_pid, number)

@@ -12,12 +12,12 @@ import torch
 from harness import ListConnection, tiny_config
 
 from fr_bench.errors import RunFailed
-from fr_bench.memory_errors import is_out_of_memory
-from fr_bench.out_of_memory import explain
-from fr_bench.plan import make_plan
-from fr_bench.reporter import BEFORE_TRAINING, Reporter
+from fr_bench.modules.memory_errors import is_out_of_memory
+from fr_bench.planning.out_of_memory import explain
+from fr_bench.planning.plan import make_plan
+from fr_bench.processes.reporter import BEFORE_TRAINING, Reporter
 from fr_bench.transport.open import ModulePorts
-from fr_bench.worker import WorkerTask
+from fr_bench.workers.worker import WorkerTask
 
 
 def failure(folder: Path, config: dict[str, Any]) -> str:

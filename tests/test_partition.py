@@ -9,7 +9,7 @@ import random
 import pytest
 
 from fr_bench.errors import ConfigError
-from fr_bench.partition import balanced_cuts, equal_cuts, make_cuts, module_slices, module_table
+from fr_bench.planning.partition import balanced_cuts, equal_cuts, make_cuts, module_slices, module_table
 
 
 def modules_of(cuts, num_blocks):

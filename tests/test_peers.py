@@ -15,16 +15,16 @@ from harness import PEERS, ListConnection, Result, assert_same, run_processes, r
 from reference import Reference
 from torch import Tensor, nn
 
-from fr_bench.categories import CATEGORIES
 from fr_bench.cli import main
-from fr_bench.dry_run import report
+from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.launching.supervisor import Supervisor, watch_signals
+from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
 from fr_bench.peers.step_clock import StepClock
-from fr_bench.plan import check_components, make_plan
-from fr_bench.reporter import Reporter
-from fr_bench.supervisor import Supervisor, watch_signals
+from fr_bench.planning.plan import check_components, make_plan
+from fr_bench.processes.reporter import Reporter
 
 NUM_STEPS = 5
 SHAPE, NUM_CLASSES = (3, 8, 8), 4

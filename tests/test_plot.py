@@ -15,9 +15,9 @@ from fr_bench.cli import main
 from fr_bench.figures.drawing import Drawing, Omission
 from fr_bench.figures.style import LOOKS, look_of
 from fr_bench.figures.write import draw_all
-from fr_bench.groups import make_groups
-from fr_bench.limits import balanced_limit
-from fr_bench.runs import find_runs
+from fr_bench.planning.limits import balanced_limit
+from fr_bench.records.runs import find_runs
+from fr_bench.report.groups import make_groups
 
 
 def plot(*words: object) -> int:

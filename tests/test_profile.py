@@ -12,13 +12,13 @@ import pytest
 from harness import assert_same, comparable, read_records, run_processes, run_serial, tiny_config, train_here
 from torch.profiler import ProfilerActivity, profile
 
-from fr_bench.collector import Collector
-from fr_bench.console import profile_line
-from fr_bench.measures import step_time_s
-from fr_bench.profiling import DeviceLoad, Recording, device_load, length_of_union, profile_file
-from fr_bench.runs import read_run
-from fr_bench.summary import SummaryBuilder
-from fr_bench.untimed import UntimedSteps
+from fr_bench.measuring.profiling import DeviceLoad, Recording, device_load, length_of_union, profile_file
+from fr_bench.measuring.untimed import UntimedSteps
+from fr_bench.records.collector import Collector
+from fr_bench.records.console import profile_line
+from fr_bench.records.runs import read_run
+from fr_bench.records.summary import SummaryBuilder
+from fr_bench.report.measures import step_time_s
 
 
 def on_device(category: str, start: float, end: float, device: int = 0) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_a_large_trace_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     path = write()
     assert path.name == "profile_1.json" and "traceEvents" in json.loads(path.read_text())
-    monkeypatch.setattr("fr_bench.profiling.LARGEST_PLAIN_BYTES", 1)
+    monkeypatch.setattr("fr_bench.measuring.profiling.LARGEST_PLAIN_BYTES", 1)
     path = write()
     assert [each.name for each in tmp_path.iterdir()] == ["profile_1.json.gz"] == [path.name]
     assert "traceEvents" in json.loads(gzip.decompress(path.read_bytes()))

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, tiny_config
 
 from fr_bench.errors import ConfigError, Interrupted
-from fr_bench.launch import run_training
-from fr_bench.plan import make_plan
+from fr_bench.launching.launch import run_training
+from fr_bench.planning.plan import make_plan
 from fr_bench.transport.replicas import BUCKET_BYTES, Replicas
 
 # Batch norm normalises over a replica's share, so the numbers are equal without it.
@@ -84,7 +84,7 @@ def test_each_draws_random_numbers_of_its_own(tmp_path: Path) -> None:
     """Of two replicas that saw the same images, dropout would otherwise make one network."""
     dropout = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
     plan = make_plan(tiny_config("fr", 2, "gloo", model=dropout, replicas=2))
-    from fr_bench.worker import build_modules
+    from fr_bench.workers.worker import build_modules
 
     below, other = build_modules(plan, [1])[0], build_modules(plan, [3])[0]
     x = torch.ones(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import yaml
 from run_files import records_of_a_run, write_run
 
 from fr_bench.cli import main
-from fr_bench.published import CERTAINTY, DOUBTS, METHODS, NETWORKS, SOURCES, published_numbers
+from fr_bench.report.published import CERTAINTY, DOUBTS, METHODS, NETWORKS, SOURCES, published_numbers
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -16,17 +16,18 @@ import torch
 from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 
-from fr_bench import run_directory, snapshot
-from fr_bench.checkpoint_files import folder_of, read_manifest, whole_folders
-from fr_bench.collector import Collector
+from fr_bench.checkpoints import snapshot
+from fr_bench.checkpoints.files import folder_of, read_manifest, whole_folders
+from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, TakenOver
-from fr_bench.eval_command import evaluate_weights, find_weights, read_config
-from fr_bench.launch import Run, check_plan, run_training
-from fr_bench.module import Module
-from fr_bench.resume import bring_records, decide, differences
-from fr_bench.run_directory import RunDirectory
-from fr_bench.stopwatch import Stopwatch
-from fr_bench.trainer import Player, Trainer
+from fr_bench.launching.launch import Run, check_plan, run_training
+from fr_bench.launching.resume import bring_records, decide, differences
+from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.modules.module import Module
+from fr_bench.records import run_directory
+from fr_bench.records.collector import Collector
+from fr_bench.records.run_directory import RunDirectory
+from fr_bench.training.trainer import Player, Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
 METHODS = ["bp", "fr", "ddg", "dni", "cdni"]

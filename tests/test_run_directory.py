@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fr_bench import run_directory
 from fr_bench.errors import ConfigError, TakenOver
-from fr_bench.run_directory import FinishedRun, RunDirectory, rank_log
+from fr_bench.records import run_directory
+from fr_bench.records.run_directory import FinishedRun, RunDirectory, rank_log
 
 
 def claimed(path: Path) -> RunDirectory:

@@ -7,8 +7,9 @@ import json
 import pytest
 from run_files import records_of_a_run, write_run
 
-from fr_bench.groups import make_groups
-from fr_bench.measures import (
+from fr_bench.records.runs import find_runs, read_records
+from fr_bench.report.groups import make_groups
+from fr_bench.report.measures import (
     baseline,
     best_test_error,
     efficiency,
@@ -20,7 +21,6 @@ from fr_bench.measures import (
     step_time_s,
     waiting_share,
 )
-from fr_bench.runs import find_runs, read_records
 
 
 @pytest.fixture

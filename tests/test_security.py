@@ -21,7 +21,7 @@ from torchvision.datasets import CIFAR10
 from fr_bench.cli import main
 from fr_bench.data.build import build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
-from fr_bench.trust import foreign_targets
+from fr_bench.settings.trust import foreign_targets
 
 LISTENS = "0A"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
@@ -53,7 +53,7 @@ def test_nobody_outside_the_machine_can_connect_to_a_run(start: Callable[..., Ru
 @pytest.mark.parametrize("place", ["model", "nested", "through a module of ours"])
 def test_a_run_of_somebody_else_is_not_evaluated_by_calling_what_it_names(place: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     marker = tmp_path / "was here"
-    target = "os.mkdir" if place != "through a module of ours" else "fr_bench.run_directory.os.mkdir"
+    target = "os.mkdir" if place != "through a module of ours" else "fr_bench.records.run_directory.os.mkdir"
     call = {"_target_": target, "path": str(marker)}
     config = tiny_config("bp", 2, model={"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"})
     config["model"] |= {"width": call} if place == "nested" else call

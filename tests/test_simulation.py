@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 
 from fr_bench.errors import ConfigError
-from fr_bench.limits import balanced_limit, balanced_shares, speedup_limit
+from fr_bench.planning.limits import balanced_limit, balanced_shares, speedup_limit
+from fr_bench.records.trace import write_trace
 from fr_bench.simulation import (
     METHODS,
     PEERS,
@@ -46,7 +47,6 @@ from fr_bench.simulation.locked import locked
 from fr_bench.simulation.one_f_one_b import one_f_one_b
 from fr_bench.simulation.program import Channel, Compute, Receive, Send
 from fr_bench.simulation.zero_bubble import zero_bubble
-from fr_bench.trace import write_trace
 from fr_bench.transport import ipc
 
 FR_ORDERS = (features_replay, waiting_before_the_replay, authors_order, with_barriers)

@@ -18,11 +18,11 @@ import pytest
 import wandb
 from harness import call
 
-from fr_bench import wandb_sink
 from fr_bench.errors import ConfigError
-from fr_bench.sinks import JsonLinesSink, Record, SinkGroup
-from fr_bench.wandb_server import why_unreachable
-from fr_bench.wandb_sink import WandbSink, check_wandb, resolve_mode
+from fr_bench.records import wandb_sink
+from fr_bench.records.sinks import JsonLinesSink, Record, SinkGroup
+from fr_bench.records.wandb_server import why_unreachable
+from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
 
 CONFIG: dict[str, Any] = {
     "method": {"name": "fr"},
@@ -228,7 +228,7 @@ def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytes
 
 
 def test_wandb_is_imported_by_nobody_who_does_not_use_it() -> None:
-    use = "import sys, fr_bench.wandb_sink as w; w.check_wandb(w.resolve_mode('offline'))"
+    use = "import sys, fr_bench.records.wandb_sink as w; w.check_wandb(w.resolve_mode('offline'))"
     program = f"{use}; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 

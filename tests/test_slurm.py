@@ -13,9 +13,9 @@ from harness import assert_same_run
 from test_faults import wait_until
 
 from fr_bench.cli import main
-from fr_bench.compose import compose
-from fr_bench.slurm_queue import ENDED, job_states
-from fr_bench.train_command import parse
+from fr_bench.commands.train import parse
+from fr_bench.settings.compose import compose
+from fr_bench.sweeps.slurm_queue import ENDED, job_states
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RUN = ["model=mlp", "dataset=digits", "k=2", "batch_size=64", "device=cpu", "threads=1", "partition=equal"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from harness import ListConnection
 
-from fr_bench.board import Board
-from fr_bench.checkpointer import Checkpointer, DeviceQueue, Interval
+from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.errors import Interrupted
-from fr_bench.reporter import Reporter
-from fr_bench.supervisor import watch_signals
+from fr_bench.launching.supervisor import watch_signals
+from fr_bench.processes.board import Board
+from fr_bench.processes.reporter import Reporter
 
 
 def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None, leads: bool) -> Checkpointer:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from harness import run_serial, tiny_config
 
-from fr_bench.device_stopwatch import FURTHEST_MS, LOOK_EVERY, DeviceStopwatch, make_stopwatch
-from fr_bench.stopwatch import Stopwatch
-from fr_bench.worker import shares_gpu
+from fr_bench.measuring.device_stopwatch import FURTHEST_MS, LOOK_EVERY, DeviceStopwatch, make_stopwatch
+from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.workers.worker import shares_gpu
 
 
 class FakeDevice:
@@ -244,7 +244,7 @@ class HostEvent:
 def test_a_whole_run_is_timed_by_events_as_by_the_host(
     method: str, k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fr_bench.worker.make_stopwatch", lambda device: DeviceStopwatch(device, HostEvent))
+    monkeypatch.setattr("fr_bench.workers.worker.make_stopwatch", lambda device: DeviceStopwatch(device, HostEvent))
     run = run_serial(tiny_config(method, k, trace=3, profile=2, eval_every=2, epochs=4), tmp_path)
     times = run.of("time")
     assert len(times) == 4 * k

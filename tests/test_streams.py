@@ -16,8 +16,8 @@ import torch
 from harness import METHODS, run_serial, tiny_config
 
 from fr_bench.methods.base import Method
-from fr_bench.module import Module
-from fr_bench.trainer import Player
+from fr_bench.modules.module import Module
+from fr_bench.training.trainer import Player
 from fr_bench.transport.channel import LocalChannel
 
 

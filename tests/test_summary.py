@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fr_bench.summary import SummaryBuilder
+from fr_bench.records.summary import SummaryBuilder
 
 CONFIG: dict[str, Any] = {
     "method": {"name": "fr"},

@@ -22,14 +22,14 @@ import torch.distributed as dist
 from harness import assert_same_run, call, read_records, tiny_config
 from test_faults import living_processes, wait_until
 
-from fr_bench import clocks
-from fr_bench.board import Board
 from fr_bench.errors import ConfigError
-from fr_bench.members import Members
-from fr_bench.plan import make_plan
-from fr_bench.relay import PAUSE, STOP, Relay
-from fr_bench.run_directory import await_directory
-from fr_bench.torchrun import Torchrun
+from fr_bench.launching.members import Members
+from fr_bench.measuring import clocks
+from fr_bench.planning.plan import make_plan
+from fr_bench.processes.board import Board
+from fr_bench.processes.torchrun import Torchrun
+from fr_bench.records.run_directory import await_directory
+from fr_bench.transport.relay import PAUSE, STOP, Relay
 
 SETTINGS = ["train", "model=mlp", "dataset=digits", "epochs=8", "log_every=1", "threads=1", "console=off"]
 SETTINGS += ["wandb.mode=disabled", "checkpoint.every=10"]

@@ -13,12 +13,12 @@ from harness import call, tiny_config
 
 from fr_bench.bench.forecast import as_table, make_forecast
 from fr_bench.bench.settings import make_settings
-from fr_bench.bench_command import main
-from fr_bench.costs import BlockCost
+from fr_bench.commands.bench import main
 from fr_bench.errors import ConfigError
-from fr_bench.limits import balanced_limit
 from fr_bench.methods.policy import Policy
-from fr_bench.plan import make_plan
+from fr_bench.planning.costs import BlockCost
+from fr_bench.planning.limits import balanced_limit
+from fr_bench.planning.plan import make_plan
 from fr_bench.simulation import METHODS, PEERS, Link
 from fr_bench.simulation.settings import SimulateSettings, make_simulate_settings
 from fr_bench.simulation.what_if import MeasuredNetwork, WhatIf, what_if

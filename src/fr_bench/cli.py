@@ -17,8 +17,8 @@ from typing import TextIO
 
 from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
-from fr_bench.signals import catch_early
-from fr_bench.torchrun import Torchrun
+from fr_bench.processes.signals import catch_early
+from fr_bench.processes.torchrun import Torchrun
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("fr_bench.train_command", "one run, or a sweep with -m"),
-    "plot": Command("fr_bench.plot_command", "figures of runs from their local logs: loss, error, memory, speed"),
-    "report": Command("fr_bench.report_command", "tables of runs from their local logs, as Markdown and CSV"),
-    "eval": Command("fr_bench.eval_command", "the test error of a run's final weights, with any K"),
-    "bench": Command("fr_bench.bench_command", "speed and memory of methods and peers, side by side in one run"),
-    "doctor": Command("fr_bench.doctor", "what this machine has: devices, transports, data sets, W&B, Slurm"),
+    "train": Command("fr_bench.commands.train", "one run, or a sweep with -m"),
+    "plot": Command("fr_bench.commands.plot", "figures of runs from their local logs: loss, error, memory, speed"),
+    "report": Command("fr_bench.commands.report", "tables of runs from their local logs, as Markdown and CSV"),
+    "eval": Command("fr_bench.commands.evaluate", "the test error of a run's final weights, with any K"),
+    "bench": Command("fr_bench.commands.bench", "speed and memory of methods and peers, side by side in one run"),
+    "doctor": Command("fr_bench.commands.doctor", "what this machine has: devices, transports, data sets, W&B, Slurm"),
 }
 
 LIBRARIES = ("torch", "hydra-core", "wandb")
@@ -145,7 +145,7 @@ def _complete(words: list[str]) -> int:
         if typed != "train":
             return 0  # the others take folders, which the shell completes
         if "=" in (word := line.split(" ")[-1]):
-            values = import_module("fr_bench.config").completions(word)
+            values = import_module("fr_bench.settings.config").completions(word)
             if values:  # else it may be a group of Hydra's
                 print("\n".join(values))
                 return 0

@@ -11,7 +11,7 @@ from harness import METHODS, assert_same, assert_same_run, run_processes, run_se
 from test_exactness import SIMULATIONS, assert_matches_reference
 from test_methods import GradientLog
 
-from fr_bench.plan import make_plan
+from fr_bench.planning.plan import make_plan
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])

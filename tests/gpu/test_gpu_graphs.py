@@ -10,9 +10,9 @@ import torch
 from harness import METHODS, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
 
 from fr_bench.errors import ConfigError
-from fr_bench.graphs import CudaRecording
-from fr_bench.module import Module
-from fr_bench.passes import Pass
+from fr_bench.modules.graphs import CudaRecording
+from fr_bench.modules.module import Module
+from fr_bench.modules.passes import Pass
 
 WIDE = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
 

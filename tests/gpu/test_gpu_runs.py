@@ -9,9 +9,9 @@ import pytest
 import torch
 from harness import METHODS, Result, run_processes, run_serial, tiny_config
 
-from fr_bench.categories import CATEGORIES
-from fr_bench.module import BatchResult
-from fr_bench.trainer import Trainer
+from fr_bench.measuring.categories import CATEGORIES
+from fr_bench.modules.module import BatchResult
+from fr_bench.training.trainer import Trainer
 
 WIDE = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
 

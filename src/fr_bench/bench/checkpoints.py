@@ -22,13 +22,13 @@ from typing import Any
 
 from fr_bench.bench.measurement import collector_of
 from fr_bench.bench.settings import BenchSettings
-from fr_bench.board import Board
-from fr_bench.checkpoint_book import CheckpointBook
 from fr_bench.errors import RunFailed
-from fr_bench.plan import Plan
-from fr_bench.sinks import JsonLinesSink
-from fr_bench.stopwatch import Span
-from fr_bench.supervisor import SignalWatch, Supervisor
+from fr_bench.launching.checkpoint_book import CheckpointBook
+from fr_bench.launching.supervisor import SignalWatch, Supervisor
+from fr_bench.measuring.stopwatch import Span
+from fr_bench.planning.plan import Plan
+from fr_bench.processes.board import Board
+from fr_bench.records.sinks import JsonLinesSink
 
 ROOM_FOR_WRITING_S = 1.0  # beside the quiet iterations between two checkpoints; a slow disk may take of those too
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from fr_bench.balance import Balance
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.peers import PEERS, PIPELINES
 from fr_bench.peers.task import CHUNKS
-from fr_bench.plan import Plan, check_components, fetch_dataset, make_plan
-from fr_bench.tracing import place_on_meta
+from fr_bench.planning.balance import Balance
+from fr_bench.planning.plan import Plan, check_components, fetch_dataset, make_plan
+from fr_bench.planning.tracing import place_on_meta
 
 ConfigOf = Callable[[Sequence[str]], dict[str, Any]]  # further overrides -> resolved config
 

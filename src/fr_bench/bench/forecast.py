@@ -13,20 +13,20 @@ from torch import Tensor
 
 from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
-from fr_bench.compilation import is_compiled
 from fr_bench.components import bind
-from fr_bench.environment import describe_environment
-from fr_bench.markdown import align
-from fr_bench.memory_model import unpredictable
 from fr_bench.models import Blocks, build_blocks
-from fr_bench.network import Network
-from fr_bench.plan import Plan, check_components, make_plan, predict_modules
-from fr_bench.run_files import strict_json
+from fr_bench.modules.network import Network
+from fr_bench.planning.compilation import is_compiled
+from fr_bench.planning.environment import describe_environment
+from fr_bench.planning.memory_model import unpredictable
+from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
+from fr_bench.planning.tracing import place_on_meta, trace_modules
+from fr_bench.records.run_files import strict_json
+from fr_bench.report.markdown import align
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
+from fr_bench.simulation.time_prediction import costs_of_plan, measured_on
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
-from fr_bench.time_prediction import costs_of_plan, measured_on
-from fr_bench.tracing import place_on_meta, trace_modules
 
 ASKED_BY = "simulate.k"
 WITH_COMPANIONS = ("dni", "cdni")

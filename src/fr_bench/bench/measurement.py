@@ -12,13 +12,13 @@ from typing import Any
 
 from fr_bench.bench.contenders import Contender
 from fr_bench.bench.settings import BenchSettings
-from fr_bench.categories import CATEGORIES
-from fr_bench.collector import Collector
-from fr_bench.device_load import load_of
+from fr_bench.launching.supervisor import SignalWatch, Supervisor
+from fr_bench.measuring.categories import CATEGORIES
+from fr_bench.measuring.stopwatch import KINDS, Span
 from fr_bench.peers import make_tasks
-from fr_bench.plan import Plan
-from fr_bench.stopwatch import KINDS, Span
-from fr_bench.supervisor import SignalWatch, Supervisor
+from fr_bench.planning.plan import Plan
+from fr_bench.records.collector import Collector
+from fr_bench.records.device_load import load_of
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Measurement:
 
     Attributes:
         step_s: seconds of each timed iteration, on the slowest module or process.
-        phases_s: by module, median seconds an iteration by name of span (fr_bench.stopwatch.KINDS); empty for a peer.
+        phases_s: by module, median seconds an iteration by name of span (see stopwatch.KINDS); empty for a peer.
         peak_bytes: by module or process, the peak of the process: resident memory, on a GPU the allocator's.
-        accounted_bytes: by module, what its tensors hold (see fr_bench.memory); empty for a peer.
+        accounted_bytes: by module, what its tensors hold (see fr_bench.training.memory); empty for a peer.
         device_busy_s: seconds of an iteration in which the GPU is busy; of several GPUs the busiest. None where it was
             not profiled, or is no GPU.
         num_kernels: of an iteration, in all processes.

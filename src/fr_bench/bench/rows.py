@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from fr_bench.bench.checkpoints import CheckpointCost
 from fr_bench.bench.contenders import Contender
 from fr_bench.bench.measurement import Measurement
+from fr_bench.measuring.stopwatch import KINDS
 from fr_bench.peers import PEERS
-from fr_bench.stopwatch import KINDS
 
 COMPUTING = ("play_s", "learn_s")  # kinds of spans in which a module computes
 # Settings that say how modules work together, or are a method's own: BP without them is what they are compared with.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fr_bench.atomic import replace_file
-from fr_bench.balance import Balance
 from fr_bench.bench.checkpoints import CheckpointCost, measure_checkpoints
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
 from fr_bench.bench.forecast import make_forecast
@@ -21,14 +20,15 @@ from fr_bench.bench.settings import BenchSettings
 from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.components import bind
-from fr_bench.environment import describe_environment
 from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.launching.supervisor import SignalWatch, watch_signals
 from fr_bench.models import build_blocks
-from fr_bench.plan import check_components
-from fr_bench.run_files import strict_json
+from fr_bench.planning.balance import Balance
+from fr_bench.planning.environment import describe_environment
+from fr_bench.planning.plan import check_components
+from fr_bench.planning.tracing import place_on_meta
+from fr_bench.records.run_files import strict_json
 from fr_bench.simulation.settings import SimulateSettings
-from fr_bench.supervisor import SignalWatch, watch_signals
-from fr_bench.tracing import place_on_meta
 
 
 def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: ConfigOf, folder: Path) -> int:
@@ -71,7 +71,7 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
     if crowding := crowded(contenders):
         print(crowding)
     if rows:
-        from fr_bench.figures.bench import draw_bench  # matplotlib, which nothing else here needs
+        from fr_bench.bench.figure import draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
 
         title = f"{contenders[0].plan.config['model']['name']}, batch of {contenders[0].plan.config['batch_size']}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fr_bench.bench.rows import CheckpointCosts, Row
-from fr_bench.markdown import align
+from fr_bench.report.markdown import align
 
 
 def as_table(rows: Sequence[Row]) -> str:

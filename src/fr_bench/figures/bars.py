@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fr_bench.figures.style import Style
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 NAME_LETTERS = 24  # of a line of an upright name
 GAP = 0.6  # between the bars of one K and those of the next, in bars

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fr_bench.figures.curves import Curve, band_words, curves_of, draw_curves, legend_handles, stride_for
 from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 
 def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:

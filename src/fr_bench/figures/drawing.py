@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from fr_bench.figures.style import Style
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 LETTER_WIDTH = 0.55  # of a letter of the legend's font, in heights of the figure's font
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"

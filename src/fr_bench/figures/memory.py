@@ -15,8 +15,9 @@ from matplotlib.patches import Patch
 from fr_bench.figures.bars import Bars, place_bars
 from fr_bench.figures.drawing import Drawing, Omission, legend_below, new_figure
 from fr_bench.figures.style import Style, look_of, tint
-from fr_bench.groups import Group
-from fr_bench.measures import (
+from fr_bench.records.runs import Run
+from fr_bench.report.groups import Group
+from fr_bench.report.measures import (
     MEMORY_CATEGORIES,
     memory_by_category,
     missing_categories,
@@ -24,7 +25,6 @@ from fr_bench.measures import (
     predicted_memory,
     spread,
 )
-from fr_bench.runs import Run
 
 Measure = Callable[[Run, int], float | None]
 

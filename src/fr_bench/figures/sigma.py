@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from fr_bench.figures.curves import Curve, band_words, curves_of, draw_curves, legend_handles
 from fr_bench.figures.drawing import Drawing, Omission, by_k, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 WHOLE_NETWORK = 0
 COLUMNS = 2

@@ -11,9 +11,9 @@ from matplotlib.ticker import FixedLocator
 
 from fr_bench.figures.drawing import Drawing, Omission, legend_below, new_figure
 from fr_bench.figures.style import Style, line_properties, look_of
-from fr_bench.groups import METHOD_NAMES, Group
-from fr_bench.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, SYNTHESIZING, balanced_limit
-from fr_bench.measures import Spread, baseline, speedup_over
+from fr_bench.planning.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, SYNTHESIZING, balanced_limit
+from fr_bench.report.groups import METHOD_NAMES, Group
+from fr_bench.report.measures import Spread, baseline, speedup_over
 
 Measured = list[tuple[Group, Spread]]
 LIMIT_LOOK: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.9}

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.colors import to_rgb
 
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from matplotlib.container import BarContainer
 
 from fr_bench.figures.drawing import Drawing, Omission, in_percent, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style, look_of, tint
-from fr_bench.groups import Group
-from fr_bench.measures import spread, waiting_share
+from fr_bench.report.groups import Group
+from fr_bench.report.measures import spread, waiting_share
 
 
 def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:

@@ -16,7 +16,7 @@ from fr_bench.figures.sigma import draw_sigma
 from fr_bench.figures.speed import draw_speedup
 from fr_bench.figures.style import STYLES
 from fr_bench.figures.waiting import draw_waiting
-from fr_bench.groups import Group
+from fr_bench.report.groups import Group
 
 FIGURES: tuple[Draw, ...] = (
     draw_loss, draw_test_error, draw_validation_error, draw_memory, draw_sigma, draw_speedup, draw_waiting,

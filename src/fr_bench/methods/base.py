@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fr_bench.methods.policy import Policy
-from fr_bench.module import BatchResult, Module
-from fr_bench.passes import Pass, PassKind
+from fr_bench.modules.module import BatchResult, Module
+from fr_bench.modules.passes import Pass, PassKind
 
 
 class Link(Protocol):

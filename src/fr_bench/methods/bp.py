@@ -16,7 +16,7 @@ from torch import Tensor
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
-from fr_bench.module import Module
+from fr_bench.modules.module import Module
 
 
 class Backpropagation(Method):

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
-from fr_bench.module import BatchResult, Module
-from fr_bench.passes import Pass
+from fr_bench.modules.module import BatchResult, Module
+from fr_bench.modules.passes import Pass
 
 
 class DataParallel(Method):

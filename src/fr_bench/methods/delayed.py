@@ -13,7 +13,7 @@ import torch
 
 from fr_bench.errors import ConfigError, nearest
 from fr_bench.methods.base import Link, Method
-from fr_bench.module import Module
+from fr_bench.modules.module import Module
 
 Kept = TypeVar("Kept")
 

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fr_bench.errors import ConfigError
+from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
-from fr_bench.module import Module
-from fr_bench.network import still_statistics
-from fr_bench.passes import Pass
-from fr_bench.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.modules.module import Module
+from fr_bench.modules.network import still_statistics
+from fr_bench.modules.passes import Pass
 from fr_bench.seeds import derive_seed
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from fr_bench.methods.base import Link
 from fr_bench.methods.delayed import DelayedMethod, check_choice, check_exchange
 from fr_bench.methods.policy import Policy
-from fr_bench.module import Module
-from fr_bench.passes import Pass, PassKind
+from fr_bench.modules.module import Module
+from fr_bench.modules.passes import Pass, PassKind
 
 
 class FeaturesReplay(DelayedMethod[Tensor]):

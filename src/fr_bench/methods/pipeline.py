@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
-from fr_bench.module import BatchResult, Module
-from fr_bench.passes import Pass
-from fr_bench.pipelining import Part, Pipeline, why_not
+from fr_bench.modules.module import BatchResult, Module
+from fr_bench.modules.passes import Pass
+from fr_bench.modules.pipelining import Part, Pipeline, why_not
 
 
 class SynchronousPipeline(Method):
@@ -39,7 +39,7 @@ class SynchronousPipeline(Method):
         microbatches: M, into which a batch is cut; must divide it.
     """
 
-    schedule: ClassVar[str]  # a key of fr_bench.pipelining.SCHEDULES
+    schedule: ClassVar[str]  # a key of fr_bench.modules.pipelining.SCHEDULES
     keeps: ClassVar[Literal["all micro-batches", "few micro-batches", "parts"]]
     transports = ("gloo", "nccl")
     uses_link = False

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.models import build_blocks
-from fr_bench.partition import module_slices
+from fr_bench.modules.pipelining import Part, Pipeline
 from fr_bench.peers.task import CHUNKS, PeerTask
-from fr_bench.pipelining import Part, Pipeline
+from fr_bench.planning.partition import module_slices
 
 
 class PipelinePeer:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_bench.components import bind
-from fr_bench.memory import peak_resident_bytes
+from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.models import build_blocks
 from fr_bench.peers.step_clock import StepClock
-from fr_bench.profiling import DeviceLoad, profile_file, record_profile
-from fr_bench.reporter import Reporter
-from fr_bench.torch_settings import configure_torch
+from fr_bench.processes.reporter import Reporter
+from fr_bench.processes.torch_settings import configure_torch
+from fr_bench.training.memory import peak_resident_bytes
 
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = ("plain", "ddp", *PIPELINES)

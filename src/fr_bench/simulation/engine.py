@@ -23,7 +23,7 @@ from fr_bench.simulation.program import Barrier, Channel, Compute, Operation, Pa
 
 
 class Span(NamedTuple):
-    """One stretch of a device's time: seconds since the start, device from 0, names as in fr_bench.stopwatch."""
+    """One stretch of a device's time: seconds since the start, device from 0, names as in measuring.stopwatch."""
 
     device: int
     name: str

@@ -71,7 +71,7 @@ def speedup_over_locked(prediction: Prediction, setup: Setup, with_messages: boo
         prediction: of any schedule.
         setup: of K modules, as locked backpropagation uses them.
         with_messages: whether the reference waits for its messages, stragglers and jitter, as a measured one does.
-            Without, it is the sum of all modules' work, as in fr_bench.limits, and transport shows as a loss.
+            Without, it is the sum of all modules' work, as in fr_bench.planning.limits, and transport shows as a loss.
     """
     locked_s = simulate(locked(setup)).step_time_s if with_messages else unlinked_locked_step_s(setup)
     return locked_s / prediction.step_time_s

@@ -1,11 +1,11 @@
-"""Spans of a simulation, to look at: drawn in characters, or as spans of fr_bench.trace."""
+"""Spans of a simulation, to look at: drawn in characters, or as spans of fr_bench.records.trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fr_bench.measuring.stopwatch import Span as MeasuredSpan
 from fr_bench.simulation.engine import Span
-from fr_bench.stopwatch import Span as MeasuredSpan
 
 
 def draw_timeline(spans: Iterable[Span], unit_s: float, numbered: bool = False) -> str:
@@ -28,7 +28,7 @@ def draw_timeline(spans: Iterable[Span], unit_s: float, numbered: bool = False) 
 
 
 def measured_spans(spans: Iterable[Span]) -> dict[int, list[MeasuredSpan]]:
-    """By device, from 1: what :func:`fr_bench.trace.write_trace` takes."""
+    """By device, from 1: what :func:`fr_bench.records.trace.write_trace` takes."""
     by_device: dict[int, list[MeasuredSpan]] = {}
     for span in spans:
         start_ns, end_ns = round(span.start_s * 1e9), round(span.end_s * 1e9)

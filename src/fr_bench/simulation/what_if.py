@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fr_bench.costs import BlockCost, ModuleCosts, NetworkCosts
 from fr_bench.errors import ConfigError
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
-from fr_bench.partition import make_cuts
+from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts
+from fr_bench.planning.partition import make_cuts
 from fr_bench.simulation.costs import BlockTimes, Link, ModuleTimes, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
 from fr_bench.simulation.locked import locked

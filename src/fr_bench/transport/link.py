@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from fr_bench.stopwatch import Stopwatch
+from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.transport.channel import Receiver, Sender
 
 

@@ -1,0 +1,69 @@
+"""The figure of a bench: how fast everything was with every K, and how far the methods could go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fr_bench.bench.rows import Row
+from fr_bench.figures.drawing import Drawing
+from fr_bench.figures.style import STYLES, Look, look_of, tint
+from fr_bench.report.groups import METHOD_NAMES
+
+BAR = 0.7  # of the room that a bar has
+LIMIT: dict[str, Any] = {"color": "black", "linewidth": 1.4}
+
+
+def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Drawing:
+    """A bar a row: images/s over BP with one module, its quartiles as a thin line, the limit as a tick.
+
+    Args:
+        rows: of a bench, with speed-ups.
+        title: of the figure.
+        style_name: one of ``fr_bench.figures.style.STYLES``.
+    """
+    style = STYLES[style_name]
+    with matplotlib.rc_context(style.settings()):
+        height_in = 0.19 * style.font_pt / 8 * (len(rows) + 4)
+        figure = Figure(figsize=(style.two_panels_in, height_in), layout="constrained")
+        axes = figure.subplots()
+        figure.suptitle(title)
+        shown = sorted(rows, key=lambda row: row.k)
+        for at, row in enumerate(shown):
+            _draw_bar(axes, at, row)
+        axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.axvline(1.0, color="#555555", linewidth=0.6, zorder=0)
+        axes.set_xlabel("images/s over BP, K = 1")
+        if any(row.limit for row in shown):
+            handle = Line2D([], [], linestyle="none", marker="|", markersize=8, label="limit", **LIMIT)
+            figure.legend(handles=[handle], loc="outside lower center")
+    return Drawing("bench", figure, [])
+
+
+def _draw_bar(axes: Axes, at: int, row: Row) -> None:
+    assert row.speedup_vs_single is not None, "BP with one module takes part in every bench"
+    look: Look = look_of(row.method)
+    single_s = row.speedup_vs_single * row.step_time_s.median
+    below, above = single_s / row.step_time_s.q3, single_s / row.step_time_s.q1
+    speedup = row.speedup_vs_single
+    axes.barh(
+        at, speedup, BAR, color=tint(look.color, 0.35), hatch=look.hatch, edgecolor="white", linewidth=0.4,
+        xerr=[[max(0.0, speedup - below)], [max(0.0, above - speedup)]], error_kw={"elinewidth": 0.8},
+    )  # fmt: skip
+    if row.limit is not None and row.speedup_vs_locked:
+        limit = row.limit / row.speedup_vs_locked * speedup
+        axes.vlines(limit, at - BAR / 2, at + BAR / 2, zorder=3, **LIMIT)
+
+
+def _label(row: Row) -> str:
+    name, *own = row.words.split()
+    words = " ".join([METHOD_NAMES.get(name, name), *own])
+    micro = f", M = {row.num_microbatches}" if row.num_microbatches is not None else ""
+    return f"{words}{micro}, K = {row.k}"

@@ -1,0 +1,228 @@
+"""Checkpoints from a process's side: when they are due, the copy that training waits for, the thread that writes."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from fr_bench.checkpoints import snapshot
+from fr_bench.checkpoints.files import folder_of, state_file, sync_folder, weights_file, write_file
+from fr_bench.methods.base import Method
+from fr_bench.modules.meter import LossMeter
+from fr_bench.modules.module import Module
+from fr_bench.processes.board import Board
+from fr_bench.processes.reporter import Reporter
+from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.relay import GO_ON, PAUSE, STOP, Relay
+
+
+@dataclass(frozen=True)
+class Interval:
+    """When checkpoints are due: whichever of the two comes first. With neither there is one only when a run stops.
+
+    Attributes:
+        every: iterations.
+        minutes: of wall-clock time.
+        num_steps: of the run, at whose end there is one too, so that it can be made longer.
+    """
+
+    every: int | None
+    minutes: float | None
+    num_steps: int
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are any before the run stops."""
+        return self.every is not None or self.minutes is not None
+
+    def is_due(self, step: int, last_step: int, seconds_since: float) -> bool:
+        """Whether one is due after ``step`` iterations; the last one was ``seconds_since`` ago, at ``last_step``.
+
+        One that could not be taken in time, because the last one was still being written, is due until it is.
+        """
+        if step == self.num_steps:
+            return self.is_on
+        if self.every is not None and step // self.every > last_step // self.every:
+            return True
+        return self.minutes is not None and seconds_since >= 60 * self.minutes
+
+
+@dataclass(frozen=True)
+class DeviceQueue:
+    """Where receives are queued on the device (nccl) and the host runs ahead of them: having received features, as
+    :class:`Board` asks for, then means to have waited for the device. That is done where the loop waits anyway.
+
+    Attributes:
+        device: to wait for.
+        waits_after: whether the loop waits for the device after so many iterations.
+    """
+
+    device: torch.device
+    waits_after: Callable[[int], bool]
+
+
+class Saved(threading.Thread):
+    """Writes what was copied, beside training; ends by telling the parent how it went."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        step: int,
+        snapshots: dict[int, snapshot.Snapshot],
+        facts: dict[int, Any],
+        reporter: Reporter,
+    ) -> None:
+        super().__init__(name=f"checkpoint after step {step}")
+        self._folder = folder_of(checkpoints, step)
+        self._step = step
+        self._snapshots = snapshots
+        self._facts = facts
+        self._reporter = reporter
+
+    def run(self) -> None:
+        """Never raises: a checkpoint that fails does not end training."""
+        try:
+            modules = [self._write(k, taken) for k, taken in self._snapshots.items()]
+            sync_folder(self._folder)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            self._reporter.send("checkpoint_failed", step=self._step, modules=list(self._snapshots), message=message)
+        else:
+            self._reporter.send("checkpoint_written", step=self._step, written=modules)
+
+    def _write(self, k: int, taken: snapshot.Snapshot) -> dict[str, Any]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(taken.state, buffer)
+        files = {
+            weights_file(k): write_file(self._folder / weights_file(k), save(taken.weights)),
+            state_file(k): write_file(self._folder / state_file(k), buffer.getbuffer()),
+        }
+        return {"module": k, **self._facts[k], "files": files}
+
+
+class Checkpointer:
+    """The modules of one process.
+
+    Args:
+        board: shared with the others.
+        interval: when they are due; module 1 alone looks.
+        checkpoints: the folder.
+        reporter: to the parent.
+        start: iterations that were completed before.
+        leads: whether module 1 (of replica 1) is in this process.
+        relay: how its decisions come here, or go from here; None where all modules see the board.
+        queue: None where the host itself waits for a message, or there is a relay.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        interval: Interval,
+        checkpoints: Path,
+        reporter: Reporter,
+        start: int,
+        leads: bool,
+        relay: Relay | None = None,
+        queue: DeviceQueue | None = None,
+    ) -> None:
+        self._leads = leads
+        self._relay = relay
+        self._queue = queue
+        self._board = board
+        self._interval = interval
+        self._checkpoints = checkpoints
+        self._reporter = reporter
+        self._last_step = start
+        self._last_s = time.monotonic()
+        self._unsettled: int | None = None  # the step whose checkpoint is on its way
+        self._writer: Saved | None = None
+
+    def begin(self, t: int) -> None:
+        """Before iteration ``t`` is played: has the word on the board whether all modules pause after it."""
+        if self._leads:
+            self._decide(t)
+        if self._relay is None:
+            return
+        if self._leads:
+            word = STOP if self.stops_at(t + 1) else PAUSE if self.pauses_at(t + 1) else GO_ON
+        else:
+            word = self._relay.receive()
+            if word != GO_ON:
+                self._board.pause_at(t + 1, stop=word == STOP)
+        self._relay.pass_on(word)
+
+    def _decide(self, t: int) -> None:
+        step = t + 1
+        if self._queue is not None and not self._queue.waits_after(step):
+            return
+        stop = self._board.stop_is_requested and step < self._interval.num_steps  # at its end it stops anyway
+        if stop or step == self._interval.num_steps:
+            if stop or self._interval.is_on:
+                self._pause_at(step, stop)
+            return
+        if self._unsettled is not None and not self._board.is_settled(self._unsettled):
+            return
+        if self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s):
+            self._pause_at(step, stop=False)
+
+    def _pause_at(self, step: int, stop: bool) -> None:
+        self._board.pause_at(step, stop)
+        self._unsettled = self._last_step = step
+        self._last_s = time.monotonic()
+
+    def pauses_at(self, step: int) -> bool:
+        """Whether there is a checkpoint after ``step`` iterations. See :class:`Board` for when this may be asked."""
+        if self._queue is not None:
+            if not self._queue.waits_after(step):
+                return False
+            torch.cuda.current_stream(self._queue.device).synchronize()
+        return self._board.pauses_at(step)
+
+    def stops_at(self, step: int) -> bool:
+        """Whether all modules end after ``step`` iterations, their checkpoint taken."""
+        return self._board.stops_at(step)
+
+    def save(
+        self,
+        step: int,
+        parts: Sequence[tuple[Module, Method, ModuleLink]],
+        meter: LossMeter | None,
+        loop: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Copies the modules of this process after ``step`` iterations; a thread writes the copies.
+
+        Args:
+            parts: by module.
+            meter: of module K, if it is here.
+            loop: the training loop's own numbers, by module.
+        """
+        self.wait()  # at most one is being written
+        snapshots, facts = {}, {}
+        for (module, method, link), numbers in zip(parts, loop, strict=True):
+            taken = snapshot.take(module, method, link, meter if module.is_top else None, numbers)
+            snapshots[module.number] = taken
+            gradients = taken.state["gradients"]
+            facts[module.number] = {
+                "is_exact": method.resumes_exactly,
+                "gradients_sent": gradients["num_sent"],
+                "gradients_received": gradients["num_received"],
+            }
+            link.forget_gradients()
+        self._reporter.send("checkpoint_taken", step=step, modules=list(snapshots))
+        self._writer = Saved(self._checkpoints, step, snapshots, facts, self._reporter)
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Waits for what is being written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None

@@ -1,0 +1,149 @@
+"""A module between two iterations as plain data, and back.
+
+What is in flight at such a moment are gradients alone: module k has the features of every iteration that it has
+finished, but the gradient that module k + 1 sent down in iteration t may be for iteration t + 1 (FR, DDG and DNI;
+not BP). The sender keeps what it sent in iteration t, and both sides count: what was sent and not received is sent
+once more when the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.methods.base import Method
+from fr_bench.modules.meter import LossMeter
+from fr_bench.modules.module import Module
+from fr_bench.transport.link import ModuleLink
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies on the CPU, which training no longer touches.
+
+    Attributes:
+        weights: parameters and buffers, contiguous, by name.
+        state: everything else; dicts, lists, tuples, tensors, numbers, strings and None alone.
+    """
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def take(
+    module: Module, method: Method, link: ModuleLink, meter: LossMeter | None, loop: Mapping[str, Any]
+) -> Snapshot:
+    """Copies all that module ``module.k`` needs to go on exactly.
+
+    Args:
+        meter: of module K, None elsewhere.
+        loop: the training loop's own numbers.
+
+    Raises:
+        TypeError: the method's state holds something that is not plain data.
+    """
+    state = {
+        "optimizer": optimizer_state(module),
+        "method": method.state_dict(),
+        "gradients": link.state_dict(),
+        "random": random_state(_device(module)),
+        "stopwatch": module.watch.state_dict(),
+        "meter": None if meter is None else meter.state_dict(),
+        "loop": dict(loop),
+    }
+    return Snapshot(weights_of(module), plain_copy(state))
+
+
+def weights_of(module: Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers, contiguous, by name: each has memory of its own, also where two are tied."""
+    return {name: to_cpu(value).contiguous() for name, value in module.network.state_dict().items()}
+
+
+def restore(
+    module: Module,
+    method: Method,
+    link: ModuleLink,
+    meter: LossMeter | None,
+    state: dict[str, Any],
+    num_in_flight: int,
+) -> None:
+    """Puts back what :func:`take` took, except for the weights.
+
+    Args:
+        module, method, link, meter: freshly built; the module has its weights already, which a method may use.
+        num_in_flight: gradients that the module below still has to receive.
+    """
+    load_optimizer(module, state["optimizer"])
+    method.load_state_dict(state["method"])
+    link.load_state_dict(state["gradients"], num_in_flight)
+    module.watch.load_state_dict(state["stopwatch"])
+    if meter is not None and state["meter"] is not None:
+        meter.load_state_dict(state["meter"])
+    set_random_state(state["random"], _device(module))
+
+
+def optimizer_state(module: Module) -> dict[str, dict[str, Any]]:
+    """The optimizer's state by the name of the parameter, so that it does not depend on K."""
+    names = {id(parameter): name for name, parameter in module.network.named_parameters()}
+    return {names[id(parameter)]: dict(values) for parameter, values in module.optimizer.state.items()}
+
+
+def load_optimizer(module: Module, state: Mapping[str, dict[str, Any]]) -> None:
+    """Puts back those entries of ``state`` (by name) that belong to parameters of ``module``."""
+    names = {id(parameter): name for name, parameter in module.network.named_parameters()}
+    order = [parameter for group in module.optimizer.param_groups for parameter in group["params"]]
+    by_index = {
+        index: state[names[id(parameter)]] for index, parameter in enumerate(order) if names[id(parameter)] in state
+    }
+    # The groups' settings are the config's, and the optimizer itself knows what belongs on which device.
+    module.optimizer.load_state_dict({"state": by_index, "param_groups": module.optimizer.state_dict()["param_groups"]})
+
+
+def random_state(device: torch.device) -> dict[str, Tensor | None]:
+    """Of the default generators. Our own streams are keyed, a user's method may draw from these."""
+    on_gpu = device.type == "cuda"
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if on_gpu else None}
+
+
+def set_random_state(state: Mapping[str, Tensor | None], device: torch.device) -> None:
+    """Puts :func:`random_state` back."""
+    if state["cpu"] is not None:
+        torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def to_cpu(tensor: Tensor) -> Tensor:
+    """A copy with the same strides: they decide the last bits of what is computed from it."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def plain_copy(value: Any) -> Any:
+    """Copies nested plain data, tensors onto the CPU.
+
+    Raises:
+        TypeError: for anything that could only be pickled.
+    """
+    if isinstance(value, Tensor):
+        return to_cpu(value)
+    if isinstance(value, Mapping):
+        return {key: plain_copy(item) for key, item in value.items()}
+    if isinstance(value, list | deque):
+        return [plain_copy(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(plain_copy(item) for item in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"a checkpoint cannot hold {type(value).__name__}: state_dict() of a method or an optimizer must be made of "
+        "tensors, numbers, strings, None, lists, tuples and dicts"
+    )
+
+
+def _device(module: Module) -> torch.device:
+    return next(module.network.parameters()).device

@@ -1,0 +1,1 @@
+"""The subcommands of ``fr-bench``, one file each; :mod:`fr_bench.cli` finds them."""

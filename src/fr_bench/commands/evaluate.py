@@ -1,0 +1,163 @@
+"""``fr-bench eval RUN_DIR``: the test error of a run's final weights, with as many modules as one likes.
+
+Of a run that has not finished it takes the weights of the last checkpoint.
+
+Weights are stored under the names of their blocks, so it does not matter how many modules they were trained in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fr_bench.checkpoints.files import newest_good
+from fr_bench.errors import ConfigError
+from fr_bench.records.run_files import strict_json
+from fr_bench.settings.trust import foreign_targets
+
+
+def main(argv: list[str]) -> int:
+    """Prints loss and error over exactly the test set (and the validation set, if the run had one).
+
+    Raises:
+        ConfigError: no run there, no weights in it, or weights that do not fit its model.
+    """
+    parser = argparse.ArgumentParser(prog="fr-bench eval", description="Evaluates the final weights of a run.")
+    parser.add_argument("run_dir", type=Path, help="a run directory, as the last line of a run names it")
+    parser.add_argument("--k", type=int, help="modules to cut the network into (default: as it was trained)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--trust", action="store_true", help="call what config.yaml names, also where that is not fr-bench's own"
+    )
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if arguments.k is not None and arguments.k < 1:
+        raise ConfigError(f"--k {arguments.k}: must be at least 1.")
+    config = read_config(arguments.run_dir)
+    if arguments.k is not None and arguments.k != config["k"]:
+        config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
+    # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
+    config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
+    config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
+    # What the training of a module had to keep, or a device had to have, an evaluation does without.
+    config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False}
+    if not arguments.trust:
+        refuse_foreign_code(config, arguments.run_dir)
+    folder, which = find_weights(arguments.run_dir / "checkpoints")
+    results = evaluate_weights(config, folder)
+    if arguments.json:
+        print(strict_json({"k": config["k"], **results}))
+        return 0
+    from fr_bench.records.console import metrics_text
+
+    print(f"{metrics_text(results)} ({which} of {arguments.run_dir}, K = {config['k']})")
+    return 0
+
+
+def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
+    """Makes sure that the config of a run, which may be somebody else's, calls nothing but what fr-bench's own do.
+
+    Raises:
+        ConfigError: naming what it would call.
+    """
+    found = foreign_targets(config)
+    if found:
+        raise ConfigError(
+            f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which is not part of fr-bench; if that is code "
+            "of yours, or of somebody you trust, add --trust."
+        )
+
+
+def find_weights(checkpoints: Path) -> tuple[Path, str]:
+    """The folder of the final weights, or of the newest good checkpoint if there are none; and in words which."""
+    final = checkpoints / "final"
+    if not any(final.glob("*.safetensors")):
+        checkpoint = newest_good(checkpoints, lambda line: print(f"fr-bench: {line}", file=sys.stderr))
+        if checkpoint is not None:
+            return checkpoint.folder, f"weights after step {checkpoint.step}"
+    return final, "final weights"
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The resolved config of the run in ``run_dir``, with its cuts as ``partition``.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    import yaml
+
+    path = run_dir / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+        config["partition"] = config.pop("plan")["cuts"]
+        config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
+        config["replicas"] = 1  # all end with the same weights
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: is not the config of a run ({type(error).__name__}).") from error
+    return config
+
+
+def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Builds the modules of ``config``, fills them with the weights in ``folder`` and evaluates them.
+
+    Returns:
+        ``test_loss``, ``test_error`` and, with a validation set, ``validation_loss``, ``validation_error``.
+    """
+    from fr_bench.planning.plan import make_plan
+    from fr_bench.training.evaluation import evaluate
+    from fr_bench.transport.side import LocalSide
+    from fr_bench.workers.sources import Sources
+    from fr_bench.workers.worker import build_modules, configure_process
+
+    weights = read_weights(folder)
+    plan = make_plan(without_tf32(config))
+    configure_process(plan)
+    numbers = list(range(1, plan.k + 1))
+    modules = build_modules(plan, numbers)
+    for module in modules:
+        names = module.network.state_dict().keys()
+        try:
+            module.network.load_state_dict({name: weights[name] for name in names if name in weights})
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{folder}: these weights are not of this model: {' '.join(str(error).split())}"
+            ) from error
+    results: dict[str, float] = {}
+    for split in Sources(plan, numbers).evaluation_sets:
+        results |= evaluate(modules, LocalSide.chain(plan.k), split) or {}
+    return results
+
+
+def without_tf32(config: dict[str, Any]) -> dict[str, Any]:
+    """The same in fp32 where no GPU is asked for, or there is none: TF32 is a way in which GPUs multiply."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and config["device"] != "cpu"
+    return config if on_gpu or config["precision"] != "tf32" else config | {"precision": "fp32"}
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """All tensors in the safetensors files of ``folder``, by name.
+
+    Raises:
+        ConfigError: there are none, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            weights = load_file(path) | weights  # of processes with the whole network the first counts
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not weights:
+        raise ConfigError(f"{folder}: holds no weights; a run writes them when it finishes.")
+    return weights

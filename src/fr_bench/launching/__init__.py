@@ -1,0 +1,1 @@
+"""One run from its parent's side: processes, first cause of an end, going on from an earlier run."""

@@ -1,0 +1,275 @@
+"""One run, from the parent's side: plan, run directory, processes, records, sinks, outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed, TakenOver
+from fr_bench.launching.checkpoint_book import CheckpointBook
+from fr_bench.launching.meeting import Meeting
+from fr_bench.launching.members import Members, follow
+from fr_bench.launching.origin import settle_origin
+from fr_bench.launching.resume import Start, bring_records, check_resume, decide, plan_with_cuts
+from fr_bench.launching.supervisor import SignalWatch, Supervisor, watch_signals
+from fr_bench.planning.environment import describe_environment
+from fr_bench.planning.plan import Plan, make_plan
+from fr_bench.processes.board import Board
+from fr_bench.processes.torch_settings import keep_freed_memory
+from fr_bench.records.collector import Collector
+from fr_bench.records.console import RunTitle, choose_console, print_summary
+from fr_bench.records.run_directory import RunDirectory, await_directory
+from fr_bench.records.run_files import cannot_write
+from fr_bench.records.sinks import JsonLinesSink, Sink, SinkGroup
+from fr_bench.records.summary import SummaryBuilder
+from fr_bench.records.trace import write_trace
+from fr_bench.records.wandb_server import why_unreachable
+from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
+from fr_bench.workers.resumption import Resumption
+
+
+def check_plan(config: dict[str, Any]) -> None:
+    """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    make_plan(config)
+    check_resume(config)
+    check_wandb(resolve_mode(config["wandb"]["mode"]))
+
+
+def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:
+    """Runs the training that ``config`` (resolved, plain) describes, in ``run_directory``, or goes on with it there
+    or from elsewhere, as ``config["resume"]`` says.
+
+    Args:
+        meeting: with the other processes, where torchrun started this one.
+
+    Returns:
+        The summary, as in summary.json; empty in a process that does not lead. A directory that holds a finished run is
+        left alone and its summary returned.
+
+    Raises:
+        ConfigError: a mistake in the config.
+        RunFailed: with the first cause; what was logged until then stands.
+        Interrupted: a signal ended the run, or its time was up.
+        ToldElsewhere: one of these, where another process tells the user.
+    """
+    if meeting is not None:
+        with meeting.refusing():
+            meeting.compare(config)
+        if not meeting.leads:
+            return follow_run(config, run_directory, meeting)
+    directory = RunDirectory(run_directory)
+    with contextlib.nullcontext() if meeting is None else meeting.refusing():
+        start = decide(config, directory, say)
+        finished = start.finished
+        if start.found is not None:
+            directory.take_over(start.found)
+        elif finished is None:
+            claimed = directory.create()
+            if claimed is not None and config["resume"] == "never":
+                raise ConfigError(
+                    f"run_dir={run_directory}: holds a finished run, and resume=never starts in a new directory alone; "
+                    "choose another run_dir."
+                )
+            finished = None if claimed is None else claimed.summary
+    if meeting is not None:
+        meeting.say("start", {"is_finished": finished is not None, **start.description()})
+    if finished is not None:
+        say(f"{run_directory} holds this run, finished; nothing to do")
+        return finished
+    assert start.plan is not None
+    with watch_signals(max_time_s(config)) as signals:
+        try:
+            return _prepare(start.plan, directory, start, meeting).train(signals)
+        except Interrupted as interruption:
+            raise signals.hand_on(interruption) from None
+
+
+def follow_run(config: dict[str, Any], run_directory: Path, meeting: Meeting) -> dict[str, Any]:
+    """The part of a process that torchrun started and that does not lead.
+
+    Raises:
+        ConfigError: this machine does not see ``run_directory``.
+        ToldElsewhere: see :func:`fr_bench.launching.members.follow`.
+    """
+    start = meeting.hear("start")
+    if start["is_finished"]:
+        return {}
+    with meeting.refusing():
+        await_directory(run_directory)
+        plan = plan_with_cuts(config, start["cuts"])
+    keep_freed_memory()
+    with watch_signals() as signals:
+        return follow(plan, run_directory, Resumption.from_description(start["resumption"]), meeting, signals)
+
+
+def max_time_s(config: dict[str, Any]) -> float:
+    """Seconds after which the run saves and stops."""
+    return float("inf") if config["max_time"] is None else 60 * config["max_time"]
+
+
+def _prepare(plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting | None) -> Run:
+    try:
+        return Run(plan, directory, start, meeting)
+    except BaseException as cause:  # a full disk, say
+        with contextlib.suppress(RunFailed):
+            _set_status(directory, cause)
+        if meeting is not None:
+            meeting.end(_exit_code(cause))
+        raise
+
+
+def say(line: str) -> None:
+    """Something that the user should know, whatever the console shows."""
+    print(f"fr-bench: {line}", file=sys.stderr, flush=True)
+
+
+def _state(cause: BaseException | None) -> str:
+    if cause is None:
+        return "finished"
+    return "interrupted" if isinstance(cause, Interrupted) else "failed"
+
+
+def _exit_code(cause: BaseException | None) -> int:
+    if cause is None:
+        return 0
+    return cause.exit_code if isinstance(cause, FrBenchError) else 1
+
+
+def _set_status(directory: RunDirectory, cause: BaseException | None) -> None:
+    """How it ended; ``cause`` is None if it went well."""
+    error = None if cause is None else str(cause) or type(cause).__name__
+    module = getattr(cause, "module", None)
+    directory.set_status(_state(cause), error=error, module=module, exit_code=_exit_code(cause))
+
+
+class Run:
+    """A run whose directory is ours."""
+
+    def __init__(self, plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting | None = None) -> None:
+        """``meeting``: with the other processes, where they are not ours."""
+        self.meeting = meeting
+        self.plan = plan
+        self.start = start
+        self.directory = directory
+        self.quiet = plan.config["console"] == "off"
+        in_parallel = len(plan.numbers_by_process) == plan.size
+        batch_size = plan.config["batch_size"]
+        self.collector = Collector(plan.num_modules, plan.steps_per_epoch, batch_size, in_parallel, plan.num_replicas)
+        described = {**plan.config, "plan": plan.description()}
+        directory.write_config(described)
+        directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
+        origin = settle_origin(start, plan, directory.path)
+        self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names), origin)
+        self.records = bring_records(start, directory)
+        if start.resumption is not None:
+            self.collector.go_on(start.resumption.checkpoint.manifest["train_time"], self.records.kept)
+        for record in self.records.kept:
+            self.summary.add(record)
+
+    def train(self, signals: SignalWatch) -> dict[str, Any]:
+        """Trains, and leaves the directory with its final status whatever happens."""
+        for note in (*self.start.notes, *self.plan.warnings):
+            say(note)
+        sinks = SinkGroup([])
+        cause: BaseException | None = None
+        try:
+            with self.directory.beating():  # W&B may take its time
+                sinks = SinkGroup(self._sinks())
+            self._supervise(sinks, signals)
+        except OSError as failure:
+            cause = cannot_write(Path(failure.filename or self.directory.path), failure)
+            cause.__cause__ = failure
+        except BaseException as failure:
+            cause = failure
+        summary = self.summary.build(_state(cause))
+        if not isinstance(cause, TakenOver):
+            cause = self._write_end(summary, cause)
+        if self.meeting is not None:
+            self.meeting.end(_exit_code(cause))
+        sinks.finish(None if isinstance(cause, TakenOver) else summary, _exit_code(cause))
+        if cause is not None:
+            raise cause
+        if not self.quiet:
+            print_summary(summary, self.directory.path, self.plan.expected_share)
+        return summary
+
+    def _write_end(self, summary: dict[str, Any], cause: BaseException | None) -> BaseException | None:
+        """Writes how it ended; returns why it did, ``cause`` if there is one."""
+        try:
+            self.directory.heartbeat()  # first: what another process has taken over is not to be written
+            self.directory.write_summary(summary)
+        except TakenOver as failure:
+            return cause or failure
+        except RunFailed as failure:
+            cause = cause or failure
+        try:
+            _set_status(self.directory, cause)
+        except RunFailed as failure:
+            cause = cause or failure
+        return cause
+
+    def _supervise(self, sinks: Sink, signals: SignalWatch) -> None:
+        # Under torchrun the only module that has the board is a thread of this process.
+        board = Board.shared() if self.meeting is None else Board()
+        path, resumption = self.directory.path, self.start.resumption
+        own_step = resumption.step if resumption is not None and self.start.source == path else None
+        book = CheckpointBook(
+            self.plan, self.directory.checkpoints, self.directory.metrics, board, self.collector.clock, say, own_step
+        )
+        try:
+            with self._processes(board) as processes:
+                for event in processes.events(signals):
+                    self.directory.heartbeat()
+                    for record in self.collector.add(event) if event else ():
+                        self.summary.add(record)
+                        sinks.write(record)
+                    if event:
+                        book.add(event)
+        except Interrupted as interruption:
+            step = book.last_step
+            then = "nothing was saved yet" if step is None else f"run_dir={path} goes on after step {step}"
+            raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
+        if self.collector.spans:
+            write_trace(self.directory.trace, self.collector.spans)
+
+    def _processes(self, board: Board) -> Supervisor | Members:
+        path, resumption = self.directory.path, self.start.resumption
+        if self.meeting is None:
+            return Supervisor.of_plan(self.plan, path, board, resumption)
+        keep_freed_memory()
+        return Members(self.plan, path, board, resumption, self.meeting)
+
+    def _sinks(self) -> list[Sink]:
+        """metrics.jsonl first: it must not miss anything."""
+        plan, config = self.plan, self.plan.config
+        names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
+        if not self.quiet:
+            print(*plan.headlines(), sep="\n", flush=True)
+        sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
+        shape = {"k": plan.k, "replicas": config["replicas"]}
+        title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
+        sinks.append(choose_console(config["console"], title))
+        mode = resolve_mode(config["wandb"]["mode"])
+        if mode == "online" and (reason := why_unreachable()):
+            # Decided before the first contact: a client that once began to reach its server does not let go of it.
+            mode = "offline"
+            say(
+                f"W&B: {reason}; the run goes on, its data for W&B are kept in {self.directory.wandb} and "
+                "`wandb sync` uploads them later."
+            )
+        if mode != "disabled":
+            wandb_config = {**config, "plan": plan.description()}
+            settings = {key: value for key, value in config["wandb"].items() if key != "mode"}
+            wandb = WandbSink(self.directory.path, wandb_config, mode=mode, **settings)
+            wandb.leave_out(self.records.dropped)  # it has them: an earlier process made them
+            if self.start.source != self.directory.path:
+                for record in self.records.kept:
+                    wandb.write(record)
+            sinks.append(wandb)
+        return sinks

@@ -1,0 +1,249 @@
+"""Where the processes of a torchrun job meet: a store of keys and values, which one of them or torchrun serves.
+
+Values are JSON. Nothing that comes from the store is unpickled. Rank 0 leads:
+
+    everybody   hello/<rank>      version, config, machine       rank 0 compares them
+    rank 0      run_dir           where the run is; the same after a restart
+    rank 0      start             cuts and checkpoint to go on from, or that there is nothing to do
+    anybody     refused           why it cannot be; ends all
+    others      event/<rank>/<n>  what a module tells its parent, which is rank 0
+    others      stop              the signal that asks the run to end
+    rank 0      end               exit code
+    everybody   left/<rank>       it needs the store no more
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import fr_bench
+from fr_bench.errors import ConfigError, RunFailed, ToldElsewhere
+from fr_bench.launching.resume import plain_differences
+from fr_bench.processes.torchrun import Torchrun
+
+PATIENCE_S = 300.0
+POLL_S = 0.05
+LINGER_S = 3.0
+# Where a config may differ between the processes: rank 0 alone writes and speaks.
+OF_THE_LEADER = ("run_dir", "console", "wandb")
+
+
+class Meeting:
+    """This process's connection to the store.
+
+    Args:
+        launch: who it is.
+        patience_s: how long it waits for the others.
+
+    Raises:
+        ConfigError: the port is taken, or nobody serves the store there.
+    """
+
+    def __init__(self, launch: Torchrun, patience_s: float = PATIENCE_S) -> None:
+        self.launch = launch
+        self._patience_s = patience_s
+        self._serves = launch.leads and not launch.agent_serves
+        client = self._connect()
+        # Of the job: the directory of a run outlives a restart. Of the attempt: everything else.
+        self._job = dist.PrefixStore(f"fr_bench/{launch.job}", client)
+        self._store = dist.PrefixStore(f"attempt_{launch.attempt}", self._job)
+        self._client = client
+        self._num_sent = 0
+        self._num_received = [0] * launch.world_size
+
+    def _connect(self) -> dist.TCPStore:
+        address, port = self.launch.address, self.launch.port
+        timeout = timedelta(seconds=self._patience_s)
+        where = f"MASTER_ADDR={address}, MASTER_PORT={port}"
+        try:
+            if not self._serves:
+                return dist.TCPStore(address, port, is_master=False, timeout=timeout)
+            # torch would listen on all interfaces; this listens where the others come from.
+            listening = socket.create_server((address, port), backlog=2 * self.launch.world_size)
+            return dist.TCPStore(
+                address, port, is_master=True, wait_for_workers=False, timeout=timeout,
+                master_listen_fd=listening.detach(),
+            )  # fmt: skip
+        except OSError as error:
+            advice = (
+                "choose another port"
+                if error.errno == errno.EADDRINUSE
+                else "it must be this machine, which has rank 0"
+            )
+            raise ConfigError(f"{where}: cannot listen there: {os.strerror(error.errno or 0)}; {advice}") from None
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{where}: nobody of this job answers there: {text}") from None
+
+    def group_store(self) -> dist.Store:
+        """For the process group, over a connection of its own: who waits in one does not hold up the other."""
+        store = dist.TCPStore(
+            self.launch.address, self.launch.port, is_master=False, timeout=timedelta(seconds=self._patience_s)
+        )
+        prefix = f"fr_bench/{self.launch.job}/attempt_{self.launch.attempt}/group"
+        return dist.PrefixStore(prefix, store)
+
+    @property
+    def leads(self) -> bool:
+        """See :class:`Torchrun`."""
+        return self.launch.leads
+
+    def choose_run_dir(self, own: str) -> str:
+        """Rank 0: tells where the run is: ``own``, or where it was before a restart."""
+        run_dir = str(self._job.compare_set("run_dir", "", own).decode())
+        self.say("run_dir", run_dir)
+        return run_dir
+
+    def say(self, key: str, value: Any) -> None:
+        """Tells all others."""
+        self._store.set(key, json.dumps(value))
+
+    def hear(self, key: str, patience_s: float | None = None) -> Any:
+        """Waits for what another process says.
+
+        Raises:
+            ToldElsewhere: it, or another one, refused.
+            RunFailed: it said nothing in time.
+        """
+        patience_s = self._patience_s if patience_s is None else patience_s
+        deadline = time.monotonic() + patience_s
+        try:
+            while not self._store.check([key]):
+                if self._store.check(["refused"]):
+                    raise ToldElsewhere(str(self._read("refused")), 2)
+                if time.monotonic() > deadline:
+                    raise RunFailed(f"rank {self.launch.rank} waited {patience_s:.0f} s in vain for {key!r}")
+                time.sleep(POLL_S)
+            return self._read(key)
+        except RuntimeError as error:
+            raise ToldElsewhere(f"who serves the store is gone: {error}", 1) from None
+
+    def _read(self, key: str) -> Any:
+        try:
+            return json.loads(self._store.get(key))
+        except ValueError:
+            raise ConfigError(f"MASTER_PORT={self.launch.port}: another program has written there") from None
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """A mistake that is found inside ends the other processes too; only this one tells the user."""
+        try:
+            yield
+        except ConfigError as error:
+            self.say("refused", str(error))
+            raise
+
+    def leave(self) -> None:
+        """The last thing that a process does: who serves the store waits until the others have heard what they must."""
+        with suppress(RuntimeError):  # a store that is gone needs no leave
+            self.say(f"left/{self.launch.rank}", True)
+            if not self._serves:
+                return
+            deadline = time.monotonic() + LINGER_S
+            everybody = [f"left/{rank}" for rank in range(self.launch.world_size)]
+            while time.monotonic() < deadline and not self._store.check(everybody):
+                time.sleep(POLL_S)
+
+    def compare(self, config: dict[str, Any]) -> None:
+        """Makes sure that all processes are the same program with the same config.
+
+        Raises:
+            ConfigError: in rank 0: one of them is another.
+            ToldElsewhere: in the others, if rank 0 or another refused.
+            RunFailed: one of them did not come in time.
+        """
+        own = {"versions": versions(), "config": config, "host": socket.gethostname()}
+        self.say(f"hello/{self.launch.rank}", own)
+        if not self.leads:
+            self.hear("agreed")
+            return
+        for rank in range(1, self.launch.world_size):
+            hello = self.hear(f"hello/{rank}")
+            found = _differences(json.loads(json.dumps(config)), hello)
+            if found:
+                raise ConfigError(
+                    f"rank {rank} on {hello.get('host')} does not fit to rank 0 on {socket.gethostname()}: {found}"
+                )
+        self.say("agreed", True)
+
+    def wish_stop(self, number: int) -> None:
+        """Others: signal ``number`` asked this process to end the run."""
+        self.say("stop", number)
+
+    def wished_stop(self) -> int | None:
+        """Rank 0: the signal that asked another process to end the run, if there was one."""
+        return int(self._read("stop")) if self._store.check(["stop"]) else None
+
+    def end(self, exit_code: int) -> None:
+        """Rank 0: how the run ended. Nobody is left to hear it where the store is gone."""
+        with suppress(RuntimeError):
+            self.say("end", exit_code)
+
+    def has_ended(self) -> bool:
+        """Others: whether rank 0 has said so, or is gone with the store."""
+        try:
+            return self._store.check(["end"])
+        except RuntimeError:
+            return True
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Others: an event for rank 0. What stands where in a process of our own the pipe to the parent is."""
+        try:
+            self._store.set(f"event/{self.launch.rank}/{self._num_sent}", json.dumps(event))
+        except RuntimeError as error:
+            raise OSError(f"rank 0 cannot be told: {error}") from error
+        self._num_sent += 1
+
+    def receive(self) -> list[tuple[int, dict[str, Any]]]:
+        """Rank 0: the events that have come, each with the rank that sent it."""
+        received = []
+        for rank in range(1, self.launch.world_size):
+            while self._store.check([key := f"event/{rank}/{self._num_received[rank]}"]):
+                received.append((rank, self._read(key)))
+                self._store.delete_key(key)
+                self._num_received[rank] += 1
+        return received
+
+
+def versions() -> dict[str, str]:
+    """What must be the same everywhere: the same numbers take the same program."""
+    return {
+        "fr-bench": fr_bench.__version__,
+        "torch": torch.__version__.partition("+")[0],
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def boot_id() -> str:
+    """Of this machine since it was started: processes with the same one have one monotonic clock. '' if unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _differences(config: dict[str, Any], hello: Any) -> str:
+    """In words; empty if there are none."""
+    if not isinstance(hello, dict) or not isinstance(hello.get("config"), dict):
+        return "it is another program"
+    found = [
+        f"{name} is {theirs} there and {ours} here"
+        for name, ours in versions().items()
+        if (theirs := hello.get("versions", {}).get(name)) != ours
+    ]
+    own, other = ({k: v for k, v in each.items() if k not in OF_THE_LEADER} for each in (config, hello["config"]))
+    found += plain_differences(other, own)
+    return "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")

@@ -1,0 +1,377 @@
+"""Whether a run goes on from an earlier one, from where, and what becomes of the earlier one's records.
+
+    resume=auto      an unfinished run of the same config in run_dir goes on; without one it starts there
+    resume=never     starts anew in a new directory
+    resume=RUN_DIR   starts in a new directory from the last checkpoint of the run in RUN_DIR; a run in run_dir that
+                     did so before and is unfinished goes on, so that the same command can be repeated; one that did
+                     not is refused
+
+A checkpoint lies in the middle of its step s: behind the `train`, `time` and `profile` records of s and before all
+others of s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fr_bench.atomic import replace_file
+from fr_bench.checkpoints.files import Checkpoint, newest_good, remove_after
+from fr_bench.components import bind
+from fr_bench.errors import ConfigError
+from fr_bench.launching.origin import NAME as ORIGIN
+from fr_bench.planning.plan import Plan, make_plan
+from fr_bench.records.run_directory import FoundRun, RunDirectory
+from fr_bench.records.run_files import read_json, strict_json
+from fr_bench.settings.since_later import SINCE_LATER
+from fr_bench.workers.resumption import Resumption
+
+Complain = Callable[[str], None]
+Record = dict[str, Any]
+
+# Say what is written down, or how long: the same run with another of these is the same run.
+LOGGING: tuple[str, ...] = (
+    "checkpoint",
+    "cluster",
+    "console",
+    "dry_run",
+    "eval_every",
+    "hang_timeout",
+    "log_every",
+    "max_time",
+    "resume",
+    "run_dir",
+    "sweep_dir",
+)
+LOGGING += ("profile", "trace", "wandb")
+# A run that goes on in a new directory may also change these; and with another k what goes with k.
+MOVABLE = (
+    "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
+)  # fmt: skip
+BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
+BEFORE_THE_CUT = ("train", "time", "profile")
+# What records of a kind have, beside their position.
+POSITION = ("step", "epoch", "train_time")
+NUMBERS_OF = {
+    "eval": ("test_error",),
+    "memory": ("module", "peak"),
+    "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
+    "sigma": ("module",),
+    "profile": ("module", "iterations"),
+}
+OPTIONAL = ("wait_s", "validation_error")
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins.
+
+    Attributes:
+        plan: with the cuts of the run it goes on from.
+        finished: the summary of the run in its directory, if that is finished; then there is nothing to do.
+        found: the unfinished run in its directory, if there is one.
+        resumption: None to begin at the beginning.
+        source: the run whose records come first, None if there are none.
+        notes: for the user, in whole sentences.
+    """
+
+    plan: Plan | None = None
+    finished: dict[str, Any] | None = None
+    found: FoundRun | None = None
+    resumption: Resumption | None = None
+    source: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def description(self) -> dict[str, Any]:
+        """What other processes need to begin likewise, as JSON."""
+        return {
+            "cuts": None if self.plan is None else self.plan.cuts,
+            "resumption": None if self.resumption is None else self.resumption.description(),
+        }
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of the run that another goes on from.
+
+    Attributes:
+        kept: up to the checkpoint; they are in metrics.jsonl.
+        dropped: behind it; the run makes them again.
+    """
+
+    kept: list[Record]
+    dropped: list[Record]
+
+
+def check_resume(config: dict[str, Any]) -> None:
+    """Finds what of ``resume`` and ``run_dir`` does not go together, without reading a checkpoint's files.
+
+    Raises:
+        ConfigError: naming what differs, or what is missing.
+    """
+    directory = RunDirectory(Path(config["run_dir"]))
+    found = directory.find() if config["resume"] != "never" else None
+    if found is not None:
+        _refuse_other_run(found, config, directory)
+    elif config["resume"] not in ("auto", "never"):
+        _find_source(config)
+
+
+def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) -> Start:
+    """Decides how the run that ``config`` (resolved, plain) describes begins; changes nothing.
+
+    Args:
+        complain: is told of checkpoints that cannot be used.
+
+    Raises:
+        ConfigError: a mistake in the config; a run in its directory that differs, or that is alive.
+    """
+    found = directory.find() if config["resume"] != "never" else None
+    if found is not None:
+        _refuse_other_run(found, config, directory)
+        if found.state == "finished":
+            return Start(finished=found.summary)
+        directory.refuse_if_alive(found)
+        start = _go_on(config, found, directory, complain)
+        if start.resumption is not None or config["resume"] == "auto":
+            return start
+    if config["resume"] in ("auto", "never"):
+        return Start(make_plan(config))
+    return dataclasses.replace(_take_over(config, complain), found=found)
+
+
+def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, complain: Complain) -> Start:
+    """With the run in its own directory."""
+    cuts = found.plan.get("cuts")
+    plan = plan_with_cuts(config, cuts) if cuts is not None else make_plan(config)
+
+    def mismatch(manifest: dict[str, Any]) -> str | None:
+        if manifest["cuts"] != plan.cuts or manifest["blocks"] != plan.block_names:
+            return "is of another model or other cuts"
+        differing = differences(manifest["config"], config)
+        return f"is of another config: {'; '.join(differing)}" if differing else None
+
+    checkpoint = newest_good(directory.checkpoints, complain, mismatch)
+    if checkpoint is None:
+        return Start(plan, found=found, notes=["The run there has no checkpoint: it starts anew."])
+    notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
+    notes += _moved(found.plan, plan)
+    return _start(plan, checkpoint, found, directory.path, notes)
+
+
+def _take_over(config: dict[str, Any], complain: Complain) -> Start:
+    """From a run in another directory."""
+    source = _find_source(config)
+    where = f"resume={source.path}"
+    checkpoint = newest_good(source.checkpoints, complain)
+    if checkpoint is None:
+        raise ConfigError(f"{where}: has no checkpoint that can be used.")
+    _refuse_differences(
+        checkpoint.manifest["config"], config, where, may_change=MOVABLE, cuts=checkpoint.manifest["cuts"]
+    )
+    same_k = checkpoint.k == config["k"]
+    plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_k else make_plan(config)
+    found = source.find()
+    is_done = checkpoint.step == plan.num_steps and found is not None and found.state == "finished"
+    if checkpoint.step > plan.num_steps or is_done:
+        raise ConfigError(
+            f"{where}: its checkpoint is after step {checkpoint.step}, this run ends after {plan.num_steps}; "
+            "more epochs (or max_steps) make it longer."
+        )
+    notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
+    before, now = shape_of(checkpoint), _shape(plan)
+    if before != now:
+        was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
+        notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
+    notes += _rescheduled(checkpoint, plan)
+    return _start(plan, checkpoint, None, source.path, notes)
+
+
+def _start(plan: Plan, checkpoint: Checkpoint, found: FoundRun | None, source: Path, notes: list[str]) -> Start:
+    is_whole = all(module["is_exact"] for module in checkpoint.manifest["modules"])
+    if not is_whole:
+        notes.append(
+            f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
+            "an empty pipe, weights and optimizer as they were."
+        )
+    is_exact = is_whole and shape_of(checkpoint) == _shape(plan)
+    return Start(plan, found=found, resumption=Resumption(checkpoint, is_exact), source=source, notes=notes)
+
+
+def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
+    """(k, replicas): with others the modules of a run are others."""
+    return checkpoint.k, checkpoint.replicas
+
+
+def _shape(plan: Plan) -> tuple[int, int]:
+    return plan.k, plan.config["replicas"]
+
+
+def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:
+    """The plan of ``config`` with ``cuts``, whatever the partition would say today."""
+    return dataclasses.replace(make_plan({**config, "partition": cuts}), config=config)
+
+
+def _moved(before: dict[str, Any], plan: Plan) -> list[str]:
+    now = plan.description()
+    changed = [
+        f"{key} {before[key]} is now {now[key]}"
+        for key in ("devices", "transport", "threads")
+        if key in before and before[key] != now[key]
+    ]
+    return [f"The machine differs, and with it the last bits may: {'; '.join(changed)}."] if changed else []
+
+
+def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Says where the schedule, which may depend on ``epochs``, goes on with another factor than it had there."""
+    there, here, t = checkpoint.manifest["config"]["epochs"], plan.config["epochs"], checkpoint.step
+    if there == here or t >= plan.num_steps:
+        return []
+    schedule = bind(plan.config["schedule"])()  # the same there: settings that may not change were compared
+    before, now = (schedule.factor(t, plan.steps_per_epoch, epochs) for epochs in (there, here))
+    if before == now:
+        return []
+    return [
+        f"The schedule depends on epochs, {there} there and {here} here: in the next step, {t + 1}, its factor on the "
+        f"learning rate is {now:.4g}, where that run's would be {before:.4g}."
+    ]
+
+
+def _find_source(config: dict[str, Any]) -> RunDirectory:
+    source = RunDirectory(Path(config["resume"]))
+    if not os.path.isdir(source.checkpoints):  # which raises for no name, however long
+        raise ConfigError(
+            f"resume={config['resume']}: must be auto, never or the directory of a run with checkpoints; "
+            f"there is no folder {source.checkpoints}."
+        )
+    return source
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...] = (), cuts: list[int] | None = None
+) -> list[str]:
+    """In what ``now`` is another run than ``before``: ``optimizer.lr is 0.1 there and 0.2 here``.
+
+    Args:
+        before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
+            what fr_bench.settings.since_later says.
+        may_change: top-level keys beside LOGGING.
+        cuts: that ``before`` came to: asking for them is no difference.
+    """
+    ignored = {*LOGGING, *may_change}
+    if "k" in may_change and before.get("k") != now["k"]:
+        ignored |= set(BOUND_TO_K)
+    if cuts is not None and now["partition"] == cuts:
+        ignored.add("partition")
+    before, now = ({key: value for key, value in each.items() if key not in ignored} for each in (before, now))
+    return plain_differences(before, now)
+
+
+def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """All of them, one a setting, in words."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    found = []
+    for key in dict.fromkeys([*flat_now, *flat_before]):
+        there, here = (flat.get(key, SINCE_LATER.get(key)) for flat in (flat_before, flat_now))
+        if there != here:
+            found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
+    return found
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(strict_json(node)).items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
+    if found.config:  # it may have been killed before it wrote one
+        _refuse_differences(found.config, config, f"run_dir={directory.path}")
+    _refuse_other_origin(found, config, directory)
+
+
+def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
+    """With ``resume=RUN_DIR`` a run that is there already must have taken over from that one."""
+    if config["resume"] in ("auto", "never"):
+        return
+    asked, was = Path(config["resume"]).absolute(), read_json(directory.path / ORIGIN).get("run")
+    has_begun = found.state == "finished" or directory.checkpoints.is_dir()
+    if has_begun and (was is None or Path(was) != asked) and asked != directory.path.absolute():
+        took_over = "began by itself" if was is None else f"took over from {was}"
+        raise ConfigError(
+            f"resume={config['resume']}: run_dir={directory.path} holds a run that {took_over}; choose another "
+            "run_dir, or resume=auto to go on with the one that is there."
+        )
+
+
+def _refuse_differences(
+    before: dict[str, Any],
+    now: dict[str, Any],
+    where: str,
+    may_change: tuple[str, ...] = (),
+    cuts: list[int] | None = None,
+) -> None:
+    found = differences(before, now, may_change, cuts)
+    if not found:
+        return
+    shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    advice = "use its settings, or choose another run_dir"
+    if may_change:
+        advice = f"only {', '.join(may_change)} and what is logged may change"
+    raise ConfigError(f"{where}: holds a run with other settings: {shown}; {advice}.")
+
+
+def bring_records(start: Start, directory: RunDirectory) -> Records:
+    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it."""
+    own = start.source is None or start.source == directory.path
+    source = directory if own else RunDirectory(start.source or directory.path)
+    step = start.resumption.step if start.resumption is not None else 0
+    kept: list[Record] = []
+    dropped: list[Record] = []
+    for record in read_records(source.metrics):
+        is_before = record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT)
+        (kept if is_before else dropped).append(record)
+    if start.resumption is None:
+        dropped, kept = [*kept, *dropped], []
+    elif start.plan is not None and shape_of(start.resumption.checkpoint) != _shape(start.plan):
+        kept = [record for record in kept if "module" not in record]  # those were other modules
+    if kept or directory.metrics.exists():
+        replace_file(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
+    remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
+    return Records(kept, dropped if own else [])
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole records of a metrics.jsonl; the last line may be torn, and a file that is not there has none."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and _is_record(record):
+            records.append(record)
+    return records
+
+
+def _is_record(record: Record) -> bool:
+    """Whether it has what a run that goes on with it adds up."""
+    numbers = [record.get(key) for key in (*POSITION, *NUMBERS_OF.get(str(record.get("kind")), ()))]
+    numbers += [record[key] for key in OPTIONAL if key in record]
+    return (
+        isinstance(record.get("kind"), str)
+        and type(record.get("step")) is int
+        and type(record.get("module", 0)) is int
+        and all(isinstance(value, int | float) and abs(value) < LARGEST for value in numbers)
+    )

@@ -1,0 +1,325 @@
+"""The parent's view of its processes: starts them, relays their events, finds the first cause, ends them all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from fr_bench.errors import FrBenchError, Interrupted, RunFailed
+from fr_bench.planning.plan import Plan
+from fr_bench.processes import child, nursery, rendezvous
+from fr_bench.processes.board import Board
+from fr_bench.processes.child import ProcessTask
+from fr_bench.processes.events import Event, InOrder, as_exception, first_of_own
+from fr_bench.processes.heartbeat import PULSE, Silence, state_in_words
+from fr_bench.processes.reporter import BEFORE_TRAINING, when
+from fr_bench.processes.signals import stop_early
+from fr_bench.records.run_directory import rank_log
+from fr_bench.transport.open import ModulePorts, make_ports
+from fr_bench.workers.resumption import Resumption
+from fr_bench.workers.worker import WorkerTask
+
+POLL_S = 0.2
+# How long after the first sign of failure other modules may still tell what they saw.
+GRACE_S = 0.5
+# How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
+STOP_WITHIN_S = 25.0
+# One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
+SAME_WISH_S = 1.0
+
+SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
+
+
+class SignalWatch:
+    """Remembers the first signal that asks the run to end, or that its time is up.
+
+    Args:
+        max_time_s: seconds from now until that.
+    """
+
+    def __init__(self, max_time_s: float = float("inf")) -> None:
+        self.received: int | None = None
+        self._signaled_at_s = float("inf")  # monotonic
+        self._is_insisting = False
+        self._asked_at_s = float("inf")  # monotonic
+        self._ends_at_s = time.monotonic() + max_time_s
+        self._max_time_s = max_time_s
+        self._previous: dict[int, Any] = {}
+
+    def handle(self, number: int, _frame: Any) -> None:
+        """The signal handler."""
+        now_s = time.monotonic()
+        self._is_insisting = self.received is not None and now_s >= self._signaled_at_s + SAME_WISH_S
+        if self.received is None:
+            self.received, self._signaled_at_s = number, now_s
+        self._asked_at_s = min(self._asked_at_s, now_s)
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether the run shall end."""
+        if time.monotonic() >= self._ends_at_s:
+            self._asked_at_s = min(self._asked_at_s, self._ends_at_s)
+        return self._asked_at_s < float("inf")
+
+    @property
+    def is_impatient(self) -> bool:
+        """Whether it shall end at once: a second signal came later on, or a step and its checkpoint take too long."""
+        return self._is_insisting or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+        if self.received is not None:
+            return signal.Signals(self.received).name
+        return f"max_time={self._max_time_s / 60:g} (minutes)"
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that ends for this reason."""
+        return 75 if self.received is None else SIGNAL_EXIT_CODES[signal.Signals(self.received)]
+
+    def remember(self, previous: Mapping[signal.Signals, Any]) -> None:
+        """Keeps the handlers that were there before, for :meth:`hand_on`."""
+        self._previous = {int(number): handler for number, handler in previous.items()}
+
+    def hand_on(self, interruption: Interrupted) -> Interrupted:
+        """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the
+        job; where the time was up, that of SIGUSR2, with which such a launcher announces the same. Python's own for
+        Ctrl-C, which raises, is left out, and ours for the time before a run.
+
+        Returns:
+            ``interruption``, with what came of it.
+        """
+        number = self.received or signal.SIGUSR2
+        handler = self._previous.get(number)
+        if not callable(handler) or handler in (signal.default_int_handler, stop_early):
+            return interruption
+        try:
+            handler(number, None)
+        except SystemExit:  # submitit's has requeued the job, and means to end this process
+            return Interrupted(f"{interruption}; its job is back in the queue", interruption.exit_code)
+        except Exception as error:  # submitit's says why it has not
+            return Interrupted(f"{interruption}; {error}", interruption.exit_code)
+        return interruption
+
+
+@contextmanager
+def watch_signals(max_time_s: float = float("inf")) -> Iterator[SignalWatch]:
+    """Catches the signals that end a run, also where a shell's ``nohup ... &`` had SIGINT ignored."""
+    watch = SignalWatch(max_time_s)
+    if threading.current_thread() is not threading.main_thread():
+        yield watch
+        return
+    caught = [
+        number
+        for number in SIGNAL_EXIT_CODES
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)  # nohup means it
+    ]
+    previous = {number: signal.signal(number, watch.handle) for number in caught}
+    watch.remember(previous)
+    try:
+        yield watch
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Supervisor:
+    """The processes of one run. Use as a context manager: leaving it ends every process that is still alive.
+
+    Args:
+        make_tasks: (multiprocessing context, port of the rendezvous store or None) -> a task for each process. What
+            the tasks refer to lives as long as the supervisor: a semaphore is gone with its last reference here.
+        num_modules: of all processes together.
+        run_directory: where the processes' logs go.
+        needs_store: whether the processes meet at a store, which the parent holds, on a port of the system's choice.
+        board: where the processes can be asked to finish a step; without one a signal ends them at once.
+        hang_timeout_s: seconds of silence after which a process hangs; None to wait for ever.
+    """
+
+    def __init__(
+        self,
+        make_tasks: Callable[[Any, int | None], Sequence[ProcessTask]],
+        num_modules: int,
+        run_directory: Path,
+        needs_store: bool = True,
+        board: Board | None = None,
+        hang_timeout_s: float | None = None,
+    ) -> None:
+        self._board = board
+        context = nursery.context()
+        self._store: dist.TCPStore | None = rendezvous.open_store() if needs_store else None
+        self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
+        self._tasks = make_tasks(context, self._store.port if self._store else None)
+        self._in_order = InOrder()
+        self._modules: list[int] = []  # the first module of each process
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        self._run_directory = run_directory
+        self._silence = Silence(hang_timeout_s, len(self._tasks))
+        try:
+            for task in self._tasks:
+                self._start(context, task)
+        except BaseException:
+            self.stop()  # nobody else would: they ignore what multiprocessing sends at exit
+            raise
+
+    def _start(self, context: Any, task: ProcessTask) -> None:
+        receiving, sending = context.Pipe(duplex=False)
+        log_path = str(rank_log(self._run_directory, task.modules[0]))
+        arguments = (child.Surroundings.here(), log_path, task, sending, self._progress)
+        process = context.Process(target=child.main, args=arguments, daemon=True)
+        process.start()
+        sending.close()  # so that the pipe ends when the child does
+        self._modules.append(task.modules[0])
+        self._connections.append(receiving)
+        self._processes.append(process)
+
+    @classmethod
+    def of_plan(
+        cls, plan: Plan, run_directory: Path, board: Board | None = None, resumption: Resumption | None = None
+    ) -> Supervisor:
+        """The processes of a training run."""
+
+        def make_tasks(context: Any, store_port: int | None) -> list[WorkerTask]:
+            ports = [ModulePorts()] * plan.size
+            if plan.transport == "ipc":
+                ports = [port for _ in range(plan.num_replicas) for port in make_ports(context, plan.num_modules)]
+            return [
+                WorkerTask(plan, numbers, [ports[n - 1] for n in numbers], store_port, run_directory, board, resumption)
+                for numbers in plan.numbers_by_process
+            ]
+
+        return cls(
+            make_tasks,
+            plan.size,
+            run_directory,
+            needs_store=plan.transport != "serial",
+            board=board,
+            hang_timeout_s=plan.config["hang_timeout"],
+        )
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def events(self, signals: SignalWatch) -> Iterator[Event]:
+        """Yields the events of all modules until every process has ended well; {} now and then when none come.
+
+        Raises:
+            Interrupted: a signal came, or the time is up. With a board all modules have finished a common step and
+                written its checkpoint, unless that took too long or a second signal came.
+            RunFailed: a process raised, died or hangs; the message names the first cause, its module and its step.
+            ConfigError: a module found a mistake in the config.
+        """
+        errors: list[Event] = []
+        deadline = float("inf")
+        while True:
+            finished = all(process.exitcode == 0 for process in self._processes)
+            received = self._receive(0 if finished else POLL_S)
+            errors += [event for event in received if event["event"] == "error"]
+            yield from (event for event in received if event["event"] != "error")
+            if finished and not received and not self._in_order:
+                if self._board is not None and self._board.stop_step is not None:
+                    raise Interrupted(
+                        f"stopped by {signals.reason} after step {self._board.stop_step}", signals.exit_code
+                    )
+                return
+            if signals.is_asked_to_stop:
+                self._ask_to_stop(signals)
+            else:
+                self._refuse_hanging()
+            if errors or any(process.exitcode not in (None, 0) for process in self._processes):
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+            if time.monotonic() >= deadline:
+                raise self._first_cause(errors)
+            if not received:
+                yield {}
+
+    def _ask_to_stop(self, signals: SignalWatch) -> None:
+        """Raises Interrupted where there is nobody to ask, no time left, or a process that the same signal ended."""
+        died = signals.received is not None and any(p.exitcode == -signals.received for p in self._processes)
+        if self._board is None or signals.is_impatient or died:
+            raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
+        self._board.request_stop()
+
+    def _receive(self, timeout_s: float) -> list[Event]:
+        """Drains the pipes; returns the events in the order in which they happened."""
+        open_connections = [connection for connection in self._connections if not connection.closed]
+        if not open_connections:
+            time.sleep(0 if self._in_order else min(timeout_s, 0.01))
+        wait(open_connections, 0 if self._in_order else timeout_s)
+        began_ns = time.monotonic_ns()
+        heard = set()
+        for index, connection in enumerate(self._connections):
+            if connection.closed:
+                continue
+            try:
+                while connection.poll():
+                    event = connection.recv()
+                    heard.add(index)
+                    if event["event"] != PULSE:
+                        self._in_order.add(event)
+            except (EOFError, OSError):
+                connection.close()
+        self._silence.take_turn(heard)
+        return self._in_order.take(began_ns)
+
+    def _refuse_hanging(self) -> None:
+        """Raises RunFailed where a process is alive and silent. Its neighbours, which wait for it, are not."""
+        for index, (module, process) in enumerate(zip(self._modules, self._processes, strict=True)):
+            if self._silence.hangs(index) and process.exitcode is None:
+                raise RunFailed(
+                    f"module {module} (process {process.pid}) gave no sign of life for {self._silence.timeout_s:g} s "
+                    f"{self._when(module)}: {state_in_words(process.pid)}; see "
+                    f"{rank_log(self._run_directory, module)} and dmesg. The same command goes on from the last "
+                    "checkpoint; a larger hang_timeout waits longer, null for ever",
+                    module,
+                )
+
+    def _first_cause(self, errors: list[Event]) -> FrBenchError:
+        """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
+        own = first_of_own(errors)
+        if own is not None:
+            return self._as_exception(own)
+        for module, process in zip(self._modules, self._processes, strict=True):
+            code = process.exitcode
+            if code is not None and code < 0:
+                how = f"was killed by {signal.Signals(-code).name}"
+                if -code == signal.SIGKILL:
+                    how += " (by hand, or by the system for want of memory: see dmesg)"
+                return RunFailed(f"module {module} {how} {self._when(module)}", module)
+        if errors:
+            return self._as_exception(min(errors, key=lambda event: event["time_ns"]))
+        module, code = next(
+            (module, process.exitcode)
+            for module, process in zip(self._modules, self._processes, strict=True)
+            if process.exitcode not in (None, 0)
+        )
+        log = rank_log(self._run_directory, module)
+        return RunFailed(f"module {module} ended with exit code {code} {self._when(module)}; see {log}", module)
+
+    def _as_exception(self, event: Event) -> FrBenchError:
+        log = rank_log(self._run_directory, event["module"])
+        return as_exception(event, log, self._when(event["module"]))
+
+    def _when(self, module: int) -> str:
+        return when(self._progress[module - 1])
+
+    def stop(self) -> None:
+        """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+        for process in self._processes:
+            process.join()

@@ -1,0 +1,234 @@
+"""Module k of K: its blocks, its optimizer, and the passes that methods are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.modules.finite import FiniteWatch
+from fr_bench.modules.network import Network
+from fr_bench.modules.passes import Pass, Passes, PassKind
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What the top module learned about a batch; tensors stay on the device until they are logged.
+
+    Attributes:
+        loss: scalar; the sum over samples divided by the global batch size.
+        num_errors: scalar; wrongly classified samples.
+    """
+
+    loss: Tensor
+    num_errors: Tensor
+
+
+class Replicas(Protocol):
+    """What a module needs of its replicas; see :class:`fr_bench.transport.replicas.Replicas`."""
+
+    def listen(self, leaves: Iterable[Tensor]) -> None:
+        """Sums the gradients that a backward leaves in ``leaves``, in the order of the parameters."""
+
+    def finish_sum(self) -> None:
+        """Waits for the sums of the last backward."""
+
+    def total(self, own: Tensor) -> Tensor:
+        """The sum of ``own`` over the replicas."""
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each of ``tensors`` by its mean over the replicas."""
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes held for messages."""
+
+
+class Module:
+    """One of the K modules. ``k`` counts from 1 as in the paper; module K is the top.
+
+    Args:
+        network: the module's blocks, on its device.
+        optimizer: over the network's parameters.
+        base_lr: learning rate of this module before the schedule.
+        schedule: iteration -> factor on every learning rate.
+        global_batch_size: what the loss's sum is divided by.
+        frozen: the module runs but never steps (DESIGN's control for 'learning is real').
+        clip_norm: largest norm of the module's gradient, or None.
+        num_classes, seed: of the run.
+        precision: ``bf16`` runs the passes under autocast; the others need nothing here.
+        number: what records and messages call it; k where there is one replica.
+        replica, num_replicas: which of how many networks it belongs to; each sees its share of every batch.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        *,
+        base_lr: float,
+        schedule: Callable[[int], float],
+        k: int,
+        num_modules: int,
+        global_batch_size: int,
+        num_classes: int,
+        seed: int,
+        watch: Stopwatch,
+        frozen: bool = False,
+        clip_norm: float | None = None,
+        precision: str = "fp32",
+        number: int | None = None,
+        replica: int = 1,
+        num_replicas: int = 1,
+    ) -> None:
+        self.number = number or k
+        self.replica = replica
+        self.num_replicas = num_replicas
+        self.replicas: Replicas | None = None  # set once training begins: what its replicas exchange
+        self.network = network
+        self.optimizer = optimizer
+        self.base_lr = base_lr
+        self.schedule = schedule
+        self.k = k
+        self.num_modules = num_modules
+        self.global_batch_size = global_batch_size
+        self.num_classes = num_classes
+        self.seed = seed
+        # Known after the rehearsal, on `meta`: shapes, batch included, dtypes and strides of h_{k-1} and h_k.
+        self.input_like: Tensor | None = None
+        self.output_like: Tensor | None = None
+        self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
+        self.watch = watch
+        self.frozen = frozen
+        self.clip_norm = clip_norm
+        self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
+        self.finite = FiniteWatch(self.number, self._first_parameter.device)
+        self.passes = Passes(network, precision, is_bottom=k == 1, is_top=k == num_modules)
+
+    @property
+    def is_top(self) -> bool:
+        """Whether this is module K, which sees the loss."""
+        return self.k == self.num_modules
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of h_k, batch included; known after the rehearsal."""
+        assert self.output_like is not None, "known after the rehearsal"
+        return tuple(self.output_like.shape)
+
+    @property
+    def delay(self) -> int:
+        """K - k: how many iterations old the mini-batch is that a delayed gradient belongs to."""
+        return self.num_modules - self.k
+
+    def play(self, x: Tensor, batch: int, *, graph: bool = True, update_statistics: bool = True) -> Pass:
+        """Runs the module forward on a batch that has just arrived.
+
+        Args:
+            x: h_{k-1}.
+            batch: its index, which keys random numbers.
+            graph: whether a backward follows.
+            update_statistics: whether the running statistics of batch norm move.
+        """
+        with self.watch.span("play", batch):
+            return self.passes.run(x, self.stream(batch), batch, PassKind(graph, update_statistics))
+
+    def play_on_copies(
+        self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, *, update_statistics: bool = True
+    ) -> tuple[Pass, dict[str, Tensor]]:
+        """The same on copies of the parameters (or of ``of``): an optimizer may change those before the backward.
+
+        Returns:
+            The pass, and the copies by name, in whose ``grad`` its backward leaves their gradients.
+        """
+        with self.watch.span("play", batch):
+            live, copies = self.passes.run_on_copies(x, self.stream(batch), batch, of, update_statistics)
+            if self.replicas is not None:
+                self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
+        return live, copies
+
+    def replay(self, x: Tensor, batch: int, *, update_statistics: bool = True) -> Pass:
+        """Runs the module forward, with current weights and a graph, on an input that it kept."""
+        with self.watch.span("replay", batch):
+            return self.passes.run(x, self.stream(batch), batch, PassKind(True, update_statistics))
+
+    @contextmanager
+    def beside_training(self) -> Iterator[None]:
+        """Passes inside (rehearsal, diagnostics, accounts) are not timed, and run as they are without CUDA graphs."""
+        with self.watch.paused(), self.passes.as_they_are():
+            yield
+
+    def loss(self, live: Pass, targets: Tensor) -> BatchResult:
+        """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
+        with self.watch.span("loss", live.batch):
+            logits = live.h.float() if live.h.dtype == torch.bfloat16 else live.h
+            loss = F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
+            num_errors = (logits.detach().argmax(dim=1) != targets).sum()
+        return BatchResult(loss, num_errors)
+
+    def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
+        """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1).
+
+        Args:
+            live: the pass whose graph is used up.
+            d: the error gradient with respect to its output.
+            loss: in place of ``d`` a scalar that was computed from the output.
+        """
+        with self.watch.span("backward", live.batch):
+            if live.captured is None:
+                torch.autograd.backward(live.end if loss is None else loss, d)
+                return live.x.grad
+            if loss is not None:
+                (d,) = torch.autograd.grad(loss, live.h)
+            assert d is not None
+            return live.captured.backward(d)
+
+    def step(self, t: int) -> None:
+        """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
+        ``t``."""
+        if self.replicas is not None:
+            with self.watch.span("wait replicas", t):
+                self.replicas.finish_sum()
+        if self.gradient_tap is not None:
+            self.gradient_tap()
+        with self.watch.span("step", t):
+            if self._first_parameter.grad is not None:
+                self.finite.add(self._first_parameter.grad, t)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.base_lr * self.schedule(t)
+            if not self.frozen:
+                if self.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def stream(self, batch: int) -> int:
+        """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
+        return batch * self.num_replicas + self.replica - 1
+
+    def like_network(self, other: nn.Module) -> None:
+        """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""
+        weight = next(self.network.parameters())
+        four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
+        other.to(device=weight.device, dtype=weight.dtype)
+        if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
+            other.to(memory_format=torch.channels_last)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass in this module's precision."""
+        return self.passes.autocast()
+
+
+def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:
+    """Of the layer nearest to the input: what goes wrong in a backward pass reaches these last, and all of them."""
+    for layer in network.modules():
+        own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+        if own:
+            return own
+    return []

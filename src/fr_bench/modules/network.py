@@ -1,0 +1,195 @@
+"""The blocks of one module as a single ``nn.Module``, with random streams keyed by block and mini-batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
+from fr_bench.seeds import derive_seed
+
+
+class InPlaceError(ValueError):
+    """A module changed its own input, which a history or a sender may still hold."""
+
+
+class Network(nn.Module):
+    """Blocks in order, under their own names: parameter ``conv1.weight`` of block ``stem`` is ``stem.conv1.weight``.
+
+    A block that draws random numbers (dropout) draws the same ones whenever it sees the same mini-batch:
+    its stream is keyed by (seed, block, batch), not by the order of calls, so that a replay repeats the play.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[str, nn.Module]], seed: int) -> None:
+        super().__init__()
+        for name, block in blocks:
+            self.add_module(name, block)
+        self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
+        self._seed = seed
+        self._draws: dict[str, bool] = {}
+        self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
+        if not self.training:
+            for block in self.children():
+                x = block(x)
+            return x
+        source, version = x, x._version
+        for name, block in self.named_children():
+            if self.checkpointing and torch.is_grad_enabled():
+                x = self._forward_checkpointed(name, block, x, batch)
+            else:
+                x = self._forward_keyed(name, block, x, batch)
+            if source._version != version:
+                raise InPlaceError(
+                    f"block '{name}' changes the input of its module in place, which may still be needed: "
+                    "make its first operation out of place (for example ReLU(inplace=False))"
+                )
+        return x
+
+    def compile_blocks(self) -> None:
+        """From now on training runs what torch.compile makes of each block, by itself: where the network is cut then
+        makes no difference to its numbers. Evaluation, with batches of other sizes, runs the blocks as they are."""
+        self._compiled = {name: torch.compile(block, dynamic=False) for name, block in self.named_children()}
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile_blocks` was called."""
+        return bool(self._compiled)
+
+    @property
+    def drawing_blocks(self) -> list[str]:
+        """Those that draw random numbers, as far as passes have shown."""
+        return [name for name, draws in self._draws.items() if draws]
+
+    def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
+        draws = self._draws.get(name)
+        run = self._compiled.get(name, block)
+        if draws is False:
+            return run(x)
+        generator = _default_generator(x.device)
+        generator.manual_seed(derive_seed(self._seed, "stochastic block", name, batch))
+        if draws is None:  # the first pass tells whether this block draws at all
+            before = generator.get_state()
+            h = run(x)
+            self._draws[name] = not torch.equal(before, generator.get_state())
+            return h
+        return run(x)
+
+    def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
+        updates = any(norm.track_running_stats for norm in self._batch_norms)
+        again = unmoved_statistics(block) if updates else still_statistics(block.modules())
+        return checkpoint(
+            self._forward_keyed,
+            name,
+            block,
+            x,
+            batch,
+            use_reentrant=False,
+            preserve_rng_state=False,  # a block's stream is keyed: the recomputation draws the same numbers
+            context_fn=lambda: (nullcontext(), again),
+        )
+
+    def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
+        """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
+        found = []
+        with self.statistics(update=False):
+            for name, block in self.named_children():
+                saved = SavedTensors()
+                with torch.enable_grad(), saved.listen():
+                    x = self._forward_keyed(name, block, x.detach(), batch)
+                found.append(tensor_bytes(saved.tensors, except_for=[*block.parameters(), *block.buffers()]))
+        return found
+
+    @contextmanager
+    def unchanged_buffers(self) -> Iterator[None]:
+        """Afterwards all buffers, running statistics among them, are what they were."""
+        before = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, content in before:
+                    buffer.copy_(content)
+
+    @contextmanager
+    def statistics(self, update: bool) -> Iterator[None]:
+        """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
+        with nullcontext() if update else still_statistics(self._batch_norms):
+            yield
+
+    @contextmanager
+    def counted_together(self, update: bool) -> Iterator[None]:
+        """Batch norms that count their batches do so here at once: one kernel instead of one each."""
+        counters: dict[nn.Module, Tensor] = {}
+        for norm in self._batch_norms:
+            if norm.num_batches_tracked is not None and norm.momentum is not None:  # else its value is needed
+                counters[norm] = norm.num_batches_tracked
+        if not update or self.is_compiled or not counters:
+            yield
+            return
+        num_batches: Counter[nn.Module] = Counter()  # two where a block uses a norm twice, none of one in eval mode
+
+        def count(norm: nn.Module, _: Any) -> None:
+            num_batches[norm] += norm.training and bool(norm.track_running_stats)
+
+        hooks = [counting.register_forward_pre_hook(count) for counting in counters]
+        for counting in counters:
+            counting.register_buffer("num_batches_tracked", None)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for counting, counter in counters.items():
+                counting.register_buffer("num_batches_tracked", counter)
+        for number in {*num_batches.values()} - {0}:
+            torch._foreach_add_([counters[norm] for norm, times in num_batches.items() if times == number], number)
+
+
+@contextmanager
+def still_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Keeps the running statistics of the batch norms among ``modules`` from moving, without touching them."""
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def unmoved_statistics(block: nn.Module) -> Iterator[None]:
+    """Runs the batch norms of ``block`` as ever, but leaves their running statistics where they are.
+
+    A recomputation must save the same tensors as the pass that it repeats, the running statistics among them, so
+    they are moved by nothing instead of not being moved.
+    """
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, counter in before:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = counter.clone() if counter is not None else None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator

@@ -1,0 +1,231 @@
+"""A module's passes: how its blocks are run, as they are, as a compiler made them, or as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from fr_bench.errors import ConfigError
+from fr_bench.modules.graphs import NUM_WARMUPS, CudaRecorder, PairGraph, PlayGraph, Recorder
+from fr_bench.modules.memory_errors import is_out_of_memory
+from fr_bench.modules.network import Network
+
+DRAWS = "draws random numbers, such as those of dropout, and a graph would draw others than without; use false"
+
+
+@dataclass
+class Pass:
+    """A forward pass whose graph is alive.
+
+    Attributes:
+        batch: index of the mini-batch.
+        x: the module's input.
+        h: the module's output, until it is handed over.
+        captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
+        end: where a backward begins.
+    """
+
+    batch: int
+    x: Tensor
+    h: Tensor
+    captured: PairGraph | None = None
+    end: Tensor | GradientEdge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.end = self.h
+
+    def hand_over(self) -> Tensor:
+        """Gives the output away, detached. A backward needs its place in the graph, not its values: whoever has it now
+        decides how long they stay in memory."""
+        h, nothing = self.h.detach(), self.h.new_empty(0)
+        self.end = get_gradient_edge(self.h) if self.h.requires_grad else nothing
+        self.h = nothing
+        return h
+
+
+class PassKind(NamedTuple):
+    """What makes a forward pass another one for those who compile or capture it.
+
+    Attributes:
+        graph: whether one is built.
+        update_statistics: whether running statistics move.
+        on_copies: whether it runs on copies of the weights.
+    """
+
+    graph: bool
+    update_statistics: bool
+    on_copies: bool = False
+
+
+class Passes:
+    """Runs the blocks of a module forward.
+
+    Args:
+        network: the blocks.
+        precision: ``bf16`` runs them under autocast.
+        is_bottom: whether nobody wants the input's gradient.
+        is_top: whether a loss is computed from the output.
+    """
+
+    def __init__(self, network: Network, precision: str, *, is_bottom: bool, is_top: bool) -> None:
+        self._network = network
+        self._precision = precision
+        self._is_bottom = is_bottom
+        self._is_top = is_top
+        self._play_graphs: dict[PassKind, PlayGraph] = {}
+        self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
+        self._launches = True
+        self._parameters: dict[str, Tensor] = dict(network.named_parameters())
+
+    def run(self, x: Tensor, stream: int, batch: int, kind: PassKind) -> Pass:
+        """A pass on the parameters.
+
+        Args:
+            x: the module's input.
+            stream: keys random numbers.
+            batch: index of the mini-batch.
+            kind: of the pass; one that was captured is launched.
+        """
+        if self._launches and kind in self._play_graphs:
+            return Pass(batch, x, self._play_graphs[kind](x))
+        pair = self._free_pair(kind)
+        return self._forward(x, stream, batch, kind) if pair is None else self._launch(pair, x, batch)
+
+    def run_on_copies(
+        self, x: Tensor, stream: int, batch: int, of: Mapping[str, Tensor] | None, update_statistics: bool
+    ) -> tuple[Pass, dict[str, Tensor]]:
+        """A pass with a graph on copies of the parameters, or of ``of``; returns it with the copies by name."""
+        kind = PassKind(True, update_statistics, on_copies=True)
+        pair = self._free_pair(kind)
+        if pair is None:
+            copies = self._copies(of)
+            return self._forward(x, stream, batch, kind, copies), copies
+        return self._launch(pair, x, batch, self._parameters if of is None else of), pair.leaves
+
+    @contextmanager
+    def as_they_are(self) -> Iterator[None]:
+        """Nothing inside is launched as a graph."""
+        before, self._launches = self._launches, False
+        try:
+            yield
+        finally:
+            self._launches = before
+
+    @property
+    def are_captured(self) -> bool:
+        """Whether there are graphs to launch."""
+        return bool(self._play_graphs or self._pair_graphs)
+
+    def compile(self, x: Tensor, kinds: Iterable[PassKind]) -> None:
+        """Makes a pass of each kind on ``x``, at which a compiler compiles it. Leaves nothing but gradients behind."""
+        weights = self._copies()
+        with self._network.unchanged_buffers():
+            for kind in kinds:
+                live = self._forward(x, 0, 0, kind, weights if kind.on_copies else None)
+                if kind.graph:
+                    torch.autograd.backward(live.h, torch.zeros_like(live.h))
+
+    def capture(
+        self, x: Tensor, d: Tensor, kinds: Iterable[PassKind], num_in_flight: int, recorder: Recorder | None = None
+    ) -> None:
+        """From now on passes of each kind are launched as CUDA graphs; see :mod:`fr_bench.modules.graphs`.
+
+        Args:
+            x, d: an input, and an error gradient with respect to the output, as training will have them.
+            kinds: of the passes.
+            num_in_flight: how many passes on copies wait for their backward at the same time.
+            recorder: of the graphs.
+
+        Raises:
+            ConfigError: the blocks do something that a graph cannot repeat.
+        """
+        recorder = CudaRecorder(x.device) if recorder is None else recorder
+        pool = recorder.new_pool()  # a play, and a forward with its backward, never overlap in one module
+        try:
+            with self._network.unchanged_buffers():
+                for kind in kinds:
+                    self._warm_up(x, d, kind, recorder)
+                    run = partial(self._run_counting, kind)
+                    if not kind.graph:
+                        self._play_graphs[kind] = PlayGraph(run, x, recorder, pool)
+                        continue
+                    # What one of those in flight holds stays while the others run: each has memory of its own.
+                    pools = [recorder.new_pool() for _ in range(num_in_flight)] if kind.on_copies else [pool]
+                    self._pair_graphs[kind] = [
+                        PairGraph(run, x, d, self._leaves(kind), kind.on_copies, not self._is_bottom, recorder, own)
+                        for own in pools
+                    ]
+        except RuntimeError as error:
+            cause = _first_cause(error)
+            if is_out_of_memory(cause):
+                raise cause from None
+            reason = " ".join(str(cause).strip().splitlines()[:1]) or type(cause).__name__
+            raise ConfigError(f"cuda_graphs=true: these blocks cannot be captured: {reason}; use false") from cause
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass in this precision."""
+        if self._precision != "bf16":
+            return nullcontext()
+        device = next(self._network.parameters()).device
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    def _forward(
+        self, x: Tensor, stream: int, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None
+    ) -> Pass:
+        x = x.detach()
+        if kind.graph and not self._is_bottom:
+            x.requires_grad_()
+        return Pass(batch, x, self._run(kind, x, weights, stream))
+
+    def _run(self, kind: PassKind, x: Tensor, weights: Mapping[str, Tensor] | None, stream: int) -> Tensor:
+        network = self._network
+        with torch.set_grad_enabled(kind.graph), network.statistics(kind.update_statistics), self.autocast():
+            if weights is None:
+                return network(x, stream)
+            return torch.func.functional_call(network, dict(weights), (x, stream))
+
+    def _run_counting(self, kind: PassKind, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What is captured: whose batch it is is no part of it."""
+        with self._network.counted_together(kind.update_statistics):
+            return self._run(kind, x, weights, stream=0)
+
+    def _free_pair(self, kind: PassKind) -> PairGraph | None:
+        pairs = self._pair_graphs.get(kind, ()) if self._launches else ()
+        return next((pair for pair in pairs if pair.is_free), None)
+
+    def _launch(self, pair: PairGraph, x: Tensor, batch: int, weights: Mapping[str, Tensor] | None = None) -> Pass:
+        h = pair.forward(x, weights)
+        live = Pass(batch, pair.x, h.requires_grad_() if self._is_top else h, pair)  # the loss is computed from it
+        pair.belongs_to(live)
+        return live
+
+    def _warm_up(self, x: Tensor, d: Tensor, kind: PassKind, recorder: Recorder) -> None:
+        with recorder.beside():
+            for _ in range(NUM_WARMUPS):
+                live = self._forward(x, 0, 0, kind, self._leaves(kind) if kind.on_copies else None)
+                if kind.graph:
+                    torch.autograd.backward(live.h, d)
+                self._network.zero_grad(set_to_none=True)
+        if drawing := self._network.drawing_blocks:
+            raise ConfigError(f"cuda_graphs=true: block '{drawing[0]}' {DRAWS}")
+
+    def _leaves(self, kind: PassKind) -> dict[str, Tensor]:
+        return self._copies() if kind.on_copies else self._parameters
+
+    def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        own, of = self._parameters, self._parameters if of is None else of
+        return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
+
+
+def _first_cause(error: RuntimeError) -> RuntimeError:
+    """What went wrong within a capture: its end then fails, too, which is what is raised, and says nothing of it."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error

@@ -1,0 +1,145 @@
+"""Where a run's network is cut, and how busy each module should then be."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fr_bench.components import bind
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Method
+from fr_bench.models import Blocks
+from fr_bench.planning.block_memory import BlockMemory
+from fr_bench.planning.costs import ModuleCosts, NetworkCosts, OperationMeter, network_costs
+from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
+from fr_bench.planning.partition import BALANCED, OF_MODULE, make_cuts, module_slices
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Cuts by the costs of the run's method.
+
+    Attributes:
+        config: of the run.
+        method, hyper_parameters: what it trains with; nested nodes built.
+        blocks: of the network, on ``meta``, in the run's dtype and memory format.
+        x: a mini-batch, on ``meta``.
+        num_classes: of the data set.
+        devices: of modules 1..K, replica by replica.
+        threads: of a module.
+        transport: by name; the memory of its buffers counts.
+        num_per_machine: of modules in all replicas; the next ones are on another machine. None if there is one.
+    """
+
+    config: dict[str, Any]
+    method: type[Method]
+    hyper_parameters: dict[str, Any]
+    blocks: Blocks
+    x: Tensor
+    num_classes: int
+    devices: Sequence[str]
+    threads: int
+    transport: str
+    num_per_machine: int | None = None
+
+    @property
+    def num_modules(self) -> int:
+        """K, or 1 where every process has the whole network."""
+        return 1 if self.method.policy(**self.hyper_parameters).replicates else int(self.config["k"])
+
+    @cached_property
+    def costs(self) -> ModuleCosts:
+        """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones."""
+        costs = network_costs(self.blocks, self.x, OperationMeter(), self._companion)
+        if self.config["partition"] == "measured" and self.num_modules > 1:
+            costs = self.measured_costs("partition=measured", any(costs.companions))
+        policy = self.method.policy(**self.hyper_parameters)
+        trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]
+        return ModuleCosts(costs, policy, self.num_modules, trains)
+
+    def measured_costs(self, asked_by: str, has_companion: bool) -> NetworkCosts:
+        """Of every block by a clock, on the device of module 1.
+
+        Args:
+            asked_by: the setting that needs them, for messages.
+            has_companion: whether the method trains a network beside the model.
+
+        Raises:
+            ConfigError: the measurement failed.
+        """
+        shape, device = tuple(self.x.shape[1:]), self.devices[0]
+        task = MeasuringTask.of(self.config, shape, self.num_classes, device, self.threads, has_companion)
+        return measured_costs(task, asked_by)
+
+    def cuts(self) -> list[int]:
+        """The K-1 cuts.
+
+        Raises:
+            ConfigError: as :func:`make_cuts`; a block that cannot run; a failed measurement.
+        """
+        partition, k = self.config["partition"], self.num_modules
+        limit_gb = self.config.get("memory_limit_gb")  # configs of older runs, which `eval` reads, lack it
+        if limit_gb is None or partition not in BALANCED:
+            return make_cuts(partition, len(self.blocks), k, lambda: self.costs)
+        return make_cuts(partition, len(self.blocks), k, lambda: self.costs, self._device_bytes(), limit_gb * 2**30)
+
+    def shares(self, cuts: Sequence[int]) -> list[float]:
+        """How long each module is busy with a mini-batch, over the slowest module."""
+        if not cuts:
+            return [1.0] * len(self.devices)
+        parts = module_slices(cuts, len(self.blocks))
+        busy_s = [self.costs(part.start, part.stop, k) for k, part in enumerate(parts, start=1)]
+        return [module_s / max(busy_s) for module_s in busy_s] * (len(self.devices) // len(busy_s))
+
+    def check_limit(self, predicted_memory: Sequence[dict[str, int]]) -> None:
+        """Refuses cuts that were given, not searched, and break the memory limit.
+
+        Raises:
+            ConfigError: naming the module that needs most.
+        """
+        limit_gb, partition = self.config.get("memory_limit_gb"), self.config["partition"]
+        if limit_gb is None or (partition in BALANCED and self.num_modules > 1):
+            return
+        sharing = self._modules_by_device()
+        needed = [sum(found.values()) * n / 2**30 for found, n in zip(predicted_memory, sharing, strict=True)]
+        if max(needed) > limit_gb:
+            k = needed.index(max(needed)) + 1
+            needed_gb = math.ceil(max(needed) * 1000) / 1000
+            raise ConfigError(
+                f"memory_limit_gb={limit_gb:g}: with partition={partition} the device of module {k} needs "
+                f"{needed_gb:g}; partition=auto looks for cuts that keep the limit"
+            )
+
+    def _companion(self, h: Tensor) -> nn.Module | None:
+        with torch.device(h.device):
+            companion = self.method.companion(h.shape, self.num_classes, **self.hyper_parameters)
+        return None if companion is None else companion.to(h.dtype)
+
+    def _device_bytes(self) -> OF_MODULE:
+        """What a device needs if all its modules are like the one asked about: each has an equal part of the device.
+
+        With a device for each module that is exact. Where modules share one it is on the safe side: the sum of
+        unequal modules may fit although the largest, times their number, does not.
+        """
+        optimizer_of = bind(self.config["optimizer"])
+        memory = BlockMemory(
+            self.blocks, self.x, self.num_modules, self.method, self.hyper_parameters, optimizer_of, self.transport,
+            self.num_classes, self.config.get("replicas", 1) > 1,
+        )  # fmt: skip
+        sharing = self._modules_by_device()
+        frozen = self.config["freeze"]
+        return lambda first, last, k: memory(first, last, k, k in frozen) * sharing[k - 1]
+
+    def _modules_by_device(self) -> list[int]:
+        """For each module, how many share its device."""
+        num_per_machine = self.num_per_machine or len(self.devices)
+        found = [(number // num_per_machine, device) for number, device in enumerate(self.devices)]
+        counts = Counter(found)
+        return [counts[device] for device in found]

@@ -1,0 +1,339 @@
+"""Everything about a run that can be decided, or found wrong, before a process is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fr_bench.components import bind, check_callable, check_optimizer, refusing
+from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Method
+from fr_bench.models import build_blocks
+from fr_bench.planning.balance import Balance
+from fr_bench.planning.compilation import check_compile, check_cuda_graphs, uses_cuda_graphs
+from fr_bench.planning.environment import usable_cores
+from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
+from fr_bench.planning.never_learning import never_learning
+from fr_bench.planning.partition import check_num_modules, module_slices, module_table
+from fr_bench.planning.tracing import place_on_meta, ring_bytes, trace_modules
+from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices
+from fr_bench.processes.torchrun import Torchrun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the parent decided; plain data, handed to every process as it is.
+
+    Attributes:
+        config: the resolved config.
+        cuts: K-1 block indices; none where every process has the whole network.
+        block_names: all blocks in order.
+        devices: of modules 1..K, replica by replica (see ``number_of``).
+        transport: by name, never ``auto``.
+        transport_reason: why this one.
+        threads: CPU threads of a module.
+        steps_per_epoch: full batches in the training set.
+        num_steps: iterations of the whole run.
+        input_shape: of one image, (channels, height, width).
+        num_classes: of the data set.
+        num_train: training images.
+        num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
+        num_parameters: of modules 1..K, replica by replica, as all that follows by module.
+        expected_share: by module, expected busy time a mini-batch over that of the slowest (see costs.py).
+        staleness: by module, how old the batch and the weights of a gradient are (see Policy.staleness).
+        targets_everywhere: whether modules below the top draw labels too.
+        predicted_memory: by module, bytes by category (see categories.py); empty where it is unpredictable, and
+            for methods whose policy does not tell.
+        uses_link: whether the modules need channels (see Method.uses_link).
+        num_parts: of a replica's share of a batch: how many a module sees one after the other.
+        num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
+            or the processes of a method that cuts nothing.
+        warnings: for the user, in whole sentences: what was asked for and can be had, but hardly is what was meant.
+
+    With several replicas the modules of all of them are numbered through: module k of replica d is number
+    (d - 1) K + k. Records, files and messages say these numbers.
+    """
+
+    config: dict[str, Any]
+    cuts: list[int]
+    block_names: list[str]
+    devices: list[str]
+    transport: str
+    transport_reason: str
+    threads: int
+    steps_per_epoch: int
+    num_steps: int
+    input_shape: tuple[int, ...]
+    num_classes: int
+    num_train: int
+    num_evaluation_images: dict[str, int]
+    num_parameters: list[int]
+    expected_share: list[float]
+    staleness: list[dict[str, int]]
+    targets_everywhere: bool
+    predicted_memory: list[dict[str, int]]
+    uses_link: bool = True
+    num_parts: int = 1
+    num_replicas: int = 1
+    warnings: Sequence[str] = ()
+
+    @property
+    def k(self) -> int:
+        """The config's: modules of a replica, or processes of a method that cuts nothing."""
+        return int(self.config["k"])
+
+    @property
+    def size(self) -> int:
+        """How many modules there are in all replicas together: the largest number."""
+        return len(self.devices)
+
+    @property
+    def num_modules(self) -> int:
+        """Of a replica."""
+        return self.size // self.num_replicas
+
+    def module_of(self, number: int) -> int:
+        """Which module of its replica ``number`` is, from 1."""
+        return (number - 1) % self.num_modules + 1
+
+    def replica_of(self, number: int) -> int:
+        """Which replica ``number`` belongs to, from 1."""
+        return (number - 1) // self.num_modules + 1
+
+    @property
+    def block_ranges(self) -> list[slice]:
+        """The blocks of every module, by number."""
+        return module_slices(self.cuts, len(self.block_names)) * self.num_replicas
+
+    @property
+    def numbers_by_process(self) -> list[list[int]]:
+        """The numbers of each process's modules: all in one under ``serial``, else one each."""
+        numbers = list(range(1, self.size + 1))
+        return [numbers] if self.transport == "serial" else [[number] for number in numbers]
+
+    def module_table(self) -> list[str]:
+        """Lines of text: what each module is made of, and how busy it should be."""
+        return module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share)
+
+    def headlines(self) -> list[str]:
+        """Lines of text: where the network is cut, into what, and how the modules are linked."""
+        what = f"{self.num_modules} modules, cuts after blocks {self.cuts}"
+        if self.num_replicas > 1:
+            what = f"{self.num_replicas} replicas of " + (what if self.cuts else "the whole network")
+        return [
+            f"{what}, on {', '.join(self.devices)}",
+            *self.module_table(),
+            f"transport {self.transport}: {self.transport_reason}; {self.threads} threads a module",
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """What config.yaml and W&B say about the plan, beside the config itself."""
+        return {
+            "cuts": self.cuts,
+            "num_replicas": self.num_replicas,
+            "devices": self.devices,
+            "transport": self.transport,
+            "threads": self.threads,
+            "steps_per_epoch": self.steps_per_epoch,
+            "num_steps": self.num_steps,
+            "num_parameters": self.num_parameters,
+            "expected_share": self.expected_share,
+            "staleness": self.staleness,
+            "predicted_memory": self.predicted_memory,
+        }
+
+
+def make_plan(config: dict[str, Any]) -> Plan:
+    """Plans the run that ``config`` (resolved, plain) describes. Downloads the data set if it may.
+
+    Raises:
+        ConfigError: whatever is wrong with it, naming the key.
+    """
+    k, replicas = config["k"], config.get("replicas", 1)  # configs of older runs lack it
+    method = check_components(config)
+    hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    policy = method.policy(**hyper_parameters)
+    dataset = fetch_dataset(config)
+    with torch.device("meta"):
+        blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    check_replicas(config, replicas, method)
+    if not policy.replicates:
+        check_num_modules(k, len(blocks))
+    elif k > config["batch_size"]:
+        raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
+    site = find_site(config, method)
+    check_precision(config["precision"], site.devices)
+    check_compile(config, method, policy, site.devices)
+    check_cuda_graphs(config, method, policy, site.devices, blocks)
+    transport, _ = site.transport(0)
+    method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
+    num_replicas = k if policy.replicates else replicas
+    x = place_on_meta(
+        config, blocks, dataset.input_shape, config["batch_size"] // (num_replicas * policy.num_microbatches)
+    )
+    balance = Balance(
+        config, method, hyper_parameters, blocks, x, dataset.num_classes, site.devices, site.threads, transport,
+        site.num_per_machine,
+    )  # fmt: skip
+    cuts = balance.cuts()
+    shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
+    transport, reason = site.transport(num_replicas * ring_bytes(shapes))
+    predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
+    shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
+    balance.check_limit(predicted_memory)
+    is_predictable = policy.is_predictable and unpredictable(config) is None
+    num_modules = len(site.devices) // num_replicas
+    num_train, evaluated = len(dataset.train.labels), {"test": dataset.test, "validation": dataset.validation}
+    steps_per_epoch, num_steps = count_steps(config, num_train)
+    return Plan(
+        config=config,
+        cuts=cuts,
+        block_names=[name for name, _ in blocks],
+        devices=site.devices,
+        transport=transport,
+        transport_reason=reason,
+        threads=site.threads,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        input_shape=tuple(dataset.input_shape),
+        num_classes=dataset.num_classes,
+        num_train=num_train,
+        num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
+        num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
+        expected_share=balance.shares(cuts),
+        staleness=policy.staleness(num_modules) * num_replicas,
+        targets_everywhere=method.needs_targets(**hyper_parameters),
+        predicted_memory=predicted_memory if is_predictable else [{} for _ in site.devices],
+        uses_link=method.uses_link,
+        num_parts=policy.num_microbatches,
+        num_replicas=num_replicas,
+        warnings=never_learning(config, policy, num_modules, steps_per_epoch, num_steps),
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the modules run.
+
+    Attributes:
+        devices: of modules 1..K, replica by replica.
+        num_per_machine: of them.
+        threads: CPU threads of a module.
+        transport: bytes of shared memory that rings would need -> (transport, reason), or a ConfigError.
+    """
+
+    devices: list[str]
+    num_per_machine: int
+    threads: int
+    transport: Callable[[int], tuple[str, str]]
+
+
+def find_site(config: dict[str, Any], method: type[Method]) -> Site:
+    """Where the modules of a run go: on this machine, or on those on which torchrun started processes.
+
+    Raises:
+        ConfigError: devices that are not there, or more or fewer processes than modules.
+    """
+    replicas, launch = config.get("replicas", 1), Torchrun.from_environment()
+    if launch is not None:
+        launch.check_size(config["k"], replicas)
+    devices = module_devices(config["device"], config["devices"], config["k"] * replicas, launch)
+    if config["transport"] == "serial" and config["devices"] is None:
+        devices = devices[:1] * len(devices)  # a machine may have more GPUs than one process uses
+    num_here = len(devices) if launch is None else launch.local_world_size
+    threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
+    return Site(
+        devices,
+        num_here,
+        threads,
+        lambda num_bytes: choose_transport(
+            config["transport"], devices, num_bytes, method.transports, replicas, launch, uses_cuda_graphs(config)
+        ),
+    )
+
+
+def count_steps(config: dict[str, Any], num_train: int) -> tuple[int, int]:
+    """Of an epoch, which drops a last batch that is not full; and of the whole run."""
+    steps_per_epoch = num_train // config["batch_size"]
+    num_steps = config["epochs"] * steps_per_epoch
+    return steps_per_epoch, num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"])
+
+
+def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:
+    """Raises ConfigError where ``replicas`` cannot be had with the method, or share the batch."""
+    if replicas == 1:
+        return
+    if not method.uses_link:
+        raise ConfigError(
+            f"replicas={replicas}: method={config['method']['name']} brings its own way of sharing the work of a "
+            "batch; use replicas=1"
+        )
+    if config["batch_size"] % replicas:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
+            f"use a multiple of {replicas}"
+        )
+
+
+def predict_modules(
+    config: dict[str, Any],
+    shapes: Sequence[ModuleShapes],
+    method: type[Method],
+    hyper_parameters: dict[str, Any],
+    transport: str,
+    num_classes: int,
+) -> list[dict[str, int]]:
+    """Of modules 1..K, whose ``shapes`` these are: bytes by category (see fr_bench.planning.memory_model)."""
+    return [
+        predict(
+            module,
+            k=number,
+            num_modules=len(shapes),
+            method=method,
+            hyper_parameters=hyper_parameters,
+            optimizer_of=bind(config["optimizer"]),
+            frozen=number in config["freeze"],
+            transport=transport,
+            num_classes=num_classes,
+            sums_gradients=config.get("replicas", 1) > 1,
+        )
+        for number, module in enumerate(shapes, start=1)
+    ]
+
+
+def fetch_dataset(config: dict[str, Any]) -> Dataset:
+    """The data set, downloaded if it may be.
+
+    Raises:
+        ConfigError: it cannot be had, or has fewer images than a batch.
+    """
+    prepare_dataset(config["dataset"])
+    dataset = build_dataset(config["dataset"])
+    num_train = len(dataset.train.labels)
+    if config["batch_size"] > num_train:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: the training set has {num_train} images, so no full batch ever forms; "
+            f"use at most {num_train}"
+        )
+    return dataset
+
+
+def check_components(config: dict[str, Any]) -> type[Method]:
+    """Checks what the config's ``_target_`` nodes call and with which arguments; returns the method's class.
+
+    Raises:
+        ConfigError: an unknown target or argument, or a value that it refuses.
+    """
+    method = check_callable("method", config["method"], ("module", "link"))
+    check_optimizer(config["optimizer"])
+    check_callable("schedule", config["schedule"], ())
+    with refusing("schedule", config["schedule"]):
+        bind(config["schedule"])()  # it checks its own values
+    check_callable("model", config["model"], ("input_shape", "num_classes"))
+    loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
+    check_callable("dataset", loader, ())
+    return method

@@ -1,0 +1,83 @@
+"""A batch that has a shape alone, run through a run's modules: what of each can be told before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.errors import ConfigError
+from fr_bench.models import Blocks
+from fr_bench.modules.network import InPlaceError, Network
+from fr_bench.planning.memory_model import ModuleShapes, shape_pass
+from fr_bench.planning.partition import module_slices
+from fr_bench.transport.ipc import DEPTH
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError)  # what a block raises on an input not made for it
+
+
+def place_on_meta(
+    config: dict[str, Any], blocks: Blocks, input_shape: Sequence[int], num_images: int | None = None
+) -> Tensor:
+    """Gives ``blocks`` the run's dtype and memory format, and returns a batch in both that has a shape alone.
+
+    Args:
+        num_images: of that batch, where modules see a part of the run's at a time.
+    """
+    dtype = DTYPES[config["precision"]]
+    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    for _, block in blocks:
+        block.to(dtype=dtype).to(memory_format=layout)
+    shape = (num_images or config["batch_size"], *input_shape)
+    # The images' layout counts too: flattened in channels_last they become a copy, which autograd may save.
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+
+def trace_modules(
+    config: dict[str, Any],
+    blocks: Blocks,
+    cuts: Sequence[int],
+    x: Tensor,
+    num_classes: int,
+) -> list[ModuleShapes]:
+    """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
+
+    Raises:
+        ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
+            changes its input in place.
+    """
+    shapes: list[ModuleShapes] = []
+    size = len(x)
+    for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
+        network = Network(blocks[part], seed=0)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
+        try:
+            shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == len(cuts) + 1))
+        except CANNOT_RUN as error:
+            cause = _cause(error, network, x)
+            what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
+            raise ConfigError(f"model: module {k}{what}: {cause}") from cause
+        x = shapes[-1].output
+    if x.shape != (size, num_classes):
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")
+    return shapes
+
+
+def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
+    """What a pass that ended with ``error`` ends with where ``x`` wants no gradient: of an input that is changed in
+    place autograd tells before we can, in words of its own."""
+    try:
+        with torch.no_grad():
+            network(x, 0)
+    except CANNOT_RUN as cause:
+        return cause
+    return error
+
+
+def ring_bytes(shapes: Sequence[ModuleShapes]) -> int:
+    """Shared memory of the rings between modules: one up and one down at every cut."""
+    return 2 * DEPTH * sum(module.output_bytes for module in shapes[:-1])

@@ -1,0 +1,146 @@
+"""A child process's first and last moments. Imports nothing heavy, so that the first of them come early."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fr_bench.processes.reporter import Reporter
+
+PR_SET_PDEATHSIG = 1
+# Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what they mean,
+# and ends us with SIGKILL.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+
+class ProcessTask(Protocol):
+    """What one process does; pickled, so plain data, pipes and semaphores only."""
+
+    @property
+    def modules(self) -> list[int]:
+        """The modules (from 1) of the process, the first of which is its name in messages."""
+
+    def run(self, reporter: Reporter) -> None:
+        """Runs in the process and returns when its work is done."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process would have from its parent, were it not forked from a server that may be older than they are."""
+
+    folder: str
+    variables: dict[str, str]
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Those of this process."""
+        return cls(os.getcwd(), dict(os.environ))
+
+    def adopt(self) -> None:
+        """Makes them this process's own."""
+        os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.variables)
+
+
+def begin(surroundings: Surroundings) -> None:
+    """Makes a process that the server forked one of its own: with its parent's folder and variables, deaf to signals
+    that are its parent's to answer, and with Python's collector, which the server does without."""
+    gc.enable()
+    die_with_parent()
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    surroundings.adopt()
+
+
+def main(
+    surroundings: Surroundings,
+    log_path: str,
+    task: ProcessTask,
+    connection: Connection,
+    progress: MutableSequence[int],
+) -> None:
+    """Entry point of a process: runs ``task`` and ends the process without returning."""
+    begin(surroundings)
+    redirect_output(log_path)
+
+    from fr_bench.processes.heartbeat import start_pulse
+    from fr_bench.processes.reporter import Reporter
+
+    reporter = Reporter(connection, progress)
+    start_pulse(reporter)
+    exit_code = 0
+    try:
+        task.run(reporter)
+        reporter.send("done", modules=task.modules)
+    except Exception as error:
+        exit_code = 1
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            traceback.print_exc()
+        report_error(reporter, task, error, progress)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    remove_shared_counters()
+    # Not sys.exit: a process group with a receive still posted would wait for a message that never comes.
+    os._exit(exit_code)
+
+
+def remove_shared_counters() -> None:
+    """Removes the files in which torch counts who uses a GPU's memory that this process shares: it does so itself in an
+    orderly exit only. They are known by being mapped here, since another container may have processes of our number.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            name = line.split(maxsplit=5)[-1]
+            if name.startswith("/dev/shm/torch_") and not name.endswith("(deleted)"):
+                Path(name).unlink(missing_ok=True)
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when the one that started or forked it dies, however that dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before we asked
+        os._exit(1)
+
+
+def redirect_output(log_path: str) -> None:
+    """Sends everything this process and its libraries print to ``log_path``."""
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def report_error(reporter, task: ProcessTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
+    """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
+    from fr_bench.errors import ConfigError, FrBenchError
+    from fr_bench.transport.spec import is_lost_peer
+
+    module = getattr(error, "module", None) or task.modules[0]
+    expected = isinstance(error, FrBenchError)
+    with contextlib.suppress(OSError):  # the parent may be gone; so are we, in a moment
+        reporter.send(
+            "error",
+            module=module,
+            step=progress[module - 1],
+            message=str(error) if expected else f"{type(error).__name__}: {error}",
+            peer_lost=is_lost_peer(error),
+            is_config=isinstance(error, ConfigError),
+            is_expected=expected,
+            diverged_at=getattr(error, "step", None),
+        )

@@ -1,0 +1,46 @@
+"""Where a run's processes come from: a server process imports torch once, and every process is forked from it.
+
+A fresh interpreter for each of K modules would import torch, and what its optimizers import, K times: about five
+seconds of a core each. The server starts no thread and touches no GPU, so what is forked from it is as good as new. It
+lives as long as the process that uses it.
+
+Those seconds pass on another core while this process makes ready what else a run needs, if the server is started early:
+:func:`context` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+from fr_bench.processes.child import IGNORED
+from fr_bench.processes.signals import held_back
+
+
+def context() -> ForkServerContext:
+    """The context whose processes have torch and the worker imported; starts the server, unless it is there."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["fr_bench.workers.preload"])
+    # A cluster sends its signals to every process of a job, at any time. The server can ignore them no sooner than
+    # its first line of ours, seconds after its start, and multiprocessing's tracker ignores some of them only.
+    with held_back(IGNORED):
+        resource_tracker.ensure_running()
+    with held_back(IGNORED):  # again: starting the tracker lets go of two of them
+        forkserver.ensure_running()
+    atexit.unregister(_end)
+    atexit.register(_end, os.getpid())  # once
+    return found
+
+
+def _end(owner: int) -> None:
+    """Ends the server with the process ``owner``. By itself it notices as soon as it is idle, which it is not while it
+    imports: where a run was found to be finished, seconds after the command has ended."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None and os.getpid() == owner:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)

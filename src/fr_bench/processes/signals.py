@@ -1,0 +1,44 @@
+"""Signals while there is no run to be saved: before one has begun, or between two.
+
+Once a run is there, :func:`fr_bench.launching.supervisor.watch_signals` answers instead. Imports nothing heavy: the
+first seconds of a command are what this is for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+THAT_STOP = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)  # Ctrl-C is Python's own KeyboardInterrupt
+
+
+def catch_early() -> None:
+    """From now on such a signal ends this process with the exit code of a run that was stopped, and a message.
+
+    One that is ignored, as under ``nohup``, or that a launcher answers, is left alone.
+    """
+    for number in THAT_STOP:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, stop_early)
+
+
+def stop_early(number: int, _frame: FrameType | None) -> NoReturn:
+    """The handler. It raises nothing, which might be caught in the middle of an import; there is nothing to tidy up."""
+    message = f"fr-bench: stopped by {signal.Signals(number).name} while no run was under way\n"
+    os.write(2, message.encode())
+    os._exit(75)
+
+
+@contextmanager
+def held_back(numbers: Iterable[int]) -> Iterator[None]:
+    """Those of ``numbers`` that come inside arrive afterwards; a process started inside has them blocked, until it
+    says otherwise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

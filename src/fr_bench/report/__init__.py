@@ -1,0 +1,1 @@
+"""What runs amount to: groups over seeds, measures, tables, published numbers."""

@@ -1,0 +1,272 @@
+"""Runs that differ in nothing but the seed, as one group with a label that says what sets it apart.
+
+Means are taken within a group only, so whatever can change a result or a time is part of a group's identity:
+every setting of config.yaml but those that only say what is written down, the cuts, the transport and the
+hardware.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from fr_bench.records.runs import Complain, Record, Run
+from fr_bench.settings.since_later import SINCE_LATER
+
+METHOD_NAMES = {
+    "bp": "BP",
+    "dni": "DNI",
+    "cdni": "cDNI",
+    "ddg": "DDG",
+    "fr": "FR",
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved": "Interleaved 1F1B",
+    "zero_bubble": "Zero bubble",
+    "ddp": "DDP",
+    "plain": "Plain",
+}
+# Settings that change neither what is computed nor how fast (of `resume` see `_taken_over`), and those that the plan
+# settles (see `settings_of`).
+WITHOUT_EFFECT = (
+    "checkpoint", "console", "diagnostics", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "profile",
+    "resume", "run_dir", "seed", "sweep_dir", "trace", "wandb",
+)  # fmt: skip
+SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")
+# Settings whose values are said in a word of their own, because `name=value` would fill a figure.
+SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
+# Settings that a K brings along: they are compared among the groups of one K only.
+BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
+
+THERE = "resume."  # begins the names of settings of the run that another took over from
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one data set, model, method, K and all other settings, one a seed.
+
+    Attributes:
+        settings: flat, ``{"method.bn_stats": "replay", "optimizer.lr": 0.01, ...}``.
+        variant: the settings that set it apart from other groups, as text; empty if the method and K do.
+        variant_number: of the variant among those of its method, from 0, whatever K is: figures go by it.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    k: int
+    settings: dict[str, Any]
+    variant: str
+    runs: tuple[Run, ...]
+    variant_number: int = 0
+
+    @property
+    def size(self) -> int:
+        """Modules of all replicas."""
+        return self.runs[0].size
+
+    @property
+    def name(self) -> str:
+        """Method and variant: ``FR (bn_stats=play)``."""
+        name = METHOD_NAMES.get(self.method, self.method)
+        return f"{name} ({self.variant})" if self.variant else name
+
+    @property
+    def label(self) -> str:
+        """The same with K."""
+        return f"{self.name}, K = {self.k}"
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that went to their end."""
+        return tuple(run for run in self.runs if run.end == "finished")
+
+    @property
+    def measured(self) -> tuple[Run, ...]:
+        """The runs whose numbers stand for the group: the finished ones, or all if none is."""
+        return self.finished or self.runs
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds: ``n = 3``, ``n = 2, 1 diverged``."""
+        counts = [f"n = {len(self.finished)}"] if self.finished else []
+        for end in ("diverged", "unfinished"):
+            number = sum(run.end == end for run in self.runs)
+            counts += [f"{number} {end}"] if number else []
+        return ", ".join(counts)
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether several modules shared one process and its device: then times say nothing about a pipeline."""
+        return self.k > 1 and self.settings.get("transport") == "serial"
+
+
+def make_groups(runs: Iterable[Run], complain: Complain) -> list[Group]:
+    """Returns the groups in the order of data set, model, K and method.
+
+    Of two runs with the same seed in a group, which are no two samples, one is left out, and ``complain`` says which.
+    """
+    by_identity: dict[str, list[Run]] = {}
+    for run in runs:
+        identity = json.dumps([run.dataset, run.model, run.method, run.k, settings_of(run)], default=str)
+        by_identity.setdefault(identity, []).append(run)
+    groups = [_group(same, complain) for same in by_identity.values()]
+    groups = [_with_variant(group, groups) for group in groups]
+    return sorted((replace(group, variant_number=_number(group, groups)) for group in groups), key=_place)
+
+
+def _place(group: Group) -> tuple[Any, ...]:
+    """Of several variants the one with most finished runs comes first."""
+    order = list(METHOD_NAMES)
+    rank = order.index(group.method) if group.method in order else len(order)
+    return group.dataset, group.model, group.k, rank, group.method, -len(group.finished), group.variant
+
+
+def _number(group: Group, groups: list[Group]) -> int:
+    """The variant with most finished runs of all K has number 0, the method's own look in figures."""
+    num_finished: Counter[str] = Counter()
+    for other in groups:
+        if (other.dataset, other.model, other.method) == (group.dataset, group.model, group.method):
+            num_finished[other.variant] += len(other.finished)
+    return sorted(num_finished, key=lambda variant: (-num_finished[variant], variant)).index(group.variant)
+
+
+def pairs(groups: Iterable[Group]) -> dict[tuple[str, str], list[Group]]:
+    """The groups by (data set, model), which are never compared with each other."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group.dataset, group.model), []).append(group)
+    return found
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Returns the settings that identify the run's group, sorted by name.
+
+    What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
+    setting that is null or an empty list is the same as one that an older config.yaml does not have; so are those of
+    fr_bench.settings.since_later.
+    """
+    plan = run.config.get("plan")
+    asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}
+    settings = dict(_flat(asked))
+    if isinstance(plan, dict):
+        settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
+        settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
+        settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
+    settings["resume"] = _taken_over(run)
+    if settings["resume"] is not None:
+        settings |= dict(_settings_there(run.origin))
+    settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
+    return {key: value for key, value in settings.items() if SINCE_LATER.get(key) != value}
+
+
+def _taken_over(run: Run) -> str | None:
+    """From which run's checkpoint the run went on (``resume=RUN_DIR``): its numbers are also those of that one.
+
+    None if it is as if it had run in one piece. Where no file tells more, the other run's directory.
+    """
+    if not run.origin:
+        return str(run.config["resume"]) if run.takes_over else None
+    in_one_piece = run.origin.get("in_one_piece")
+    if in_one_piece is None:  # written by an older version
+        plan = run.config.get("plan")
+        num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
+        in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
+        in_one_piece = in_one_piece and not run.origin.get("origin")
+    return None if in_one_piece else f"from {_stages(run.origin)}"
+
+
+def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str, Any]]:
+    """Settings with which the steps before were made; of earlier stages, as ``there_before``."""
+    settings, earlier = origin.get("settings"), origin.get("origin")
+    if isinstance(settings, dict):
+        yield from ((f"{THERE}{name}_{stage}", value) for name, value in settings.items())
+    if isinstance(earlier, dict):
+        yield from _settings_there(earlier, f"{stage}_before")
+
+
+def _stages(origin: Record) -> str:
+    """``K=2 at step 100 of 400``: a run that took over itself has several such stages."""
+    replicas = f", replicas={origin.get('replicas')}" if origin.get("replicas") not in (None, 1) else ""
+    stage = f"K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
+    earlier = origin.get("origin")
+    return f"{_stages(earlier)}, {stage}" if isinstance(earlier, dict) and earlier else stage
+
+
+def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _hardware(run: Run, devices: set[str]) -> dict[str, Any]:
+    """How many devices the modules share, and what they are."""
+    if not any("cuda" in device for device in devices):
+        cpu = run.environment.get("cpu")
+        return {"num_devices": len(devices), "hardware": cpu.get("model", "cpu") if isinstance(cpu, dict) else "cpu"}
+    gpus = run.environment.get("gpus")
+    gpu = gpus[0] if isinstance(gpus, list) and gpus else None
+    return {"num_devices": len(devices), "hardware": gpu.get("name", "cuda") if isinstance(gpu, dict) else "cuda"}
+
+
+def _group(runs: list[Run], complain: Complain) -> Group:
+    first = runs[0]
+    chosen: dict[Any, Run] = {}
+    for run in runs:
+        other = chosen.setdefault(run.seed, run)
+        if other is not run:
+            chosen[run.seed], dropped = (run, other) if _worth(run) > _worth(other) else (other, run)
+            complain(f"{dropped.path}: same settings and seed as {chosen[run.seed].path}; left out")
+    kept = tuple(sorted(chosen.values(), key=lambda run: str(run.seed)))
+    return Group(first.dataset, first.model, first.method, first.k, settings_of(first), "", kept)
+
+
+def _worth(run: Run) -> tuple[bool, float]:
+    """The finished run, and of several the one started last."""
+    started = run.status.get("started")
+    return run.end == "finished", started if isinstance(started, int | float) else 0.0
+
+
+def _with_variant(group: Group, groups: list[Group]) -> Group:
+    rivals = [other for other in groups if (other.dataset, other.model) == (group.dataset, group.model)]
+    differing = [key for key in group.settings if _differs(key, group, rivals)]
+    words = [_words(key, group.settings[key], differing) for key in differing]
+    variant = ", ".join(word for word in words if word)
+    return replace(group, variant=variant)
+
+
+def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
+    if key.startswith("method."):
+        rivals = [other for other in rivals if other.method == group.method]
+    elif key == "cuts":  # a balanced partition cuts by the costs of the method: that alone makes no variant
+        rivals = [other for other in rivals if (other.method, other.k) == (group.method, group.k)]
+    elif key.startswith(THERE):  # it goes without saying but where all else of the steps before is the same
+        rivals = [other for other in rivals if other.settings.get("resume") == group.settings["resume"]]
+    elif key in BOUND_TO_K:
+        rivals = [other for other in rivals if other.k == group.k]
+    return any(other.settings.get(key) != group.settings[key] for other in rivals)
+
+
+def _words(key: str, value: Any, differing: list[str]) -> str:
+    """``lr=0.1``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
+    if key == "resume":
+        return str(value) if str(value).startswith("from ") else f"resumed from {PurePath(str(value)).name}"
+    known = SAID_SHORTER.get(key)
+    if known is not None and value in known:
+        return known[value]
+    return f"{_short(key, differing)}={_text(value)}"
+
+
+def _short(key: str, keys: list[str]) -> str:
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, separators=(",", ":"))

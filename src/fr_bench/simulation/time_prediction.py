@@ -1,0 +1,168 @@
+"""How long a step of a planned run should take: measured block costs, put through the simulation of its method."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from fr_bench.components import bind, check_callable
+from fr_bench.methods.base import Method
+from fr_bench.methods.bp import Backpropagation
+from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dni import DecoupledNeuralInterfaces
+from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
+from fr_bench.methods.policy import Policy
+from fr_bench.models import build_blocks
+from fr_bench.planning.compilation import is_compiled
+from fr_bench.planning.costs import NetworkCosts
+from fr_bench.planning.environment import cpu_model, usable_cores
+from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
+from fr_bench.planning.plan import Plan
+from fr_bench.planning.tracing import place_on_meta, trace_modules
+from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Schedule, Setup, group_blocks, make_schedule, simulate
+from fr_bench.simulation.locked import locked
+
+
+def _pipeline(setup: Setup, method: type[SynchronousPipeline], policy: Policy) -> Schedule:
+    return make_schedule(method.schedule, setup, num_microbatches=policy.num_microbatches)
+
+
+# By class, not by name: a user's own method may be called as it likes.
+SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
+    Backpropagation: lambda setup, policy: locked(setup, recomputes=policy.recomputes),
+    FeaturesReplay: lambda setup, policy: make_schedule("fr", setup),
+    DecoupledDelayedGradients: lambda setup, policy: make_schedule("ddg", setup),
+    DecoupledNeuralInterfaces: lambda setup, policy: make_schedule("dni", setup),
+    GPipe: lambda setup, policy: _pipeline(setup, GPipe, policy),
+    OneForwardOneBackward: lambda setup, policy: _pipeline(setup, OneForwardOneBackward, policy),
+    ZeroBubble: lambda setup, policy: _pipeline(setup, ZeroBubble, policy),
+}
+
+
+@dataclass(frozen=True)
+class TimePrediction:
+    """Of a run.
+
+    Attributes:
+        step_s: seconds between two mini-batches with a full pipe.
+        fill_s: seconds that the run takes beyond that, to fill the pipe.
+        measured_on: the device that the costs were measured on.
+        notes: what the prediction leaves out or takes for granted, in sentences without a full stop.
+    """
+
+    step_s: float
+    fill_s: float
+    measured_on: str
+    notes: list[str]
+
+    def training_time_s(self, num_steps: int) -> float:
+        """Seconds of training for ``num_steps`` mini-batches, pipe fill included."""
+        return self.fill_s + num_steps * self.step_s
+
+
+def predict_time(plan: Plan) -> TimePrediction | None:
+    """Measures the blocks of the plan's model, unless that was done before, and simulates its schedule.
+
+    Returns:
+        None for a method, or with replicas, whose schedule is not known.
+
+    Raises:
+        ConfigError: the measurement failed.
+    """
+    config = plan.config
+    method = check_callable("method", config["method"], ("module", "link"))
+    if method not in SCHEDULES or plan.num_replicas > 1:
+        return None
+    hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    with torch.device("meta"):
+        blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
+    x = place_on_meta(config, blocks, plan.input_shape)
+    shapes = trace_modules(config, blocks, plan.cuts, x, plan.num_classes)
+    has_companion = method is DecoupledNeuralInterfaces
+    costs = costs_of_plan(plan, "dry_run=true", has_companion)
+    message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
+    link, notes = _link(plan, costs)
+    setup = Setup(_module_times(plan, costs), message_bytes, link)
+    prediction = simulate(SCHEDULES[method](setup, method.policy(**hyper_parameters)))
+    step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
+    if is_compiled(config):
+        notes.append("blocks were timed as they are: compiled ones take less")
+    if has_companion and plan.k > 1:
+        notes.append("steps of the synthesizers' optimizers are not counted")
+    if issubclass(method, SynchronousPipeline):
+        notes.append("a micro-batch is taken to cost its share of the batch")
+    if method is DecoupledDelayedGradients and plan.k > 1:
+        notes.append("copies of weights for the stash are not counted")
+    return TimePrediction(step_s, fill_s, measured_on(plan), [*sharing, *notes])
+
+
+def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCosts:
+    """The costs of every block on the device of module 1, from the cache or measured now; see ``measured_costs``.
+
+    Raises:
+        ConfigError: the measurement failed.
+    """
+    device, threads = plan.devices[0], plan.threads
+    task = MeasuringTask.of(plan.config, plan.input_shape, plan.num_classes, device, threads, has_companion)
+    return measured_costs(task, asked_by)
+
+
+def _module_times(plan: Plan, costs: NetworkCosts) -> tuple[ModuleTimes, ...]:
+    """Of modules 1..K."""
+    blocks = [BlockTimes(cost.play, cost.forward, cost.backward, cost.step, 0.0) for cost in costs.blocks]
+    modules, _ = group_blocks(blocks, plan.cuts, costs.load)
+    synthesize_s = [costs.companions[cut - 1] for cut in plan.cuts] + [0.0]
+    return tuple(
+        replace(times, synthesize_s=seconds, step_s=0.0 if k in plan.config["freeze"] else times.step_s)
+        for k, (times, seconds) in enumerate(zip(modules, synthesize_s, strict=True), start=1)
+    )
+
+
+def _link(plan: Plan, costs: NetworkCosts) -> tuple[Link, list[str]]:
+    """Links between neighbours, and what they leave out."""
+    if plan.k == 1 or plan.transport == "serial":
+        return Link(), []
+    if plan.transport == "ipc" and costs.copy_s_per_byte:
+        return Link(copy_bytes_per_s=1 / costs.copy_s_per_byte), []
+    return Link(), [f"messages over {plan.transport} are taken to cost nothing"]
+
+
+def _on_shared_devices(
+    plan: Plan, step_s: float, fill_s: float, busy_s: tuple[float, ...]
+) -> tuple[float, float, list[str]]:
+    """The step and fill times where modules do not have a device each, and why they are what they are."""
+    if plan.transport == "serial" and plan.k > 1:
+        return (
+            sum(busy_s),
+            0.0,
+            [
+                "serial: the modules take turns in one process"
+                if plan.devices[0] == "cpu"
+                else "the modules share one GPU, which is taken to do one thing at a time"
+            ],
+        )
+    work_s: defaultdict[str, float] = defaultdict(float)
+    for device, module_s in zip(plan.devices, busy_s, strict=True):
+        work_s[device] += module_s
+    cores = usable_cores() or 1
+    if "cpu" in work_s:
+        work_s["cpu"] *= min(1.0, plan.threads / cores)
+    busiest = max(work_s, key=lambda device: work_s[device])
+    if work_s[busiest] <= step_s or math.isclose(work_s[busiest], step_s):
+        return step_s, fill_s, []
+    shared = f"the {cores} cores" if busiest == "cpu" else busiest
+    return work_s[busiest], fill_s, [f"the modules share {shared}, which sets the pace"]
+
+
+def measured_on(plan: Plan) -> str:
+    """The device that the plan's blocks are measured on, in words."""
+    device = plan.devices[0]
+    if device == "cpu":
+        threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+        return f"{cpu_model()}, {threads}"
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,59 @@
+"""Evaluation: a forward pipeline of its own over exactly the images of a split, outside the training clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fr_bench.modules.module import Module
+from fr_bench.transport.link import Batches
+from fr_bench.transport.side import SideChannel
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A split as this process sees it: images where module 1 is, labels where module K is."""
+
+    name: str
+    num_batches: int
+    images: Batches | None
+    labels: Batches | None
+
+
+@torch.no_grad()
+def evaluate(modules: Sequence[Module], sides: Sequence[SideChannel], split: EvaluationSet) -> dict[str, float] | None:
+    """Mean loss and error (a fraction) over ``split`` with the current weights.
+
+    Returns:
+        ``{"<name>_loss", "<name>_error"}`` where module K lives, None elsewhere. The last batch may be
+        short; no sample is padded or counted twice.
+    """
+    loss_sum, num_errors, num_samples = 0.0, 0, 0
+    for module in modules:
+        module.network.eval()
+    for index in range(split.num_batches):
+        for module, side in zip(modules, sides, strict=True):
+            if module.k == 1:
+                assert split.images is not None
+                x = split.images.batch(index)
+            else:
+                x = side.receive_from_below()
+            with module.autocast():
+                h = module.network(x, index)
+            if not module.is_top:
+                side.send_up(h)
+                continue
+            assert split.labels is not None
+            targets = split.labels.batch(index)
+            logits = h.float() if h.dtype == torch.bfloat16 else h
+            loss_sum += F.cross_entropy(logits, targets, reduction="sum").item()
+            num_errors += int((logits.argmax(dim=1) != targets).sum())
+            num_samples += len(targets)
+    for module in modules:
+        module.network.train()
+    if not modules[-1].is_top:
+        return None
+    return {f"{split.name}_loss": loss_sum / num_samples, f"{split.name}_error": num_errors / num_samples}

@@ -1,0 +1,127 @@
+"""From a checkpoint's files into freshly built modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fr_bench.checkpoints import snapshot
+from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
+from fr_bench.errors import RunFailed
+from fr_bench.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on from; plain data, handed to every process.
+
+    Attributes:
+        checkpoint: whole, and of this model.
+        is_exact: whether it has the same modules and all of their state. If not, weights and optimizer are taken
+            and the method begins anew: nothing is kept, nothing in flight.
+    """
+
+    checkpoint: Checkpoint
+    is_exact: bool
+
+    def description(self) -> dict[str, Any]:
+        """As JSON."""
+        folder, manifest = str(self.checkpoint.folder.absolute()), self.checkpoint.manifest
+        return {"folder": folder, "manifest": manifest, "is_exact": self.is_exact}
+
+    @classmethod
+    def from_description(cls, found: dict[str, Any] | None) -> Resumption | None:
+        """What :meth:`description` told of."""
+        if found is None:
+            return None
+        return cls(Checkpoint(Path(found["folder"]), found["manifest"]), found["is_exact"])
+
+    @property
+    def step(self) -> int:
+        """Iterations that are already done."""
+        return self.checkpoint.step
+
+
+def restore(trainer: Trainer, resumption: Resumption) -> None:
+    """Fills the modules of this process, which are freshly built and connected, and has the loop go on from there.
+
+    Raises:
+        RunFailed: the checkpoint is not of this model.
+    """
+    trainer.start = resumption.step
+    try:
+        if resumption.is_exact:
+            _restore_exactly(trainer, resumption.checkpoint)
+        else:
+            _restore_weights(trainer, resumption.checkpoint)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        folder, text = resumption.checkpoint.folder, " ".join(str(error).split())
+        raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
+
+
+def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    in_flight = gradients_in_flight(checkpoint.manifest["modules"])
+    trainer.synchronize()  # what was built so far is on no module's stream
+    for index, player in enumerate(trainer.players):
+        k = player.module.number
+        state = _load_state(checkpoint.folder, k)
+        with player.on_stream():  # where a graph's forward runs its backward will, too, and there its memory is reused
+            player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(k)))
+            for part in ("method", "gradients"):
+                state[part] = _to_device(state[part], player.device)
+            meter = trainer.meter if player.module.is_top else None
+            snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
+        trainer.load_state_dict(index, state["loop"])
+    trainer.synchronize()  # what comes before the next iteration is on none either
+
+
+def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Of modules that may be cut otherwise: everything goes by name."""
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Any]] = {}
+    meters = []
+    for number in checkpoint.numbers:
+        state = _load_state(checkpoint.folder, number)
+        # Of replicas the first counts, as in the final weights.
+        weights = load_file(checkpoint.folder / weights_file(number)) | weights
+        optimizer = state["optimizer"] | optimizer
+        if state["meter"] is not None:
+            meters.append(state["meter"])
+    if trainer.meter is not None:
+        trainer.meter.load_sum(meters, trainer.players[-1].module.num_replicas)
+    for index, player in enumerate(trainer.players):
+        names = player.module.network.state_dict().keys()
+        player.module.network.load_state_dict({name: weights[name] for name in names if name in weights})
+        snapshot.load_optimizer(player.module, optimizer)
+        # The stopwatch of the new module counts from here, so the next `time` record is of the steps from here too.
+        trainer.load_state_dict(index, {"trained_ns": 0, "reported_step": checkpoint.step, "direction": None})
+
+
+def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
+    """By module: how many of the gradients that it sent down the module below has not received."""
+    sent = [module["gradients_sent"] for module in modules]
+    received = [module["gradients_received"] for module in modules]
+    return [0, *(ours - theirs for ours, theirs in zip(sent[1:], received[:-1], strict=True))]
+
+
+def _load_state(folder: Path, k: int) -> dict[str, Any]:
+    state = torch.load(folder / state_file(k), map_location="cpu", weights_only=True)
+    assert isinstance(state, dict)
+    return state
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Scalars stay: an optimizer counts its steps in one on the CPU, and whatever else is one is copied anyway."""
+    if isinstance(value, Tensor):
+        return value.to(device) if value.dim() else value
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_device(item, device) for item in value)
+    return value

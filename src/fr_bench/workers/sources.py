@@ -1,0 +1,109 @@
+"""Where batches come from and where results are compared: the images below, the labels above."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from fr_bench.data import (
+    Dataset,
+    EvaluationImages,
+    EvaluationLabels,
+    SeededOrder,
+    TrainImages,
+    TrainLabels,
+    build_dataset,
+)
+from fr_bench.modules.module import Module
+from fr_bench.planning.plan import Plan
+from fr_bench.planning.tracing import DTYPES
+from fr_bench.training.evaluation import EvaluationSet
+from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.open import Ends
+
+
+class Sources:
+    """The images of module 1 and the labels of module K, where this process has those modules.
+
+    A process in the middle loads nothing, unless its method needs the labels. Replicas have each their rows of both.
+
+    Args:
+        plan: of the run.
+        numbers: of this process's modules, all of one replica.
+    """
+
+    def __init__(self, plan: Plan, numbers: list[int]) -> None:
+        config = plan.config
+        self._at_bottom = plan.module_of(numbers[0]) == 1
+        self._at_top = plan.module_of(numbers[-1]) == plan.num_modules
+        self._bottom_device = torch.device(plan.devices[numbers[0] - 1])
+        self._top_device = torch.device(plan.devices[numbers[-1] - 1])
+        self._batch_size = config["batch_size"]
+        self._format: dict[str, Any] = {
+            "device": self._bottom_device,
+            "dtype": DTYPES[config["precision"]],
+            "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
+        }
+        self._plan = plan
+        self._rows = rows = _share(config["batch_size"], plan.replica_of(numbers[0]), plan.num_replicas)
+        self.images: TrainImages | None = None
+        self.labels: TrainLabels | None = None
+        self._train_labels: Tensor | None = None
+        dataset = None
+        if self._at_bottom or self._at_top or plan.targets_everywhere:
+            dataset = build_dataset(config["dataset"])
+            self._train_labels = dataset.train.labels
+        self._order = SeededOrder(plan.num_train, config["batch_size"], config["seed"])
+        if dataset is not None and self._at_bottom:
+            self.images = TrainImages(
+                dataset.train.images,
+                self._order,
+                config["dataset"].get("augmentation") or {},
+                dataset.mean,
+                dataset.std,
+                config["seed"],
+                rows,
+                **self._format,
+            )
+        if self._train_labels is not None and self._at_top:
+            self.labels = TrainLabels(self._train_labels, self._order, self._top_device, rows)
+        self.evaluation_sets = [self._evaluation_set(name, dataset) for name in plan.num_evaluation_images]
+
+    def _evaluation_set(self, name: str, dataset: Dataset | None) -> EvaluationSet:
+        images = labels = None
+        if dataset is not None:
+            split = dataset.test if name == "test" else dataset.validation
+            assert split is not None
+            if self._at_bottom:
+                images = EvaluationImages(split.images, dataset.mean, dataset.std, self._batch_size, **self._format)
+            if self._at_top:
+                labels = EvaluationLabels(split.labels, self._batch_size, self._top_device)
+        num_batches = -(-self._plan.num_evaluation_images[name] // self._batch_size)
+        return EvaluationSet(name, num_batches, images, labels)
+
+    def link(self, module: Module, ends: Ends, group: ProcessGroup | None = None) -> ModuleLink:
+        """The link of ``module`` over its channel ends; ``group`` is for a method that brings its own."""
+        labels = self.labels if module.is_top else None
+        if labels is None and self._plan.targets_everywhere:
+            assert self._train_labels is not None
+            device = torch.device(self._plan.devices[module.number - 1])
+            labels = TrainLabels(self._train_labels, self._order, device, self._rows)
+        return ModuleLink(
+            module.watch,
+            images=self.images if module.k == 1 else None,
+            labels=labels,
+            features_in=ends.features_in,
+            features_out=ends.features_out,
+            gradients_in=ends.gradients_in,
+            gradients_out=ends.gradients_out,
+            group=group,
+        )
+
+
+def _share(batch_size: int, replica: int, num_replicas: int) -> slice:
+    """The rows of a batch that are those of ``replica`` (from 1)."""
+    size = batch_size // num_replicas
+    return slice((replica - 1) * size, replica * size)
