@@ -140,7 +140,10 @@ def test_a_pass_that_finds_no_free_graph_runs_as_it_is(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("graphs")
-def test_blocks_that_draw_random_numbers_are_refused(tmp_path: Path) -> None:
+def test_blocks_that_draw_random_numbers_unseen_by_the_plan_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fr_bench.planning.plan.check_captured_blocks", lambda *_: None)
     model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
     with pytest.raises(ConfigError, match=r"^cuda_graphs=true: block '.*' draws random numbers"):
         run_serial(tiny_config("fr", 2, cuda_graphs=True, model=model), tmp_path)
@@ -191,7 +194,8 @@ def test_what_went_wrong_first_is_told_though_the_end_of_the_capture_fails_too(
         ("1f1b", {"devices": "cuda"}, "the library that method=1f1b brings"),
         ("ddg", {"devices": "cuda", "weights": "current"}, "method.weights=current"),
         ("fr", {"devices": "cuda", "replicas": 2}, "replicas send their gradients"),
-        ("fr", {"devices": "cuda", "dropout": 0.5}, "block '.*' draws random numbers, such as those of dropout"),
+        ("fr", {"devices": "cuda", "dropout": 0.5}, "block 'block1' draws random numbers, such as those of dropout"),
+        ("fr", {"devices": "cuda", "model": "noisy"}, "block 'noise' draws random numbers"),
     ],
 )
 def test_where_there_are_no_graphs_it_is_refused(
@@ -200,7 +204,9 @@ def test_where_there_are_no_graphs_it_is_refused(
     config = tiny_config(method, 2, "gloo", cuda_graphs=True, replicas=settings.get("replicas", 1))
     if "weights" in settings:
         config["method"]["weights"] = settings["weights"]
-    config["model"]["dropout"] = settings.get("dropout", 0.0)
+    config["model"] = {"_target_": f"tiny_models.{settings.get('model', 'residual')}", "name": "tiny"}
+    if "dropout" in settings:
+        config["model"]["dropout"] = settings["dropout"]
     if settings.get("devices") == "cuda":
         monkeypatch.setattr("fr_bench.planning.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
     with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from harness import call, tiny_config
 
+from fr_bench.bench.time_prediction import TimePrediction, predict_time
 from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError
 from fr_bench.planning.costs import NetworkCosts
@@ -16,7 +17,6 @@ from fr_bench.planning.environment import usable_cores
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.memory_table import memory_table
 from fr_bench.planning.plan import Plan, make_plan
-from fr_bench.simulation.time_prediction import TimePrediction, predict_time
 
 
 @pytest.fixture(autouse=True)

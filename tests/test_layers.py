@@ -68,6 +68,11 @@ def test_every_package_has_its_place() -> None:
     assert set(RANK) == packages | files
 
 
+def test_the_map_of_the_source_has_them_in_this_order() -> None:
+    rows = (SOURCE.parents[1] / "docs" / "source.md").read_text().split("|---|---|\n")[1].splitlines()
+    assert [name.strip(" `") for row in rows for name in row.split("|")[1].split(",")] == [*RANK]
+
+
 def test_what_computes_does_not_see_what_configures_and_shows() -> None:
     names = [f"fr_bench.{name}" for name in COMPUTING]
     names += [f"fr_bench.{name}.{file.stem}" for name in COMPUTING for file in sorted((SOURCE / name).glob("[!_]*.py"))]

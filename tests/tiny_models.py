@@ -73,6 +73,19 @@ def oddly_normed(input_shape: tuple[int, int, int], num_classes: int) -> list[tu
     return [*blocks[:2], ("odd", OddlyNormed(8)), *blocks[2:]]
 
 
+class Noise(nn.Module):
+    """Draws by a function, as no layer of torch's tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+
+def noisy(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Noise on features."""
+    blocks = residual(input_shape, num_classes)
+    return [*blocks[:-1], ("noise", Noise()), blocks[-1]]
+
+
 def partly_frozen(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """A model of which some layers were made without training in mind, as one that was trained before."""
     blocks = residual(input_shape, num_classes)

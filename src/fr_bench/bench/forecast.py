@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
+from fr_bench.bench.time_prediction import costs_of_plan, measured_on
 from fr_bench.components import bind
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import Network
@@ -25,7 +26,6 @@ from fr_bench.records.run_files import strict_json
 from fr_bench.report.markdown import align
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
-from fr_bench.simulation.time_prediction import costs_of_plan, measured_on
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
 
 ASKED_BY = "simulate.k"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fr_bench.bench.time_prediction import TimePrediction, predict_time
 from fr_bench.planning.memory_table import memory_table
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.console import duration
-from fr_bench.simulation.time_prediction import TimePrediction, predict_time
 
 
 def report(config: dict[str, Any]) -> str:

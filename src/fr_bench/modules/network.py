@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
+from fr_bench.modules.random_ops import RandomOps
 from fr_bench.seeds import derive_seed
 
 
@@ -75,6 +76,11 @@ class Network(nn.Module):
         run = self._compiled.get(name, block)
         if draws is False:
             return run(x)
+        if x.device.type == "meta":  # has no generator
+            with RandomOps() as random_ops:
+                h = run(x)
+            self._draws[name] = random_ops.seen
+            return h
         generator = _default_generator(x.device)
         generator.manual_seed(derive_seed(self._seed, "stochastic block", name, batch))
         if draws is None:  # the first pass tells whether this block draws at all

@@ -87,5 +87,6 @@ class BlockMemory:
             output=top.output,
             output_is_saved=top.output_is_saved,
             parameters=[parameter for part in parts for parameter in part.parameters],
+            drawing_blocks=[name for part in parts for name in part.drawing_blocks],
             count_checkpointed_bytes=count_checkpointed_bytes,
         )

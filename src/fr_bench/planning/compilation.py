@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from torch import nn
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
-from fr_bench.models import Blocks
 from fr_bench.modules.passes import DRAWS
 
 
@@ -39,10 +36,8 @@ def check_compile(config: Mapping[str, Any], method: type[Method], policy: Polic
         raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
 
 
-def check_cuda_graphs(
-    config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str], blocks: Blocks
-) -> None:
-    """Raises ConfigError where ``cuda_graphs`` cannot be had, as far as it shows before anything runs."""
+def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
+    """Raises ConfigError where ``cuda_graphs`` cannot be had, whatever the blocks are."""
     if not uses_cuda_graphs(config):
         return
     name = config["method"]["name"]
@@ -60,9 +55,14 @@ def check_cuda_graphs(
             "cuda_graphs=true: replicas send their gradients while a backward runs, which a captured one cannot; "
             "use replicas=1 or false"
         )
-    for block_name, block in blocks:
-        if any(isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 for layer in block.modules()):
-            raise ConfigError(f"cuda_graphs=true: block '{block_name}' {DRAWS}")
+
+
+def check_captured_blocks(config: Mapping[str, Any], drawing_blocks: Iterable[str]) -> None:
+    """Raises ConfigError where ``cuda_graphs`` cannot be had for blocks, here by name, that draw random numbers."""
+    if not uses_cuda_graphs(config):
+        return
+    for name in drawing_blocks:
+        raise ConfigError(f"cuda_graphs=true: block '{name}' {DRAWS}")
 
 
 def uses_cuda_graphs(config: Mapping[str, Any]) -> bool:

@@ -35,6 +35,7 @@ class ModuleShapes:
         output: of a batch, on ``meta``.
         output_is_saved: whether autograd saves it.
         parameters: on ``meta``.
+        drawing_blocks: names of those that draw random numbers.
         count_checkpointed_bytes: see ``checkpointed_bytes``.
     """
 
@@ -47,6 +48,7 @@ class ModuleShapes:
     output: Tensor
     output_is_saved: bool
     parameters: Sequence[Tensor]
+    drawing_blocks: Sequence[str]
     count_checkpointed_bytes: Callable[[], int]
 
     @cached_property
@@ -81,6 +83,7 @@ def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> Mo
         output=h.detach(),
         output_is_saved=tensor_bytes([h], except_for=saved) == 0,
         parameters=parameters,
+        drawing_blocks=network.drawing_blocks,
         count_checkpointed_bytes=count_checkpointed_bytes,
     )
 

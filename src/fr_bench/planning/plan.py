@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.compilation import check_compile, check_cuda_graphs, uses_cuda_graphs
+from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_cuda_graphs, uses_cuda_graphs
 from fr_bench.planning.environment import usable_cores
 from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
 from fr_bench.planning.never_learning import never_learning
@@ -168,7 +169,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     site = find_site(config, method)
     check_precision(config["precision"], site.devices)
     check_compile(config, method, policy, site.devices)
-    check_cuda_graphs(config, method, policy, site.devices, blocks)
+    check_cuda_graphs(config, method, policy, site.devices)
     transport, _ = site.transport(0)
     method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
@@ -181,6 +182,7 @@ def make_plan(config: dict[str, Any]) -> Plan:
     )  # fmt: skip
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
+    check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
     transport, reason = site.transport(num_replicas * ring_bytes(shapes))
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
