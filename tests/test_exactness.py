@@ -102,11 +102,14 @@ def test_initial_weights_and_data_order_depend_on_the_seed_alone(tmp_path: Path)
     assert not all(torch.equal(value, first[name]) for name, value in other.items())
 
 
-@pytest.mark.parametrize("method", ["bp", "fr"])
-def test_where_processes_wait_for_each_other_at_their_first_message_all_is_the_same(
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dni"])
+def test_where_processes_wait_for_each_other_and_devices_for_messages_all_is_the_same(
     method: str, tmp_path: Path
 ) -> None:
-    """As under nccl, which needs a GPU for each module: see tiny_models.under_nccl."""
+    """As under nccl, which needs a GPU for each module: see tiny_models.under_nccl. So is a run that goes on."""
     model = {"_target_": "tiny_models.under_nccl", "name": "tiny"}
     serial = run_serial(tiny_config(method, 3), tmp_path / "serial")
-    assert_same(run_processes(tiny_config(method, 3, "gloo", model=model), tmp_path / "gloo"), serial)
+    first = tiny_config(method, 3, "gloo", model=model, max_steps=6, checkpoint={"every": 6})
+    run_processes(first, tmp_path / "first")
+    rest = run_processes(first | {"max_steps": 10, "resume": str(tmp_path / "first")}, tmp_path / "rest")
+    assert_same(rest, serial)

@@ -6,14 +6,15 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fr_bench.training.trainer import Trainer
 from fr_bench.transport import open as opening
-from fr_bench.transport.distributed import DistributedReceiver
+from fr_bench.transport.distributed import DistributedReceiver, DistributedSender
 
 
 class Residual(nn.Module):
@@ -230,6 +231,22 @@ def killed(input_shape: tuple[int, int, int], num_classes: int, at: int) -> list
     return [*without_norm(input_shape, num_classes)[:-1], ("head", Killed(8, num_classes, at))]
 
 
+class BusySender(DistributedSender):
+    """Keeps the device of its process busy until what it sent is received."""
+
+    all: ClassVar[list[BusySender]] = []
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.all.append(self)
+
+    @classmethod
+    def wait_for_device(cls, _: Trainer) -> None:
+        for sender in cls.all:
+            while sender._unfinished:
+                sender._unfinished.popleft()[0].wait()
+
+
 class NotAhead(DistributedReceiver):
     """Receives when it is asked to."""
 
@@ -239,7 +256,7 @@ class NotAhead(DistributedReceiver):
 
 def under_nccl(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """The residual model, in processes whose channels behave as nccl's: at the first message between two of them each
-    waits for the other, and nothing is received ahead."""
+    waits for the other, nothing is received ahead, and a device is busy with what it sends until that is received."""
     if dist.is_initialized() and dist.isend.__module__ != __name__:
         store, met = dist.distributed_c10d._get_default_store(), set()
 
@@ -260,5 +277,6 @@ def under_nccl(input_shape: tuple[int, int, int], num_classes: int) -> list[tupl
 
         for name in ("isend", "irecv", "send", "recv"):
             setattr(dist, name, watched(getattr(dist, name)))
-        opening.DistributedReceiver = NotAhead
+        opening.DistributedSender, opening.DistributedReceiver = BusySender, NotAhead
+        Trainer.synchronize = lambda trainer: BusySender.wait_for_device(trainer)
     return residual(input_shape, num_classes)

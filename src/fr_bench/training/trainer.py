@@ -215,6 +215,7 @@ class Trainer:
             if result is not None:
                 self._log(t, result, is_logged, num_untimed=0 if is_timed else t + 1 - start)
             if t + 1 == stop:
+                self._let_gradients_arrive()
                 self.synchronize()
                 if is_timed:
                     self.reporter.send("stretch_end", modules=self._numbers())
@@ -249,6 +250,18 @@ class Trainer:
             with player.on_stream():
                 result = player.method.learn(t) or result
         return result
+
+    def _let_gradients_arrive(self) -> None:
+        """Those that are for the next iteration, where a sender's device has no rest before: all modules are about to
+        wait for their devices."""
+        for player in self.players:
+            if not player.link.keeps_devices_busy:
+                continue
+            if player.module.k > 1:
+                player.side.send_down(torch.tensor(player.link.num_sent))
+            if not player.module.is_top:
+                num_sent = int(player.side.receive_from_above())
+                player.link.expect_gradients(num_sent - player.link.num_received)
 
     def _check_finite(self) -> None:
         """Raises Diverged for the module and step where it began: what is not finite spreads to the modules below."""

@@ -39,6 +39,13 @@ class Receiver(Protocol):
         """
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether a message can arrive before it is asked for."""
+
+    def expect(self, num_messages: int) -> None:
+        """Makes ready to take so many messages that are on their way, without handing them over yet."""
+
+    @property
     def buffer_bytes(self) -> int:
         """Bytes that this end holds for messages."""
 
@@ -51,6 +58,7 @@ class LocalChannel:
     """
 
     buffer_bytes = 0
+    is_ahead = True
 
     def __init__(self, spec: TensorSpec, what: str) -> None:
         self._spec = spec
@@ -65,6 +73,9 @@ class LocalChannel:
             is_made = torch.cuda.Event()
             is_made.record(torch.cuda.current_stream(message.device))
         self._queue.append((batch, message, is_made))
+
+    def expect(self, num_messages: int) -> None:
+        """They are in the queue."""
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`Receiver`."""

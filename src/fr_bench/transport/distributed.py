@@ -8,6 +8,9 @@ Under nccl a receive is a kernel, which stays on the device until the message ha
 the neighbour can send yet would block whatever waits for the whole device (a synchronisation, a cudaFree, and with it
 cuDNN when it tries algorithms for a new shape), and with BP, whose next features wait for this gradient, for ever. So
 there it is posted when it is asked for, which is ahead of the device all the same: the host does not wait for it.
+
+So is a send, until its message is received, and a gradient is received in the iteration after it was sent. Before all
+modules pause, and wait for their devices, those that are on their way are therefore received (``expect``).
 """
 
 from __future__ import annotations
@@ -56,7 +59,11 @@ class DistributedSender:
 
 
 class DistributedReceiver:
-    """Receives from ``peer`` (a rank), with one receive posted ahead or, if not ``ahead``, when it is asked for."""
+    """Receives from ``peer`` (a rank), with one receive posted ahead or, if not ``ahead``, when it is asked for.
+
+    Attributes:
+        is_ahead: which of the two.
+    """
 
     def __init__(
         self,
@@ -74,18 +81,25 @@ class DistributedReceiver:
         self._what = what
         self._device = device
         self._through_host = through_host
-        self._posted = self._post() if ahead else None
+        self.is_ahead = ahead
+        self._posted: deque[tuple[dist.Work, Tensor]] = deque()
+        self.expect(1 if ahead else 0)
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`fr_bench.transport.channel.Receiver`. gloo and nccl keep the order of messages."""
         try:
-            work, message = self._posted or self._post()
+            self.expect(1)
+            work, message = self._posted.popleft()
             work.wait()
-            if self._posted is not None:
-                self._posted = self._post()
+            self.expect(1 if self.is_ahead else 0)
         except RuntimeError as error:
             raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
         return message.to(self._device, non_blocking=True) if self._through_host else message
+
+    def expect(self, num_messages: int) -> None:
+        """See :class:`fr_bench.transport.channel.Receiver`."""
+        while len(self._posted) < num_messages:
+            self._posted.append(self._post())
 
     def _post(self) -> tuple[dist.Work, Tensor]:
         where = torch.device("cpu") if self._through_host else self._device
@@ -97,4 +111,4 @@ class DistributedReceiver:
     @property
     def buffer_bytes(self) -> int:
         """The message that is posted ahead."""
-        return self._spec.num_bytes if self._posted is not None else 0
+        return self._spec.num_bytes if self.is_ahead else 0

@@ -89,6 +89,7 @@ class RingReceiver:
     """The end that opens the sender's ring."""
 
     buffer_bytes = 0
+    is_ahead = True
 
     def __init__(self, ports: RingPorts, spec: TensorSpec, what: str, device: torch.device) -> None:
         self._ports = ports
@@ -101,6 +102,9 @@ class RingReceiver:
         self._index = 0
         mine = [event.ipc_handle() for event in self._free_events]
         _exchange(lambda: ports.receiver_end.send(mine), what)
+
+    def expect(self, num_messages: int) -> None:
+        """They are in the ring."""
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`fr_bench.transport.channel.Receiver`."""

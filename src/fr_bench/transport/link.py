@@ -55,7 +55,7 @@ class ModuleLink:
         self._features_out = features_out
         self._gradients_in = gradients_in
         self._gradients_out = gradients_out
-        self._num_sent = self._num_received = 0  # gradients
+        self.num_sent = self.num_received = 0
         self._is_keeping = False
         self._kept: list[tuple[int, Tensor]] = []
 
@@ -79,8 +79,18 @@ class ModuleLink:
         assert self._gradients_in is not None
         with self._watch.span("wait gradient", batch):
             gradient = self._gradients_in.receive(batch)
-        self._num_received += 1
+        self.num_received += 1
         return gradient
+
+    @property
+    def keeps_devices_busy(self) -> bool:
+        """Whether a message is a piece of work for the sender's device until the receiver asks for it."""
+        return any(end is not None and not end.is_ahead for end in (self._features_in, self._gradients_in))
+
+    def expect_gradients(self, num_messages: int) -> None:
+        """Has so many gradients that are on their way from above arrive, before they are asked for."""
+        if self._gradients_in is not None:
+            self._gradients_in.expect(num_messages)
 
     def send_gradient(self, gradient: Tensor | None, batch: int) -> None:
         """The gradient with respect to h_{k-1} of ``batch``, down; module 1 has nobody to send it to."""
@@ -89,7 +99,7 @@ class ModuleLink:
         assert gradient is not None
         with self._watch.span("send gradient", batch):
             self._gradients_out.send(gradient, batch)
-        self._num_sent += 1
+        self.num_sent += 1
         if self._is_keeping:
             self._kept.append((batch, gradient))
 
@@ -109,7 +119,7 @@ class ModuleLink:
 
     def state_dict(self) -> dict[str, Any]:
         """The gradients that were kept, and how many were sent and received in all."""
-        return {"kept": self._kept, "num_sent": self._num_sent, "num_received": self._num_received}
+        return {"kept": self._kept, "num_sent": self.num_sent, "num_received": self.num_received}
 
     def load_state_dict(self, state: dict[str, Any], num_in_flight: int) -> None:
         """Sends those of ``state`` once more that the module below had not received: the last ``num_in_flight``."""
@@ -118,7 +128,7 @@ class ModuleLink:
         for batch, gradient in kept[len(kept) - num_in_flight :]:
             assert self._gradients_out is not None
             self._gradients_out.send(gradient, batch)
-        self._num_sent, self._num_received = state["num_sent"], state["num_received"]
+        self.num_sent, self.num_received = state["num_sent"], state["num_received"]
 
     @property
     def buffer_bytes(self) -> int:

@@ -67,6 +67,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
 
 def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
     in_flight = gradients_in_flight(checkpoint.manifest["modules"])
+    from_above = [*in_flight[1:], 0]
     trainer.synchronize()  # what was built so far is on no module's stream
     for index, player in enumerate(trainer.players):
         k = player.module.number
@@ -77,6 +78,7 @@ def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
                 state[part] = _to_device(state[part], player.device)
             meter = trainer.meter if player.module.is_top else None
             snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
+            player.link.expect_gradients(from_above[k - 1])
         trainer.load_state_dict(index, state["loop"])
     trainer.synchronize()  # what comes before the next iteration is on none either
 
