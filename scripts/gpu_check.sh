@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
 # What fr-bench does on this machine's GPU, in one file: the tests that need one; a short run of every method, with a
-# process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side,
-# on the GPU and, for four modules with cores of their own, on its CPU; and, if asked for, a training of every method.
+# process for each of four modules, whose memory the allocator tells; what every switch brings; the methods side by side.
+# If asked for, also four modules with cores of their own, on its CPU, and a training of every method.
 # One GPU is enough. Leaves $RESULTS/gpu_check.json, with what there is after every part, should the time run out; exit
 # code 1 if anything failed.
 #
-#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods cores" MODEL=resnet164 \
+#   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods" MODEL=resnet164 \
 #       BATCH_SIZE=128 STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 \
 #       WORKERS=8 scripts/gpu_check.sh [any further settings of fr-bench train, for the runs and the training]
-#   PARTS=training DATASET=fashion_mnist EPOCHS=4 TRAINING_LIMIT=600 scripts/gpu_check.sh
+#   PARTS=cores scripts/gpu_check.sh
+#   PARTS=training DATASET=fashion_mnist EPOCHS=4 TRAINING_LIMIT=600 scripts/gpu_check.sh   # the data must be there
 #
 # ..._LIMIT: seconds for all tests, for each run, and for each bench. WORKERS: so many tests run side by side. THREADS: of
 # a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
 # without a GPU.
 set -uo pipefail
 python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
-model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods cores}
+model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods}
 switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=false','bp precision=tf32',\
 'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
 side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
@@ -40,7 +41,7 @@ within() { timeout --signal=TERM --kill-after=10 "$@"; }
 
 report() {
     "$python" - "$results" $methods <<'PYTHON' || failed=1
-import json, sys
+import json, re, sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -60,7 +61,8 @@ benches = {name: read(results / name / "bench.json") for name in ("switches", "m
 environments = [read(results / method / "env.json") for method in methods] + [bench and bench["env"] for bench in benches.values()]
 environment = next((found for found in environments if found), None)
 path = results / "gpu_check.json"
-lines = lambda path: map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+# But for a line that a program out of time had just begun.
+lines = lambda path: map(json.loads, re.findall(r"^\{.*\}$", path.read_text(), re.M)) if path.exists() else ()
 training = {
     method: {
         "summary": read(results / "training" / method / "summary.json"),

@@ -198,13 +198,13 @@ def test_what_no_category_explains_is_never_negative() -> None:
 def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a counter in place of the GPU's."""
     allocated = [0]
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(allocated))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"active_bytes.all.peak": max(allocated)})
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2 * max(allocated))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: allocated.clear() or allocated.append(1))
     segments = [
-        {"device": 0, "segment_pool_id": (0, 0), "total_size": 5000, "allocated_size": 100},
-        {"device": 0, "segment_pool_id": (0, 1), "total_size": 8, "allocated_size": 3},
-        {"device": 1, "segment_pool_id": (0, 2), "total_size": 8000, "allocated_size": 0},
+        {"device": 0, "segment_pool_id": (0, 0), "total_size": 5000, "active_size": 100},
+        {"device": 0, "segment_pool_id": (0, 1), "total_size": 8, "active_size": 3},
+        {"device": 1, "segment_pool_id": (0, 2), "total_size": 8000, "active_size": 0},
     ]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
     peak = PeakMemory(torch.device("cuda:0"), has_graphs=True)
@@ -219,6 +219,8 @@ def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyP
     allocated.append(20)
     peak.end()
     assert peak.take().as_record() == {"peak": 25, "reserved": 40}
+    allocated.append(60)
+    assert peak.take() == Peak(60 + 5, 120)  # nothing was trained: what there was until then
 
 
 def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:

@@ -27,6 +27,7 @@ from fr_bench.modules.module import Module
 from fr_bench.records import run_directory
 from fr_bench.records.collector import Collector
 from fr_bench.records.run_directory import RunDirectory
+from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
@@ -153,6 +154,24 @@ def test_what_is_rebuilt_is_rebuilt_on_the_stream_of_its_module(
     monkeypatch.setattr(snapshot, "restore", restore)
     train_here(config, run)
     assert rebuilt == [(k, [k]) for k in (1, 2, 3)]
+
+
+def test_the_peak_before_it_stopped_is_that_of_the_evaluation_it_goes_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU's allocator tells it, by stretch of training; stopped where an evaluation is due."""
+
+    def take(self: PeakMemory) -> Peak:
+        found, self._peak = Peak(self._peak, 0), 0
+        return found
+
+    monkeypatch.setattr(PeakMemory, "end", lambda self: self.load_state_dict({"peak": 1000, "reserved": 0}))
+    monkeypatch.setattr(PeakMemory, "take", take)
+    config = tiny_config("fr", 2)
+    train_here(config, stopped(config, tmp_path / "run", 5))
+    records = [record for record in read_records(tmp_path / "run") if record["kind"] == "memory"]
+    assert [record["step"] for record in records] == [5, 5, 10, 10]
+    assert all(record["peak"] == 1000 for record in records)
 
 
 def test_current_weights_of_ddg_resume_with_an_empty_pipe_and_say_so(tmp_path: Path) -> None:

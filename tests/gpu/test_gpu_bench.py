@@ -23,7 +23,9 @@ def test_a_bench_tells_of_each_row_how_long_the_gpu_is_idle(cuda: dict[str, Any]
     for (words, k), row in rows.items():
         assert row["num_samples"] == 4 and row["speedup_vs_plain"] > 0
         assert row["num_kernels"] > 100 and row["device_busy_s"] > 0
-        assert row["idle_share"] is None if "ipc" in words else 0 <= row["idle_share"] < 1
+        assert row["num_processes"] == (1 if "serial" in words else k)  # two modules share the GPU
+        assert (row["idle_share"] is None) == (row["num_processes"] > 1)  # who of them it worked for is not told
+        assert row["idle_share"] is None or 0 <= row["idle_share"] < 1
         assert len(row["peak_memory"]) == k and min(row["peak_memory"]) > 2**20
         assert row["limit"] is None and row["efficiency"] is None and row["waiting_share"] is None
     # The same kernels but for those that draw images, so about as long.

@@ -47,6 +47,7 @@ def test_tf32_computes_nearly_the_same(cuda: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_the_account_is_as_predicted_and_below_the_peak(method: str, gpu: dict[str, Any], tmp_path: Path) -> None:
     run = run_processes(tiny_config(method, 2, "ipc", model=WIDE, epochs=1, **gpu), tmp_path)
+    assert len(run.of("memory")) == 2
     for account in run.of("memory"):
         for category in CATEGORIES:
             assert account[category] == pytest.approx(account[f"predicted_{category}"], rel=0.05), category

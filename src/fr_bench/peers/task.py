@@ -22,7 +22,7 @@ from fr_bench.models import build_blocks
 from fr_bench.peers.step_clock import StepClock
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch
-from fr_bench.training.memory import peak_resident_bytes
+from fr_bench.training.memory import peak_allocated_bytes, peak_resident_bytes
 
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = ("plain", "ddp", *PIPELINES)
@@ -116,7 +116,7 @@ class PeerTask:
             dist.barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
     def _peak_bytes(self) -> int:
-        return peak_resident_bytes() if self.device == "cpu" else torch.cuda.max_memory_allocated()
+        return peak_resident_bytes() if self.device == "cpu" else peak_allocated_bytes(torch.device(self.device))
 
     def _profile(self, training: Training, batches: Sequence[tuple[Tensor, Tensor]]) -> DeviceLoad:
         on_gpu = self.device != "cpu"

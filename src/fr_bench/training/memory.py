@@ -128,25 +128,40 @@ class PeakMemory:
     def end(self) -> None:
         """Training pauses."""
         if self._device.type == "cuda":
-            in_tensors = torch.cuda.max_memory_allocated(self._device)
             inside = bytes_inside_graphs(self._device) if self._has_graphs else 0
-            self._peak = max(self._peak, in_tensors + inside)
+            self._peak = max(self._peak, peak_allocated_bytes(self._device) + inside)
             self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device))
 
     def take(self) -> Peak:
         """Since the last call on a GPU, since the process began on the CPU."""
         if self._device.type != "cuda":
             return Peak(peak_resident_bytes())
+        if not self._peak:  # nothing was trained yet
+            self.end()
         peak = Peak(self._peak, self._reserved)
         self._peak = self._reserved = 0
         return peak
+
+    def state_dict(self) -> dict[str, int]:
+        """What the next call of :meth:`take` must not forget."""
+        return {"peak": self._peak, "reserved": self._reserved}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self._peak, self._reserved = max(self._peak, state["peak"]), max(self._reserved, state["reserved"])
+
+
+def peak_allocated_bytes(device: torch.device) -> int:
+    """The most that tensors on a GPU held since its statistics were reset, together with what was freed and waits for
+    another stream to be done with it: ``max_memory_allocated`` leaves that out."""
+    return int(torch.cuda.memory_stats(device)["active_bytes.all.peak"])
 
 
 def bytes_inside_graphs(device: torch.device) -> int:
     """What the pools of CUDA graphs hold beside the tensors that are alive: what a graph allocates and frees inside."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return sum(
-        segment["total_size"] - segment["allocated_size"]
+        segment["total_size"] - segment["active_size"]
         for segment in torch.cuda.memory_snapshot()
         if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
     )

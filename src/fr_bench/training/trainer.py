@@ -145,12 +145,15 @@ class Trainer:
             "reported_step": self._reported_step,
             "has_profiled": self._has_profiled,
             "direction": direction,
+            "peak": self._peaks[self.players[index].device].state_dict(),
         }
 
     def load_state_dict(self, index: int, state: dict[str, Any]) -> None:
         """Goes on with the numbers of :meth:`state_dict`."""
         self._trained_ns, self._reported_step = state["trained_ns"], state["reported_step"]
         self._has_profiled = state.get("has_profiled", False)  # older checkpoints do not say
+        if "peak" in state:  # nor do they
+            self._peaks[self.players[index].device].load_state_dict(state["peak"])
         if self.direction is not None and state["direction"] is not None:
             self.direction.sums[index].load_state_dict(state["direction"])
 
@@ -193,9 +196,9 @@ class Trainer:
         """One stretch on the training clock, if it ``is_timed``; returns the step at which it ended, ``stop`` or an
         earlier checkpoint."""
         self.synchronize()  # what was done between two stretches is on no module's stream
+        for peak in self._peaks.values():
+            peak.begin()
         if is_timed:
-            for peak in self._peaks.values():
-                peak.begin()
             for player in self.players:
                 player.module.watch.begin()
             self.reporter.send("stretch_begin", modules=self._numbers())
@@ -227,7 +230,7 @@ class Trainer:
                 now_ns = time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns if is_timed else 0
                 since_ns = now_ns
-            if t + 1 == stop and is_timed:
+            if t + 1 == stop:
                 for peak in self._peaks.values():  # to look for it takes a while
                     peak.end()
             if self.extent.ends_epoch(t + 1):
