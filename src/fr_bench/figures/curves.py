@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fr_bench.figures.style import END_MARKERS, line_properties
-from fr_bench.records.runs import Run, number
+from fr_bench.records.reading import number
+from fr_bench.records.runs import Run
 from fr_bench.report.groups import Group
 
 LARGEST_NUMBER_OF_POINTS = 150  # of a training curve; more is noise on paper

@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 import fr_bench
 from fr_bench.errors import ConfigError, RunFailed, ToldElsewhere
-from fr_bench.launching.resume import plain_differences
+from fr_bench.launching.differences import plain_differences
 from fr_bench.processes.torchrun import Torchrun
 
 PATIENCE_S = 300.0

@@ -13,7 +13,6 @@ others of s.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,39 +23,18 @@ from fr_bench.atomic import replace_file
 from fr_bench.checkpoints.files import Checkpoint, newest_good, remove_after
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
+from fr_bench.launching.differences import MOVABLE, differences, refuse_differences
 from fr_bench.launching.origin import NAME as ORIGIN
 from fr_bench.planning.plan import Plan, make_plan
+from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import FoundRun, RunDirectory
 from fr_bench.records.run_files import read_json, strict_json
-from fr_bench.settings.since_later import SINCE_LATER
 from fr_bench.workers.resumption import Resumption
 
 Complain = Callable[[str], None]
-Record = dict[str, Any]
 
-# Say what is written down, or how long: the same run with another of these is the same run.
-LOGGING: tuple[str, ...] = (
-    "checkpoint",
-    "cluster",
-    "console",
-    "dry_run",
-    "eval_every",
-    "hang_timeout",
-    "log_every",
-    "max_time",
-    "resume",
-    "run_dir",
-    "sweep_dir",
-)
-LOGGING += ("profile", "trace", "wandb")
-# A run that goes on in a new directory may also change these; and with another k what goes with k.
-MOVABLE = (
-    "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
-)  # fmt: skip
-BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 BEFORE_THE_CUT = ("train", "time", "profile")
 # What records of a kind have, beside their position.
-POSITION = ("step", "epoch", "train_time")
 NUMBERS_OF = {
     "eval": ("test_error",),
     "memory": ("module", "peak"),
@@ -172,7 +150,7 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     checkpoint = newest_good(source.checkpoints, complain)
     if checkpoint is None:
         raise ConfigError(f"{where}: has no checkpoint that can be used.")
-    _refuse_differences(
+    refuse_differences(
         checkpoint.manifest["config"], config, where, may_change=MOVABLE, cuts=checkpoint.manifest["cuts"]
     )
     same_k = checkpoint.k == config["k"]
@@ -253,47 +231,9 @@ def _find_source(config: dict[str, Any]) -> RunDirectory:
     return source
 
 
-def differences(
-    before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...] = (), cuts: list[int] | None = None
-) -> list[str]:
-    """In what ``now`` is another run than ``before``: ``optimizer.lr is 0.1 there and 0.2 here``.
-
-    Args:
-        before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
-            what fr_bench.settings.since_later says.
-        may_change: top-level keys beside LOGGING.
-        cuts: that ``before`` came to: asking for them is no difference.
-    """
-    ignored = {*LOGGING, *may_change}
-    if "k" in may_change and before.get("k") != now["k"]:
-        ignored |= set(BOUND_TO_K)
-    if cuts is not None and now["partition"] == cuts:
-        ignored.add("partition")
-    before, now = ({key: value for key, value in each.items() if key not in ignored} for each in (before, now))
-    return plain_differences(before, now)
-
-
-def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """All of them, one a setting, in words."""
-    flat_before, flat_now = _flat(before), _flat(now)
-    found = []
-    for key in dict.fromkeys([*flat_now, *flat_before]):
-        there, here = (flat.get(key, SINCE_LATER.get(key)) for flat in (flat_before, flat_now))
-        if there != here:
-            found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
-    return found
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(strict_json(node)).items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
 def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
     if found.config:  # it may have been killed before it wrote one
-        _refuse_differences(found.config, config, f"run_dir={directory.path}")
+        refuse_differences(found.config, config, f"run_dir={directory.path}")
     _refuse_other_origin(found, config, directory)
 
 
@@ -309,23 +249,6 @@ def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: Run
             f"resume={config['resume']}: run_dir={directory.path} holds a run that {took_over}; choose another "
             "run_dir, or resume=auto to go on with the one that is there."
         )
-
-
-def _refuse_differences(
-    before: dict[str, Any],
-    now: dict[str, Any],
-    where: str,
-    may_change: tuple[str, ...] = (),
-    cuts: list[int] | None = None,
-) -> None:
-    found = differences(before, now, may_change, cuts)
-    if not found:
-        return
-    shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
-    advice = "use its settings, or choose another run_dir"
-    if may_change:
-        advice = f"only {', '.join(may_change)} and what is logged may change"
-    raise ConfigError(f"{where}: holds a run with other settings: {shown}; {advice}.")
 
 
 def bring_records(start: Start, directory: RunDirectory) -> Records:
@@ -349,29 +272,16 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole records of a metrics.jsonl; the last line may be torn, and a file that is not there has none."""
+    """All whole records of a metrics.jsonl that have what a run that goes on with them adds up."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = list(read_lines(path))
     except OSError:
         return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and _is_record(record):
-            records.append(record)
-    return records
+    return [line.record for line in lines if line.problem is None and _adds_up(line.record)]
 
 
-def _is_record(record: Record) -> bool:
-    """Whether it has what a run that goes on with it adds up."""
-    numbers = [record.get(key) for key in (*POSITION, *NUMBERS_OF.get(str(record.get("kind")), ()))]
-    numbers += [record[key] for key in OPTIONAL if key in record]
-    return (
-        isinstance(record.get("kind"), str)
-        and type(record.get("step")) is int
-        and type(record.get("module", 0)) is int
-        and all(isinstance(value, int | float) and abs(value) < LARGEST for value in numbers)
-    )
+def _adds_up(record: Record) -> bool:
+    numbers = [number(record, key) for key in (*POSITION, *NUMBERS_OF.get(record["kind"], ()))]
+    numbers += [number(record, key) for key in OPTIONAL if key in record]
+    is_bounded = all(value is not None and abs(value) < LARGEST for value in numbers)
+    return is_bounded and type(record["step"]) is int and type(record.get("module", 0)) is int

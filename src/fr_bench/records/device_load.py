@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from fr_bench.records.runs import Record, number
+from fr_bench.records.reading import Record, number
 
 
 def load_of(profiles: Iterable[Record]) -> tuple[float | None, float | None]:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import glob
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
-Record = dict[str, Any]
+from fr_bench.records.reading import KINDS_BY_MODULE, Line, Record, number, read_lines
+
 Complain = Callable[[str], None]
 
 RUN_FILES = ("metrics.jsonl", "status.json")  # a folder with either is a run directory
 SWEEP_FILES = ("jobs.jsonl", "multirun.yaml")  # beside the runs of a sweep: `plot multirun/x/*` names them too
 FOLDERS_OF_A_RUN = ("checkpoints", "wandb")
-KINDS_BY_MODULE = ("memory", "time", "sigma", "profile")
 LARGEST_NUMBER_OF_COMPLAINTS = 5  # about one file
 
 
@@ -93,13 +91,6 @@ class Run:
         """Whether a loss is not a number: strict JSON writes null."""
         losses = [("train", "loss"), ("eval", "train_loss"), ("eval", "test_loss")]
         return any(key in record and number(record, key) is None for kind, key in losses for record in self.of(kind))
-
-
-def number(record: Record, key: str) -> float | None:
-    """``record[key]`` if it is a finite number, else None."""
-    value = record.get(key)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return value if good else None
 
 
 def find_runs(arguments: Iterable[str], complain: Complain) -> list[Run]:
@@ -179,8 +170,7 @@ def read_records(path: Path, complain: Complain) -> dict[str, list[Record]]:
     records: dict[str, list[Record]] = {}
     newest: dict[tuple[str, int | None], list[Record]] = {}
     num_bad = 0
-    for line_number, line in enumerate(_lines(path, complain), start=1):
-        problem, record = _parse(line)
+    for line_number, problem, record in _lines(path, complain):
         if problem:
             num_bad += 1
             if num_bad <= LARGEST_NUMBER_OF_COMPLAINTS:
@@ -198,30 +188,12 @@ def read_records(path: Path, complain: Complain) -> dict[str, list[Record]]:
     return {kind: sorted(found, key=lambda record: record["step"]) for kind, found in records.items()}
 
 
-def _lines(path: Path, complain: Complain) -> list[bytes]:
+def _lines(path: Path, complain: Complain) -> list[Line]:
     try:
-        return path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
+        return list(read_lines(path))
     except OSError as error:
         complain(f"{path}: cannot be read: {error.strerror}")
         return []
-
-
-def _parse(line: bytes) -> tuple[str | None, Record]:
-    """Returns what is wrong with the line (None if nothing), and the record."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return "not a whole JSON object", {}
-    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-        return "a record without a kind", {}
-    for key in ("step", "epoch", "train_time"):
-        if number(record, key) is None:
-            return f"a {record['kind']} record without a number for '{key}'", {}
-    if record["kind"] in KINDS_BY_MODULE and type(record.get("module")) is not int:
-        return f"a {record['kind']} record that names no module", {}
-    return None, record
 
 
 def _name(config: Record, summary: Record, key: str) -> str | None:

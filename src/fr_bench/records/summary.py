@@ -7,7 +7,7 @@ from collections import defaultdict
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
 from fr_bench.records.device_load import load_of
-from fr_bench.records.runs import Record, number
+from fr_bench.records.reading import Record, number
 
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
 # The memory account of a module in bytes, and what was predicted for all of it.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from fr_bench.records.runs import Complain, Record, Run
+from fr_bench.records.reading import Record
+from fr_bench.records.runs import Complain, Run
 from fr_bench.settings.since_later import SINCE_LATER
 
 METHOD_NAMES = {

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.runs import Record, Run, number
+from fr_bench.records.reading import Record, number
+from fr_bench.records.runs import Run
 from fr_bench.report.groups import Group
 
 # Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.

@@ -1,0 +1,87 @@
+"""In what the configs of two runs differ, and which of that makes another run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fr_bench.errors import ConfigError
+from fr_bench.records.run_files import strict_json
+from fr_bench.settings.since_later import SINCE_LATER
+
+# Say what is written down, or how long: the same run with another of these is the same run.
+LOGGING: tuple[str, ...] = (
+    "checkpoint",
+    "cluster",
+    "console",
+    "dry_run",
+    "eval_every",
+    "hang_timeout",
+    "log_every",
+    "max_time",
+    "resume",
+    "run_dir",
+    "sweep_dir",
+)
+LOGGING += ("profile", "trace", "wandb")
+# A run that goes on in a new directory may also change these; and with another k what goes with k.
+MOVABLE = (
+    "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
+)  # fmt: skip
+BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
+
+
+def refuse_differences(
+    before: dict[str, Any],
+    now: dict[str, Any],
+    where: str,
+    may_change: tuple[str, ...] = (),
+    cuts: list[int] | None = None,
+) -> None:
+    """Raises ConfigError where ``where`` holds another run than ``now``; see :func:`differences`."""
+    found = differences(before, now, may_change, cuts)
+    if not found:
+        return
+    shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    advice = "use its settings, or choose another run_dir"
+    if may_change:
+        advice = f"only {', '.join(may_change)} and what is logged may change"
+    raise ConfigError(f"{where}: holds a run with other settings: {shown}; {advice}.")
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...] = (), cuts: list[int] | None = None
+) -> list[str]:
+    """In what ``now`` is another run than ``before``: ``optimizer.lr is 0.1 there and 0.2 here``.
+
+    Args:
+        before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
+            what fr_bench.settings.since_later says.
+        may_change: top-level keys beside LOGGING.
+        cuts: that ``before`` came to: asking for them is no difference.
+    """
+    ignored = {*LOGGING, *may_change}
+    if "k" in may_change and before.get("k") != now["k"]:
+        ignored |= set(BOUND_TO_K)
+    if cuts is not None and now["partition"] == cuts:
+        ignored.add("partition")
+    before, now = ({key: value for key, value in each.items() if key not in ignored} for each in (before, now))
+    return plain_differences(before, now)
+
+
+def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """All of them, one a setting, in words."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    found = []
+    for key in dict.fromkeys([*flat_now, *flat_before]):
+        there, here = (flat.get(key, SINCE_LATER.get(key)) for flat in (flat_before, flat_now))
+        if there != here:
+            found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
+    return found
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in json.loads(strict_json(node)).items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
