@@ -33,6 +33,7 @@ from fr_bench.data import (
     Dataset,
     EvaluationImages,
     EvaluationLabels,
+    Outline,
     SeededOrder,
     Split,
     TrainImages,
@@ -40,6 +41,7 @@ from fr_bench.data import (
     build_dataset,
     cifar,
     fashion_mnist,
+    outline_dataset,
     prepare_dataset,
 )
 from fr_bench.data.augmentation import Augmentation
@@ -502,6 +504,47 @@ def test_download_false_touches_neither_network_nor_disk(server, clothes, tmp_pa
         with pytest.raises(ConfigError, match=r"dataset\.download=false.*data.*dataset=digits"):
             prepare_dataset(config)
     assert server.fetched == [] and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["device=cuda"], "device=cuda"),
+        (["transport=nccl", "device=cpu"], "transport=nccl"),
+        (["resume=nothere"], "resume=nothere"),
+        (["k=20"], "k=20"),
+        (["partition=[3,90,95]"], "partition="),
+        (["dataset.limit=70000"], "there are 50000 training images"),
+        (["dataset.validation=100", "dataset.limit=100", "batch_size=128"], "the training set has 100 images"),
+    ],
+)
+def test_what_else_is_wrong_is_said_before_anything_is_fetched(
+    words: list[str], message: str, server, tmp_path, monkeypatch, capsys
+) -> None:
+    if words == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(CIFAR10, "url", server.url + CIFAR10.filename)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "model=resnet20", "k=2", "wandb.mode=disabled", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert server.fetched == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_needs_no_images(server, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(CIFAR10, "url", server.url + CIFAR10.filename)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["train", "model=resnet20", "k=2", "dry_run=true", "method=ddp"]) == 0
+    assert "resnet20 on cifar10: nothing is trained" in capsys.readouterr().out
+    assert server.fetched == [] and not (tmp_path / "data").exists()
+
+
+def test_what_data_sets_declare_is_what_is_left_of_them(clothes, tmp_path, monkeypatch) -> None:
+    write_clothes(tmp_path / "FashionMNIST" / "raw", clothes, compress=False)
+    config = clothes_config(str(tmp_path)) | {"validation": 3, "limit": 5}
+    there = Outline.of(build_dataset(config))
+    monkeypatch.setattr(fashion_mnist.load, "outline", Outline(there.input_shape, 10, 12, there.num_test))
+    assert outline_dataset(config) == there and (there.num_train, there.num_validation) == (5, 3)
 
 
 # A user's own, and the doctor

@@ -2,24 +2,28 @@
 
 A user's own data set is any function that returns a :class:`Dataset` and that a YAML names by ``_target_``. If it
 has files to fetch, a function ``prepare`` with the same arguments, as an attribute of it, is called once by the
-parent before any process of the run exists.
+parent before any process of the run exists. With an :class:`Outline` as its attribute ``outline`` mistakes in a run's
+settings are found before anything is downloaded.
 """
 
-from fr_bench.data.build import COMMON_KEYS, build_dataset, prepare_dataset
+from fr_bench.data.build import COMMON_KEYS, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.images import EvaluationImages, TrainImages
 from fr_bench.data.labels import EvaluationLabels, TrainLabels
 from fr_bench.data.order import SeededOrder
+from fr_bench.data.outline import Outline
 
 __all__ = [
     "COMMON_KEYS",
     "Dataset",
     "EvaluationImages",
     "EvaluationLabels",
+    "Outline",
     "SeededOrder",
     "Split",
     "TrainImages",
     "TrainLabels",
     "build_dataset",
+    "outline_dataset",
     "prepare_dataset",
 ]

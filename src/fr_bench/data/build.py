@@ -11,6 +11,7 @@ from torch import Tensor
 from fr_bench.components import bind, refusing
 from fr_bench.data.checks import check_common, check_dataset
 from fr_bench.data.dataset import Dataset
+from fr_bench.data.outline import Outline, declared_outline, num_kept
 from fr_bench.errors import ConfigError
 from fr_bench.seeds import derive_seed
 
@@ -62,6 +63,18 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     return _hold_out(dataset, config.get("limit"), config.get("validation", 0))
 
 
+def outline_dataset(config: dict[str, Any]) -> Outline | None:
+    """Sizes of the data set, where its loader declares them; nothing is read.
+
+    Args:
+        config: the ``dataset`` node, resolved and plain.
+
+    Raises:
+        ConfigError: a wrong value of a key that all data sets have.
+    """
+    return declared_outline(config, _bound_loader(config).func)
+
+
 def _bound_loader(config: dict[str, Any]) -> Any:
     """The loader as a ``functools.partial`` with its own keys as arguments."""
     return bind({key: value for key, value in config.items() if key not in COMMON_KEYS})
@@ -69,17 +82,7 @@ def _bound_loader(config: dict[str, Any]) -> Any:
 
 def _hold_out(dataset: Dataset, limit: int | None, num_validation: int) -> Dataset:
     num_train = len(dataset.train.labels)
-    if num_validation >= num_train:
-        raise ConfigError(
-            f"dataset.validation={num_validation}: must be less than the {num_train} training images, "
-            "out of which these are held."
-        )
-    num_left = num_train - num_validation
-    if limit is not None and limit > num_left:
-        left = f" that dataset.validation={num_validation} leaves of {num_train}" if num_validation else ""
-        raise ConfigError(
-            f"dataset.limit={limit}: there are {num_left} training images{left}; use null for all of them."
-        )
+    num_kept(num_train, limit, num_validation)
     if limit is None and num_validation == 0:
         return dataset
     order = _fixed_order(num_train)

@@ -15,7 +15,7 @@ from fr_bench.launching.origin import settle_origin
 from fr_bench.launching.resume import Start, bring_records, check_resume, decide, plan_with_cuts
 from fr_bench.launching.supervisor import SignalWatch, Supervisor, watch_signals
 from fr_bench.planning.environment import describe_environment
-from fr_bench.planning.plan import Plan, make_plan
+from fr_bench.planning.plan import Plan, check_components, make_plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.torch_settings import keep_freed_memory
 from fr_bench.records.collector import Collector
@@ -36,9 +36,10 @@ def check_plan(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming the key, the value and what is allowed.
     """
-    make_plan(config)
+    check_components(config)
     check_resume(config)
     check_wandb(resolve_mode(config["wandb"]["mode"]))
+    make_plan(config)  # last, since it may download a data set
 
 
 def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fr_bench.components import bind, check_callable, check_optimizer, refusing
-from fr_bench.data import COMMON_KEYS, Dataset, build_dataset, prepare_dataset
+from fr_bench.data import COMMON_KEYS, Outline, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
@@ -149,16 +149,33 @@ class Plan:
 
 
 def make_plan(config: dict[str, Any]) -> Plan:
-    """Plans the run that ``config`` (resolved, plain) describes. Downloads the data set if it may.
+    """Plans the run that ``config`` (resolved, plain) describes.
+
+    Downloads the data set if it may, once nothing else is wrong; for a dry run nothing is downloaded.
 
     Raises:
         ConfigError: whatever is wrong with it, naming the key.
     """
+    declared = outline_dataset(config["dataset"])
+    if declared is None:
+        return _plan_with(config, fetch_dataset(config))
+    plan = _plan_with(config, declared)
+    if config.get("dry_run"):  # configs of older runs lack it
+        return plan
+    found = fetch_dataset(config)
+    return plan if found == declared else _plan_with(config, found)
+
+
+def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
+    if config["batch_size"] > dataset.num_train:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: the training set has {dataset.num_train} images, so no full batch "
+            f"ever forms; use at most {dataset.num_train}"
+        )
     k, replicas = config["k"], config.get("replicas", 1)  # configs of older runs lack it
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     policy = method.policy(**hyper_parameters)
-    dataset = fetch_dataset(config)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
     check_replicas(config, replicas, method)
@@ -189,8 +206,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
     balance.check_limit(predicted_memory)
     is_predictable = policy.is_predictable and unpredictable(config) is None
     num_modules = len(site.devices) // num_replicas
-    num_train, evaluated = len(dataset.train.labels), {"test": dataset.test, "validation": dataset.validation}
-    steps_per_epoch, num_steps = count_steps(config, num_train)
+    steps_per_epoch, num_steps = count_steps(config, dataset.num_train)
+    evaluated = {"test": dataset.num_test, "validation": dataset.num_validation}
     return Plan(
         config=config,
         cuts=cuts,
@@ -203,8 +220,8 @@ def make_plan(config: dict[str, Any]) -> Plan:
         num_steps=num_steps,
         input_shape=tuple(dataset.input_shape),
         num_classes=dataset.num_classes,
-        num_train=num_train,
-        num_evaluation_images={name: len(split.labels) for name, split in evaluated.items() if split is not None},
+        num_train=dataset.num_train,
+        num_evaluation_images={name: number for name, number in evaluated.items() if number},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         expected_share=balance.shares(cuts),
         staleness=policy.staleness(num_modules) * num_replicas,
@@ -307,21 +324,14 @@ def predict_modules(
     ]
 
 
-def fetch_dataset(config: dict[str, Any]) -> Dataset:
-    """The data set, downloaded if it may be.
+def fetch_dataset(config: dict[str, Any]) -> Outline:
+    """Sizes of the data set as it is here, downloaded if it may be.
 
     Raises:
-        ConfigError: it cannot be had, or has fewer images than a batch.
+        ConfigError: it cannot be had.
     """
     prepare_dataset(config["dataset"])
-    dataset = build_dataset(config["dataset"])
-    num_train = len(dataset.train.labels)
-    if config["batch_size"] > num_train:
-        raise ConfigError(
-            f"batch_size={config['batch_size']}: the training set has {num_train} images, so no full batch ever forms; "
-            f"use at most {num_train}"
-        )
-    return dataset
+    return Outline.of(build_dataset(config["dataset"]))
 
 
 def check_components(config: dict[str, Any]) -> type[Method]:

@@ -1,0 +1,73 @@
+"""What can be known of a data set without its images: enough to plan a run, and to refuse one, before a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fr_bench.data.checks import check_common
+from fr_bench.data.dataset import Dataset
+from fr_bench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Sizes.
+
+    Attributes:
+        input_shape: of one image: (channels, height, width).
+        num_classes: labels are 0 to num_classes - 1.
+        num_train, num_test, num_validation: images of each set; without one held out for validation 0.
+    """
+
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    num_train: int
+    num_test: int
+    num_validation: int = 0
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Outline:
+        """Of one that is there."""
+        num_validation = 0 if dataset.validation is None else len(dataset.validation.labels)
+        sizes = (len(dataset.train.labels), len(dataset.test.labels), num_validation)
+        return cls(dataset.input_shape, dataset.num_classes, *sizes)
+
+
+def declared_outline(config: dict[str, Any], loader: Any) -> Outline | None:
+    """What is left, with the common keys of ``config``, of the data set that ``loader`` has declared as its attribute
+    ``outline``; None if it has none.
+
+    Raises:
+        ConfigError: more images held out, or asked for, than there are.
+    """
+    whole = getattr(loader, "outline", None)
+    if whole is None:
+        return None
+    check_common(config)
+    num_validation = config.get("validation", 0)
+    return replace(
+        whole,
+        num_train=num_kept(whole.num_train, config.get("limit"), num_validation),
+        num_validation=num_validation,
+    )
+
+
+def num_kept(num_train: int, limit: int | None, num_validation: int) -> int:
+    """How many of ``num_train`` images are left to train on.
+
+    Raises:
+        ConfigError: more held out, or asked for, than there are.
+    """
+    if num_validation >= num_train:
+        raise ConfigError(
+            f"dataset.validation={num_validation}: must be less than the {num_train} training images, "
+            "out of which these are held."
+        )
+    num_left = num_train - num_validation
+    if limit is not None and limit > num_left:
+        left = f" that dataset.validation={num_validation} leaves of {num_train}" if num_validation else ""
+        raise ConfigError(
+            f"dataset.limit={limit}: there are {num_left} training images{left}; use null for all of them."
+        )
+    return num_left if limit is None else limit
