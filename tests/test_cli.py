@@ -87,6 +87,20 @@ def test_output_that_nobody_reads_is_no_accident(words: list[str], unbuffered: s
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    """As in ``fr-bench train | head -1``: metrics.jsonl has everything."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["train", "-m", "debug=fast", "wandb.mode=disabled", "seed=0,1", f"sweep_dir={tmp_path / 'runs'}"]
+    command = [sys.executable, "-m", "fr_bench", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    said = "fr-bench: nobody reads the output any more; training goes on, and is logged as ever"
+    assert done.returncode == 0 and done.stderr.splitlines().count(said) == 1
+    states = [json.loads(path.read_text())["state"] for path in (tmp_path / "runs").glob("*/status.json")]
+    assert states == ["finished"] * 2
+
+
 @pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["report", "--version"]])
 def test_version_names_the_libraries(words, capsys):
     assert main(words) == 0

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import TextIO
 
 from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
 from fr_bench.processes.signals import catch_early
 from fr_bench.processes.torchrun import Torchrun
+from fr_bench.unread import is_unread
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return exit_code
     except BrokenPipeError:
-        if not _is_unread(sys.stdout):
+        if not is_unread(sys.stdout):
             raise
         return 1
     except FrBenchError as error:
@@ -74,17 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fr-bench: interrupted", file=sys.stderr)
         return 130
-
-
-def _is_unread(stream: TextIO) -> bool:
-    """Whether nobody reads ``stream`` any more, as after ``fr-bench train --help | head``. Then it leads nowhere from
-    now on, so that the interpreter does not complain at its end."""
-    poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    is_unread = any(event & select.POLLERR for _, event in poll.poll(0))
-    if is_unread:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return is_unread
 
 
 def _dispatch(words: list[str]) -> int:

@@ -48,6 +48,7 @@ from fr_bench.settings.compose import (
 )
 from fr_bench.settings.config import check
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code, table
+from fr_bench.unread import heard_or_not
 
 if TYPE_CHECKING:
     from fr_bench.launching.meeting import Meeting
@@ -93,7 +94,8 @@ def main(argv: list[str]) -> int:
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
     outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
     code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes))
-    print(table(outcomes.read(), composition.num_jobs))
+    with heard_or_not():
+        print(table(outcomes.read(), composition.num_jobs), flush=True)
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
 
@@ -223,7 +225,8 @@ class TrainTask:
         finally:
             self.outcomes.add(outcome)
             if number is not None:
-                print(self.outcomes.line(outcome), flush=True)
+                with heard_or_not():
+                    print(self.outcomes.line(outcome), flush=True)
         return outcome.best_test_error
 
 

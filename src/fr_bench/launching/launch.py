@@ -27,6 +27,7 @@ from fr_bench.records.summary import SummaryBuilder
 from fr_bench.records.trace import write_trace
 from fr_bench.records.wandb_server import why_unreachable
 from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
+from fr_bench.unread import heard_or_not
 from fr_bench.workers.resumption import Resumption
 
 
@@ -197,7 +198,8 @@ class Run:
         if cause is not None:
             raise cause
         if not self.quiet:
-            print_summary(summary, self.directory.path, self.plan.expected_share)
+            with heard_or_not():
+                print_summary(summary, self.directory.path, self.plan.expected_share)
         return summary
 
     def _write_end(self, summary: dict[str, Any], cause: BaseException | None) -> BaseException | None:
@@ -251,7 +253,8 @@ class Run:
         plan, config = self.plan, self.plan.config
         names = {group: config[group]["name"] for group in ("method", "model", "dataset")}
         if not self.quiet:
-            print(*plan.headlines(), sep="\n", flush=True)
+            with heard_or_not():
+                print(*plan.headlines(), sep="\n", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
         shape = {"k": plan.k, "replicas": config["replicas"]}
         title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)

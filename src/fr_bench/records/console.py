@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fr_bench.records.sinks import Record, Sink, SinkGroup
+from fr_bench.unread import heard_or_not
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,10 +48,11 @@ class PlainConsole:
 
     def write(self, record: Record) -> None:
         """Prints the record if it is one of these kinds."""
-        if record["kind"] in ("train", "eval"):
-            print(record_line(record), flush=True)
-        elif record["kind"] == "profile":
-            print(profile_line(record), flush=True)
+        with heard_or_not():
+            if record["kind"] in ("train", "eval"):
+                print(record_line(record), flush=True)
+            elif record["kind"] == "profile":
+                print(profile_line(record), flush=True)
 
     def finish(self, summary: Record | None, exit_code: int) -> None:
         """Nothing is left to print."""
@@ -184,7 +186,7 @@ def print_summary(summary: Record, run_dir: Path, expected_share: Sequence[float
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    console.print()
+    print(flush=True)  # where nobody reads that, rich would end the process
     console.print(_result_table(summary))
     console.print()
     console.print(_summary_module_table(summary, expected_share))
