@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from harness import call, run_serial, tiny_config
+from harness import call, read_records, tiny_config, train_here
 
 from fr_bench.checkpoints.files import whole_folders
 from fr_bench.errors import Diverged
@@ -319,5 +319,6 @@ def test_a_module_without_memory_is_told_with_the_table_and_what_lowers_it(tmp_p
 def test_in_one_process_too_the_first_module_that_diverged_is_named_not_those_below_it(tmp_path: Path) -> None:
     model = {"_target_": "tiny_models.bad_day", "name": "bad_day", "what": "gradient", "at": 8}
     with pytest.raises(Diverged) as caught:
-        run_serial(tiny_config("fr", 3, model=model, log_every=7), tmp_path)
+        train_here(tiny_config("fr", 3, model=model, log_every=7), tmp_path / "run")
     assert (caught.value.step, caught.value.module) == (4, 2)
+    assert read_records(tmp_path / "run") == []  # nothing was evaluated after step 5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fr_bench.records.summary import SummaryBuilder
 
 CONFIG: dict[str, Any] = {
@@ -81,6 +83,14 @@ def test_speed_is_the_mean_over_the_run() -> None:
     assert (summary["step_time_s"], summary["epoch_time_s"], summary["images_per_s"]) == (0.5, 5.0, 16.0)
 
 
+def test_busy_time_is_the_mean_over_the_steps_of_the_run() -> None:
+    records = [timing(10, 1, wait_s=0.1, busy_s=0.3), timing(40, 1, wait_s=0.1, busy_s=0.1), timing(40, 2, wait_s=0.2)]
+    summary = builder(*records).build("finished")
+    assert summary["busy_s"] == [pytest.approx(2 * (10 * 0.3 + 30 * 0.1) / 40), pytest.approx(0.2)]  # play and learn
+    unseen = record("time", 50, module=1, play_s=0.1, learn_s=0.1, send_s=0.1)
+    assert builder(*records, unseen).build("finished")["busy_s"] == [None, None]
+
+
 def test_peak_memory_is_the_largest_of_each_module() -> None:
     records = [
         record("memory", step, module=module, device=f"cuda:{module}", peak=peak)
@@ -124,8 +134,3 @@ def test_the_speed_of_a_run_that_took_over_is_that_of_its_own_steps() -> None:
     assert (built["steps"], built["train_time"]) == (30, 105.0)
     assert (built["step_time_s"], built["epoch_time_s"], built["images_per_s"]) == (0.5, 5.0, 16.0)
     assert built["efficiency"] == 0.5 and abs(built["waiting_share"][0] - 0.25) < 1e-12
-
-
-def test_busy_time_is_what_a_mini_batch_computed_in_the_last_record() -> None:
-    summary = builder(timing(10, 1, wait_s=0.0, busy_s=9.0), timing(20, 1, wait_s=0.3, busy_s=0.1)).build("finished")
-    assert summary["busy_s"] == [0.2, None]

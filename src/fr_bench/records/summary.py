@@ -37,7 +37,9 @@ class SummaryBuilder:
         self._peaks: dict[int, int] = {}
         self._accounts: dict[int, Record] = {}
         self._efficiency_sum, self._efficiency_steps = 0.0, 0  # over modules, too, which all have the same
-        self._computing_s: dict[int, float] = {}  # by module, of its last `time` record
+        # By module, over all its `time` records.
+        self._timed_steps: defaultdict[int, int] = defaultdict(int)
+        self._computing_s: defaultdict[int, float] = defaultdict(float)
         self._busy_s: defaultdict[int, float] = defaultdict(float)
         self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
@@ -73,9 +75,9 @@ class SummaryBuilder:
         if num_iterations <= 0:  # of the run before
             return
         self._timed_until[module] = record["step"]
-        self._sees_waiting = self._sees_waiting and "wait_s" in record
-        if self._sees_waiting:  # else waiting counts as computing
-            self._computing_s[module] = record["play_s"] + record["learn_s"]
+        self._timed_steps[module] += num_iterations
+        self._sees_waiting = self._sees_waiting and "wait_s" in record  # else it counts as computing
+        self._computing_s[module] += num_iterations * (record["play_s"] + record["learn_s"])
         self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
         self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
         efficiency = number(record, "efficiency")
@@ -88,10 +90,10 @@ class SummaryBuilder:
 
         ``best_test_error`` is the smallest test error, or, with a validation set, that of the epoch with the smallest
         validation error (the first of equals), which is ``best_validation_error``. ``waiting_share`` is each module's
-        share of time spent waiting for its neighbours; ``memory`` its last account in bytes; ``busy_s`` the seconds
-        that a mini-batch kept it computing in the last `time` record. Where the method cannot tell waiting from
-        computing, both are None. Other times, and the efficiency, are means over the whole run, pipe fill included, but
-        for the steps that another run made; lists are by module.
+        share of time spent waiting for its neighbours; ``busy_s`` the seconds that a mini-batch kept it busy; where the
+        method cannot tell waiting from computing, both are None. ``memory`` is its last account in bytes. Times,
+        and the efficiency, are means over the whole run, pipe fill included, but for the steps that another run made;
+        lists are by module.
 
         ``device_busy_s`` is how long an iteration kept a GPU busy while it was profiled: of several GPUs the busiest,
         and of processes that share one their sum, since they take turns. ``num_kernels`` is that of all processes.
@@ -127,7 +129,7 @@ class SummaryBuilder:
             "step_time_s": seconds / steps if steps > 0 else None,
             "epoch_time_s": seconds / epochs if epochs > 0 else None,
             "efficiency": self._efficiency_sum / self._efficiency_steps if self._efficiency_steps else None,
-            "busy_s": [self._computing_s.get(module) for module in modules],
+            "busy_s": [self._busy_per_step(module) for module in modules],
             "waiting_share": [self._waiting_share(module) for module in modules],
             "device_busy_s": device_busy_s,
             "num_kernels": num_kernels,
@@ -135,6 +137,10 @@ class SummaryBuilder:
             "memory": [self._accounts.get(module) for module in modules],
             "devices": [self._devices.get(module) for module in modules],
         }
+
+    def _busy_per_step(self, module: int) -> float | None:
+        steps = self._timed_steps[module]
+        return self._computing_s[module] / steps if steps and self._sees_waiting else None
 
     def _waiting_share(self, module: int) -> float | None:
         total_s = self._wait_s[module] + self._busy_s[module]

@@ -213,7 +213,7 @@ class Trainer:
             if self.checkpointer.pauses_at(t + 1):
                 stop = t + 1
             is_logged = self.extent.logs(t + 1)
-            if is_logged:
+            if is_logged or t + 1 == stop:  # nothing is evaluated that has diverged
                 self._check_finite()
             if result is not None:
                 self._log(t, result, is_logged, num_untimed=0 if is_timed else t + 1 - start)
