@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import Any
 
 import yaml
@@ -33,6 +34,7 @@ def help_text(anatomy: Anatomy, width: int) -> str:
     """The help, for lines of ``width`` letters."""
     meanings = all_meanings(anatomy.sources)
     headings = {source.name: heading(source.text) for source in anatomy.sources}
+    remarks = {source.name: rest_of_heading(source.text) for source in anatomy.sources}
     groups = [
         _entry(group, f"{', '.join(options)} ({meanings.get(f'defaults.{group}', 'of your own')})", width)
         for group, options in anatomy.groups.items()
@@ -41,6 +43,7 @@ def help_text(anatomy: Anatomy, width: int) -> str:
     for group, name in anatomy.choices.items():
         title = f"{group}={name}: {headings.get(f'{group}/{name}', '')}".rstrip(": ")
         sections[group] = [textwrap.fill(title, width, break_on_hyphens=False)]
+        sections[group] += [f"  {line}".rstrip() for line in remarks.get(f"{group}/{name}", [])]
     rest: list[str] = []
     for key, value in settings(anatomy):
         sections.get(key.partition(".")[0], rest).append(_entry(f"{key}={value}", meanings.get(key, ""), width))
@@ -109,6 +112,13 @@ def heading(text: str) -> str:
             break
         paragraph.append(words)
     return " ".join(paragraph)
+
+
+def rest_of_heading(text: str) -> list[str]:
+    """The other lines of that comment: commands, what to expect, what it costs."""
+    comment = list(takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    lines = [line.removeprefix("#").removeprefix(" ") for line in comment if GLOBAL_PACKAGE not in line]
+    return lines[lines.index("") + 1 :] if "" in lines else []
 
 
 def _typed(value: Any) -> str:
