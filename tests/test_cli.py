@@ -99,6 +99,8 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stderr.splitlines().count(said) == 1
     states = [json.loads(path.read_text())["state"] for path in (tmp_path / "runs").glob("*/status.json")]
     assert states == ["finished"] * 2
+    commands = [json.loads(path.read_text())["command"] for path in (tmp_path / "runs").glob("*/env.json")]
+    assert commands == [["fr-bench", *words]] * 2
 
 
 @pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["report", "--version"]])

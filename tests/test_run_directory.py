@@ -99,6 +99,20 @@ def test_a_status_that_is_not_yet_written_belongs_to_a_run_that_is_starting(tmp_
         RunDirectory(tmp_path).create()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"state": "weird"}', "state is 'weird'"), (None, "a link that leads nowhere")]
+)
+def test_a_status_that_is_not_one_of_ours_is_left_alone(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    if content is None:
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"status.json: .*{message}.*choose another run_dir"):
+        RunDirectory(tmp_path).find()
+    assert content is None or path.read_text() == content
+
+
 def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine: true\n")
     with pytest.raises(ConfigError, match=r"holds config\.yaml, which this run would overwrite"):

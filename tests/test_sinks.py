@@ -257,6 +257,30 @@ def test_a_misspelt_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         resolve_mode("online")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("WANDB_SILENT", "maybe", "WANDB_SILENT=maybe: W&B refuses it .*boolean"),
+        ("WANDB_BASE_URL", "foo", "WANDB_BASE_URL=foo: W&B refuses it"),
+        ("WANDB_RUN_ID", "a/b", "WANDB_RUN_ID=a/b: W&B refuses it"),
+    ],
+)
+def test_a_variable_that_wandb_would_refuse_is_refused_before_it(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_wandb("offline")
+    assert "\n" not in str(refused.value)
+    check_wandb("disabled")
+
+
+def test_an_empty_wandb_mode_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb, which reads the variable itself, takes no empty one."""
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert resolve_mode("offline") == "offline" and "WANDB_MODE" not in os.environ
+
+
 def test_online_without_a_key_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"no API key for api\.wandb\.ai; run `wandb login`"):
         check_wandb("online")

@@ -80,9 +80,11 @@ class RunDirectory:
         """The run that is in the folder, None without one. Changes nothing.
 
         Raises:
-            ConfigError: its config.yaml cannot be read.
+            ConfigError: its config.yaml cannot be read, or its status.json is not one of ours.
         """
         if not self._status_path.exists():
+            if self._status_path.is_symlink():
+                raise ConfigError(f"{self._status_path}: is a link that leads nowhere; choose another run_dir.")
             return None
         config: dict[str, Any] = {}
         path = self.path / "config.yaml"
@@ -93,7 +95,13 @@ class RunDirectory:
             except Exception as error:  # YAML's, OmegaConf's, or what a list instead of a mapping raises
                 raise ConfigError(f"{path}: is not the config of a run; choose another run_dir.") from error
         plan = config.pop("plan", {})
-        return FoundRun(read_json(self._status_path), config, plan, read_json(self.path / "summary.json"))
+        status = read_json(self._status_path)
+        if status.get("state", "running") not in STATES:
+            raise ConfigError(
+                f"{self._status_path}: state is '{status['state']}', which is none of {', '.join(STATES)}; "
+                "choose another run_dir."
+            )
+        return FoundRun(status, config, plan, read_json(self.path / "summary.json"))
 
     def refuse_if_alive(self, found: FoundRun) -> None:
         """Makes sure that nobody works on the run that was ``found``. On this machine its process is seen to be there,
@@ -275,8 +283,13 @@ class RunDirectory:
         )
 
     def _going_on(self, status: dict[str, Any]) -> ConfigError:
-        owner = f" (process {status['pid']} on {status['host']})" if status else ""
-        return ConfigError(f"run_dir={self.path}: a run is going on there{owner}; choose another run_dir.")
+        if not status.keys() >= {"pid", "host"}:
+            return ConfigError(
+                f"run_dir={self.path}: a run is going on there that has not yet said whose, or its status.json is "
+                "damaged; choose another run_dir."
+            )
+        owner = f"process {status['pid']} on {status['host']}"
+        return ConfigError(f"run_dir={self.path}: a run is going on there ({owner}); choose another run_dir.")
 
     def _silence_s(self, status: dict[str, Any]) -> float:
         return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)

@@ -27,7 +27,9 @@ def resolve_mode(config_mode: str) -> str:
     Raises:
         ConfigError: WANDB_MODE is set to something else.
     """
-    mode = os.environ.get("WANDB_MODE", "") or config_mode
+    if not os.environ.get("WANDB_MODE", config_mode):  # set, but empty: wandb, which reads it too, would refuse it
+        del os.environ["WANDB_MODE"]
+    mode = os.environ.get("WANDB_MODE", config_mode)
     mode = OLD_NAMES.get(mode, mode)
     if mode not in MODES:
         raise ConfigError(f"WANDB_MODE={mode}: must be one of {', '.join(MODES)}.{nearest(mode, MODES)}")
@@ -52,6 +54,28 @@ def check_wandb(mode: str) -> None:
             f"wandb.mode=online: no API key for {_host()}; run `wandb login` or set WANDB_API_KEY, "
             "or use wandb.mode=offline and `wandb sync` the run later."
         )
+    _check_variables()
+
+
+def _check_variables() -> None:
+    """Raises ConfigError for a variable WANDB_... that wandb would not take."""
+    names = [name for name in os.environ if name.startswith("WANDB_")]
+    if not names:
+        return
+    import wandb
+
+    for name in names:
+        try:
+            wandb.Settings().update_from_env_vars({name: os.environ[name]})
+        except (ValueError, wandb.Error) as error:
+            value = "..." if "KEY" in name else os.environ[name]
+            raise ConfigError(f"{name}={value}: W&B refuses it ({_reason(error)}); correct it or unset it.") from error
+
+
+def _reason(error: Exception) -> str:
+    """In one line, without what pydantic adds."""
+    messages = [problem["msg"] for problem in error.errors()] if hasattr(error, "errors") else [str(error)]
+    return " ".join("; ".join(messages).split())
 
 
 def installed_version() -> str | None:
@@ -153,10 +177,10 @@ class WandbSink:
                 config=config,
                 settings=_settings(),
             )
-        except wandb.Error as error:
+        except (ValueError, wandb.Error) as error:
             raise RunFailed(
-                f"W&B could not be started ({mode}): {error}. With wandb.mode=offline nothing needs the network, "
-                "and `wandb sync` uploads the run later."
+                f"W&B could not be started ({mode}): {_reason(error)}. With wandb.mode=offline nothing needs the "
+                "network, and `wandb sync` uploads the run later."
             ) from error
         id_path.write_text(self._run.id + "\n")
         self._define_metrics()
