@@ -419,6 +419,9 @@ def test_a_run_dir_that_cannot_be_made_is_a_mistake(launch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train(*SMALL, "run_dir=file/run") == 2
     assert "file is a file" in capsys.readouterr().err and not launch.started
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert train(*SMALL, "run_dir=link/run") == 2
+    assert "link is a link that leads nowhere" in capsys.readouterr().err and not launch.started
 
 
 @pytest.mark.parametrize(("run_dir", "message"), [("/proc/run", ": /proc "), ("x" * 300, "File name too long")])
@@ -445,6 +448,13 @@ MISTAKES = [
     (["hydra.sweep.dirr=x"], ["hydra.sweep.dirr=x", "'hydra.sweep.dir'"]),
     (["+sede=3"], ["+sede=3", "'seed'"]),
     (["method=frr"], ["method=frr", "'fr'", "Available: 1f1b, bp, "]),
+    (["optimizer.lr=nan"], ["optimizer.lr=nan", "must be a finite number"]),
+    (["optimizer.weight_decay=inf"], ["optimizer.weight_decay=inf", "must be a finite number"]),
+    (["schedule.milestones=[0.5,nan]"], ["schedule.milestones=nan", "must be a finite number"]),
+    (["max_time=nan"], ["max_time=nan", "must be a finite number"]),
+    (["memory_limit_gb=nan"], ["memory_limit_gb=nan", "must be a finite number"]),
+    (["run_dir="], ["run_dir=: is empty", "leave it out"]),
+    (["run_dir=a", "hydra.run.dir=b"], ["hydra.run.dir=b", "use run_dir=b"]),
     (["experiment=quickstrat"], ["experiment=quickstrat", "'quickstart'"]),
     (["dataset=null"], ["dataset=null"]),
     (["k"], ["'k'", "key=value"]),
@@ -475,7 +485,7 @@ MISTAKES = [
     (["partition=mesured"], ["partition=mesured", "'measured'"]),
     (["memory_limit_gb=0"], ["memory_limit_gb=0", "above 0"]),
     (["hang_timeout=1.5"], ["hang_timeout=1.5", "at least 2", "null"]),
-    (["hang_timeout=nan"], ["hang_timeout=nan", "at least 2"]),
+    (["hang_timeout=nan"], ["hang_timeout=nan", "must be a finite number"]),
     (["memory_limit_gb=lots"], ["memory_limit_gb=lots", "a number"]),
     (["partition=[8,18]"], ["partition=[8, 18]", "k=4", "3"]),
     (["partition=[8,8,32]"], ["partition=[8, 8, 32]", "empty module"]),

@@ -283,6 +283,8 @@ def _check_folder(folder: str, *, is_made: bool) -> None:
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise ConfigError(f"cannot make the folder {folder}: {path} is a link that leads nowhere.") from None
             continue
         except OSError as error:  # a name that is too long, or a folder that we may not look into
             raise ConfigError(f"cannot make the folder {folder}: {error.strerror}.") from None

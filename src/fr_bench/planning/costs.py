@@ -149,7 +149,8 @@ def network_costs(
             try:
                 known[key] = _cost(block, (x,), meter, context, needs_gradient, optimizer_of)
             except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-                raise ConfigError(f"model: block '{name}' cannot run on input {tuple(x.shape)}: {error}") from error
+                what = f"model: block '{name}' cannot run on input {tuple(x.shape)}"
+                raise ConfigError(f"{what}: {error}{if_alone(x)}") from error
         cost, x = known[key]
         found.blocks.append(cost)
         companion, seconds = companion_of(x), 0.0
@@ -270,3 +271,8 @@ class ModuleCosts:
         totals = self._totals[k - 1]
         companion = self._companions[last - 1] if k < self._num_modules else 0.0
         return totals[last] - totals[first] + companion
+
+
+def if_alone(x: Tensor) -> str:
+    """What else to say where a block cannot run: batch norm, for one, has no statistics of one image."""
+    return "; it sees one image at a time: try a larger batch_size" if len(x) == 1 else ""

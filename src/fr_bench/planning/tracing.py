@@ -11,6 +11,7 @@ from torch import Tensor
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
 from fr_bench.modules.network import InPlaceError, Network
+from fr_bench.planning.costs import if_alone
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
 from fr_bench.transport.ipc import DEPTH
@@ -60,7 +61,7 @@ def trace_modules(
         except CANNOT_RUN as error:
             cause = _cause(error, network, x)
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
-            raise ConfigError(f"model: module {k}{what}: {cause}") from cause
+            raise ConfigError(f"model: module {k}{what}: {cause}{if_alone(x)}") from cause
         x = shapes[-1].output
     if x.shape != (size, num_classes):
         raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")

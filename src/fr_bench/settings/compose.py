@@ -284,8 +284,13 @@ class _Composer:
             cluster = OmegaConf.select(config, "cluster")  # what the launcher's settings are made of
             check_cluster(OmegaConf.to_container(cluster, resolve=True) if OmegaConf.is_config(cluster) else cluster)
             with read_write(config.hydra), open_dict(config.hydra):
+                for key in ("run_dir", "sweep_dir"):
+                    if config[key] == "":  # as of a variable that is not set: it would be the current folder
+                        raise ConfigError(f"{key}=: is empty; name a folder, or leave it out for a new one.")
                 if number is None:
                     folder = str(config.hydra.run.dir)
+                    if folder != config.run_dir:
+                        raise ConfigError(f"hydra.run.dir={folder}: it follows run_dir; use run_dir={folder}.")
                 else:
                     config.hydra.job.num = config.hydra.job.id = number
                     folder = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)

@@ -6,6 +6,7 @@ their contents are not declared here (their signatures are checked when the run 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: names the key, its value, what is allowed and the nearest right spelling.
     """
+    _check_finite(config)
     for component in COMPONENTS:
         _check_component(component, config[component])
     for key, smallest in SMALLEST.items():
@@ -145,7 +147,7 @@ def check(config: dict[str, Any]) -> None:
     if config["max_time"] is not None and config["max_time"] <= 0:
         raise ConfigError(f"max_time={config['max_time']:g}: must be above 0 (minutes), or null for no limit.")
     timeout_s = config["hang_timeout"]
-    if timeout_s is not None and not timeout_s >= SMALLEST_TIMEOUT_S:
+    if timeout_s is not None and timeout_s < SMALLEST_TIMEOUT_S:
         raise ConfigError(
             f"hang_timeout={timeout_s:g}: must be at least {SMALLEST_TIMEOUT_S:g} (seconds), or null to wait for ever."
         )
@@ -154,6 +156,20 @@ def check(config: dict[str, Any]) -> None:
     _check_devices(config["devices"], config["device"])
     _check_partition(config["partition"], config["k"])
     _check_modules(config["module_lr"], config["freeze"], config["k"])
+
+
+def _check_finite(value: Any, key: str = "") -> None:
+    """No number is NaN, which no comparison finds; nor infinite, but what a component may have a use for."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _check_finite(item, key)
+    elif isinstance(value, float) and (
+        math.isnan(value) or (math.isinf(value) and key.partition(".")[0] not in NAMED_COMPONENTS)
+    ):
+        raise ConfigError(f"{key}={value}: must be a finite number.")
 
 
 def completions(word: str) -> list[str]:
