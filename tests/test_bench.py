@@ -323,6 +323,14 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     assert "| 2.00" in table and table.count("\n") == 5
 
 
+def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> None:
+    lower, top = {"play": 3.0, "send features": 0.5}, {"play": 1.0}
+    rounds = [measurement(6.0, lower | {"play": play_s}, top) for play_s in (3.0, 1.0, 2.0)]
+    row = make_row(by_label(methods=["fr"], k=[2])["fr K=2"], rounds)
+    assert row.phases_s == [{"play": 2.0, "send features": 0.5}, {"play": 1.0}]
+    assert (row.busy_s, row.send_s, row.efficiency) == ([2.0, 1.0], [0.5, 0.0], 2 / 6)
+
+
 def test_an_iteration_has_ended_when_the_slowest_module_is_done_with_it() -> None:
     lower = [Span("step", 0, 10, 3), Span("play", 10, 12, 5), Span("step", 12, 20, 4), Span("step", 20, 30, 5)]
     upper = [Span("step", 0, 15, 3), Span("step", 15, 21, 4)]

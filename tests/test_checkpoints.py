@@ -10,15 +10,19 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from harness import assert_same_run, call, read_records, read_weights, tiny_config, train_here
+import torch
+from harness import ListConnection, assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
-from fr_bench.checkpoints.checkpointer import Interval
-from fr_bench.checkpoints.files import folder_of, read_manifest, whole_folders
+from fr_bench.checkpoints.checkpointer import Checkpointer, Interval
+from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.errors import Interrupted
 from fr_bench.launching.launch import run_training
+from fr_bench.processes.board import Board
+from fr_bench.processes.reporter import Reporter
 
 # Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
 SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]
@@ -165,11 +169,39 @@ def test_when_a_checkpoint_is_due() -> None:
     assert not any(off.is_due(step, 0, 1e9) for step in range(1, 96))
 
 
+def test_minutes_count_from_the_last_checkpoint_and_the_next_waits_until_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iterations of 25 s, a checkpoint a minute; that of step 6 is not written before step 9 is done."""
+    now_s, found = [0.0], []
+    monkeypatch.setattr("fr_bench.checkpoints.checkpointer.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    board, reporter = Board(), Reporter(ListConnection(), [-1])  # type: ignore[arg-type]
+    checkpointer = Checkpointer(board, Interval(None, 1.0, 100), tmp_path, reporter, 0, leads=True)
+    for t in range(12):
+        now_s[0] += 25
+        if t == 9:
+            board.settle(6)
+        checkpointer.begin(t)
+        if checkpointer.pauses_at(t + 1):
+            found.append(t + 1)
+            if t + 1 != 6:
+                board.settle(t + 1)
+    assert found == [3, 6, 10]
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
     train_here(tiny_config("fr", 2, checkpoint={"every": 1, "keep": keep}), tmp_path, cut_off_at=9)
     found = [folder.name for folder in whole_folders(tmp_path / "checkpoints")]
     assert found == [f"step_{step:08d}" for step in range(8, 8 - keep, -1)]
+
+
+def test_no_gradient_is_kept_for_longer_than_its_checkpoint(tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, checkpoint={"every": 2, "keep": 9}), tmp_path, cut_off_at=9)
+    for step in (2, 4, 6, 8):
+        path = folder_of(tmp_path / "checkpoints", step) / state_file(2)
+        gradients = torch.load(path, weights_only=True)["gradients"]
+        assert [batch for batch, _ in gradients["kept"]] == [step - 1] and gradients["num_sent"] == step
 
 
 def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:

@@ -21,6 +21,14 @@ def test_the_clock_runs_from_the_first_module_to_the_slowest_and_stands_in_betwe
     assert clock.at(300 * SECOND) == 10
 
 
+def test_a_stretch_ends_with_its_slowest_module_whichever_is_heard_last() -> None:
+    clock = TrainingClock(num_modules=2)
+    clock.begin(10 * SECOND)
+    clock.end([1], 16 * SECOND)
+    clock.end([2], 14 * SECOND)
+    assert clock.closed_s == 6
+
+
 def train_event(step: int, time_s: float) -> dict:
     return {"event": "train", "step": step, "time_ns": int(time_s * SECOND), "loss": 1.0, "error": 0.5, "lr": 0.1}
 
@@ -36,8 +44,18 @@ def test_images_per_second_count_training_time_only() -> None:
     assert second["train_time"] == 3 and second["images_per_s"] == 8
 
 
+def test_images_per_second_of_a_run_that_goes_on_are_of_the_steps_since_its_last_record() -> None:
+    collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    kept = [{"kind": "train", "step": 2, "train_time": 5.0}, {"kind": "train", "step": 4, "train_time": 10.0}]
+    collector.go_on(10.0, kept)
+    collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 0})
+    (record,) = collector.add(train_event(6, 1))
+    assert record["train_time"] == 11 and record["images_per_s"] == 16
+
+
 def time_event(module: int, busy_s: float, wall_s: float) -> dict:
-    fields = {"play_s": busy_s / 3, "learn_s": busy_s * 2 / 3, "wait_s": wall_s - busy_s, "send_s": 0.0}
+    rest_s = (wall_s - busy_s) / 2
+    fields = {"play_s": busy_s / 3, "learn_s": busy_s * 2 / 3, "wait_s": rest_s, "send_s": rest_s}
     return {"event": "time", "step": 4, "module": module, "time_ns": module, "wall_s": wall_s, **fields}
 
 

@@ -20,6 +20,7 @@ from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.planning.balance import Balance
 from fr_bench.planning.block_memory import BlockMemory
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
 from fr_bench.planning.measured_costs import MeasuringTask
@@ -201,17 +202,20 @@ def test_equal_cuts_have_an_expected_share_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "method"),
+    ("model", "method", "settings"),
     [
-        *(("preactivation", method) for method in ("bp", "fr", "ddg", "dni", "cdni")),
-        *(("basic", method) for method in ("fr", "ddg")),
-        *(("torchvision_resnet", method) for method in ("bp", "fr", "cdni")),
+        *(("preactivation", method, {}) for method in ("bp", "fr", "ddg", "dni", "cdni")),
+        *(("basic", method, {}) for method in ("fr", "ddg")),
+        *(("torchvision_resnet", method, {}) for method in ("bp", "fr", "cdni")),
+        ("preactivation", "bp", {"checkpoint_activations": True}),
     ],
 )
-def test_memory_added_up_by_block_is_that_of_the_traced_module(method: str, model: str) -> None:
+def test_memory_added_up_by_block_is_that_of_the_traced_module(
+    method: str, model: str, settings: dict[str, Any]
+) -> None:
     depth = {"preactivation": 20, "basic": 20, "torchvision_resnet": 18}[model]
     node = {"_target_": f"fr_bench.models.{model}.resnet", "name": model, "depth": depth}
-    config = tiny_config(method, 3, model=node, partition=[2, 5])
+    config = tiny_config(method, 3, model=node, partition=[2, 5], method=settings)
     plan = make_plan(config)
     with torch.device("meta"):
         blocks = bind(node)((3, 8, 8), 4)
@@ -220,6 +224,15 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(method: str, mode
     memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
         assert memory(part.start, part.stop, k) == pytest.approx(sum(plan.predicted_memory[k - 1].values()), rel=0.01)
+
+
+def test_a_device_needs_the_memory_of_all_its_modules_and_each_machine_has_its_own() -> None:
+    """Four modules of a GiB on two GPUs a machine: two on each of one machine, one on each of two."""
+    config, devices = tiny_config("fr", 4, memory_limit_gb=1.5), ["cuda:0", "cuda:1"] * 2
+    balance = Balance(config, FeaturesReplay, {}, [], torch.empty(0), 4, devices, 1, "gloo")
+    with pytest.raises(ConfigError, match="the device of module 1 needs 2;"):
+        balance.check_limit([{"parameters": 2**30}] * 4)
+    replace(balance, num_per_machine=2).check_limit([{"parameters": 2**30}] * 4)
 
 
 def test_the_cuts_move_until_the_limit_is_kept() -> None:

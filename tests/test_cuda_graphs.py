@@ -113,6 +113,16 @@ def test_batch_norms_that_do_not_count_one_batch_a_pass_count_what_they_would(me
 
 
 @pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("method", ["bp", "ddg"])
+def test_a_parameter_that_no_pass_uses_is_left_alone(method: str, tmp_path: Path) -> None:
+    """A gradient of zeros would let weight decay act on it."""
+    model = {"_target_": "tiny_models.with_an_idle_parameter", "name": "tiny"}
+    plain = run_serial(tiny_config(method, 2, model=model), tmp_path / "plain")
+    assert_same(run_serial(tiny_config(method, 2, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+    assert torch.equal(plain.weights["block1.idle"], torch.ones(3))
+
+
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["fr", "ddg", "cdni"])
 def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, tmp_path: Path) -> None:
     train_here(tiny_config(method, 3), tmp_path / "alone")

@@ -69,6 +69,7 @@ def test_what_flattening_images_copies_is_predicted_to_the_byte(
         ("basic", "group", "ddg", True),
         ("basic", "group", "fr", False),
         ("basic", "none", "fr", True),
+        ("basic", "none", "dni", True),
         ("preactivation", "group", "fr", True),
         ("preactivation", "none", "cdni", True),
         ("preactivation", "none", "ddg", False),

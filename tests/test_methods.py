@@ -197,6 +197,18 @@ def test_module_lr_multiplies_one_modules_rate(tmp_path: Path) -> None:
     assert twice == other != both
 
 
+def test_the_rate_of_a_record_is_that_of_its_step(tmp_path: Path) -> None:
+    records = run_serial(tiny_config("fr", 2, optimizer={"lr": 0.1}, module_lr=[1, 0.5]), tmp_path).of("train")
+    assert [record["lr"] for record in records] == pytest.approx([0.05] * 5 + [0.005] * 5)  # of module K
+
+
+def test_a_run_is_told_and_evaluated_at_its_end_too(tmp_path: Path) -> None:
+    """Seven steps, epochs of five, a `train` record every four."""
+    run = run_serial(tiny_config("bp", 1, max_steps=7, log_every=4), tmp_path)
+    steps = {kind: [record["step"] for record in run.of(kind)] for kind in ("train", "time", "memory", "eval")}
+    assert steps == {"train": [4, 7], "time": [5, 7], "memory": [5, 7], "eval": [5, 7]}
+
+
 def test_clip_norm_limits_each_modules_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = []
     original = torch.optim.SGD.step
@@ -248,6 +260,13 @@ def test_sigma_of_bp_is_one_exactly_and_so_is_module_k_of_every_method(tmp_path:
         for event in events:
             if method == "bp" or event["module"] == 3:
                 assert event["dot"] == event["true"] == event["used"] > 0
+
+
+def test_sigma_is_that_of_gradients_before_they_are_clipped_and_of_frozen_modules_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"diagnostics": {"sigma": {"every": 2, "window": 1}}, "clip_norm": 1e-3, "freeze": [1]}
+    events = run_serial(tiny_config("bp", 2, **settings), tmp_path).of("direction")
+    assert [event["module"] for event in events[:2]] == [1, 2]
+    assert all(event["dot"] == event["true"] == event["used"] > 0 for event in events)
 
 
 def test_sigma_of_fr_on_frozen_weights_is_the_product_with_the_delayed_gradient(

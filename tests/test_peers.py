@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -20,6 +21,8 @@ from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.supervisor import Supervisor, watch_signals
 from fr_bench.measuring.categories import CATEGORIES
+from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.methods.pipeline import GPipe
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
 from fr_bench.peers.step_clock import StepClock
@@ -211,6 +214,18 @@ def test_gpipe_with_one_micro_batch_is_bp_with_its_dropout(tmp_path: Path) -> No
     config = tiny_config("gpipe", 2, "auto", method={"microbatches": 1}, model=DROPOUT)
     bp = run_serial(tiny_config("bp", 1, model=DROPOUT), tmp_path / "bp")
     assert_same(run_processes(config, tmp_path / "gpipe"), bp)
+
+
+def test_every_micro_batch_draws_random_numbers_of_its_own() -> None:
+    pipeline = GPipe.__new__(GPipe)
+    pipeline.module = SimpleNamespace(watch=Stopwatch())  # type: ignore[assignment]
+    pipeline._network, pipeline._num_microbatches = SimpleNamespace(key=None), 4  # type: ignore[assignment]
+    keys = []
+    for pipeline._t in range(3):
+        for microbatch in range(4):
+            with pipeline._observe("play", microbatch):
+                keys.append(pipeline._network.key)
+    assert keys == list(range(12))
 
 
 @pytest.mark.parametrize(

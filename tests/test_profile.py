@@ -19,6 +19,7 @@ from fr_bench.records.console import profile_line
 from fr_bench.records.runs import read_run
 from fr_bench.records.summary import SummaryBuilder
 from fr_bench.report.measures import step_time_s
+from fr_bench.training.extent import Extent
 
 
 def on_device(category: str, start: float, end: float, device: int = 0) -> dict[str, Any]:
@@ -181,6 +182,13 @@ def test_the_first_gpus_of_two_machines_are_two() -> None:
 def test_the_line_for_the_user_says_where_it_is_and_what_the_gpu_did() -> None:
     assert profile_line(profile_record(1, "cpu", None)).endswith("module 1: 2 iterations in profile_1.json")
     assert profile_line(profile_record(2, "cuda:0", 0.5)).endswith(", GPU busy 0.5 s and 100 kernels each")
+
+
+def test_the_pipe_has_filled_before_anything_is_profiled_also_where_a_run_goes_on() -> None:
+    extent = Extent(100, 10, 1, 1, trace=0, profile=2, profile_folder=Path())
+    assert extent.to_profile(0, num_modules=4) == range(6, 8)
+    assert extent.to_profile(50, num_modules=4) == range(56, 58)
+    assert extent.to_profile(97, num_modules=4) == range(98, 100)
 
 
 def test_a_run_that_goes_on_may_have_another_number(tmp_path: Path) -> None:

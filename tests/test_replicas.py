@@ -12,6 +12,8 @@ from harness import METHODS, assert_close, assert_same_run, read_records, run_pr
 
 from fr_bench.errors import ConfigError, Interrupted
 from fr_bench.launching.launch import run_training
+from fr_bench.modules.meter import LossMeter
+from fr_bench.modules.module import BatchResult
 from fr_bench.planning.plan import make_plan
 from fr_bench.transport.replicas import BUCKET_BYTES, Replicas
 
@@ -138,6 +140,20 @@ def test_a_run_may_go_on_with_other_replicas(tmp_path: Path, capsys: pytest.Capt
     assert [record["step"] for record in epochs] == [5, 10]
     alone = run_processes(config_of("fr", 2, "gloo", replicas=2, epochs=1), tmp_path / "alone").of("eval")
     assert epochs[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], abs=1e-12)  # both halves count
+
+
+def test_what_other_replicas_summed_is_shared_by_those_that_go_on() -> None:
+    """Losses and errors of three shares of two batches, taken over by two replicas."""
+    states, meters = [], []
+    for share in (1.0, 2.0, 3.0):
+        meter = LossMeter(torch.device("cpu"), 8)
+        for _ in range(2):
+            meter.add(BatchResult(torch.tensor(share), torch.tensor(1)))
+        states.append(meter.state_dict())
+    for _ in range(2):
+        meters.append(LossMeter(torch.device("cpu"), 8, lambda own: 2 * own))
+        meters[-1].load_sum(states, num_shares=2)
+    assert [meter.take("epoch") for meter in meters] == [(6.0, 3 / 8)] * 2
 
 
 @pytest.mark.parametrize(

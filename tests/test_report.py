@@ -189,6 +189,16 @@ def test_the_difference_to_bp_is_paired_by_seed(tmp_path, capsys):
     assert rows[1]["difference_to_bp_mean"] == rows[1]["difference_to_bp_seeds"] == ""
 
 
+def test_the_difference_is_to_those_runs_of_bp_that_share_most_seeds(tmp_path, capsys):
+    write_run(tmp_path / "bp1", "bp", k=1, seed=0, test_error=lambda _: 0.5)
+    for seed in (0, 1):
+        write_run(tmp_path / f"bp2-{seed}", "bp", k=2, seed=seed, test_error=lambda _: 0.1)
+        write_run(tmp_path / f"fr{seed}", "fr", seed=seed, test_error=lambda _: 0.12)
+    assert report(tmp_path) == 0
+    row = table(capsys.readouterr().out, "Test error")["FR 2"]
+    assert row["paired difference to BP"] == "+2.00 ± 0.00 (n = 2)"
+
+
 def test_the_difference_to_bp_with_clipped_gradients_is_to_bp_with_the_same_k(tmp_path, capsys):
     clipped = {"settings": {"clip_norm": 1.0}}
     for seed in (0, 1):
@@ -244,6 +254,16 @@ def test_memory_is_listed_by_module(tmp_path, capsys):
     assert (rows["FR 2"]["predicted"], rows["BP 1"]["predicted"]) == ("8 MiB", "")
     assert rows["BP 1"]["peak, module 2"] == "" and rows["BP 1"]["accounted, all modules"] == "4 KiB"
     assert "Missing from what is accounted" in text and "activations" in text
+
+
+def test_memory_that_was_predicted_for_some_modules_alone_is_no_total(tmp_path, capsys):
+    records = records_of_a_run(2)
+    for record in records:
+        if record["kind"] == "memory" and record["module"] == 1:
+            record["predicted"] = 4 * 2**20
+    write_run(tmp_path / "fr", records=records)
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Memory")["FR 2"].get("predicted", "") == ""
 
 
 def test_published_numbers_stand_in_a_column_of_their_own(tmp_path, capsys):

@@ -17,7 +17,7 @@ from harness import assert_same_run, read_records, read_weights, tiny_config, tr
 from safetensors.torch import load_file
 
 from fr_bench.checkpoints import snapshot
-from fr_bench.checkpoints.files import folder_of, read_manifest, whole_folders
+from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.launching.differences import differences
@@ -76,6 +76,29 @@ def test_with_every_setting_of_a_method_too(method: str, settings: dict[str, Any
     config = tiny_config(method, 3)
     config["method"] |= settings
     assert_goes_on_exactly(config, tmp_path, [2, 5, 6, 7])
+
+
+def test_epochs_too_short_for_module_1_to_learn_leave_no_gradient_in_flight(tmp_path: Path) -> None:
+    """Two steps each: what is on its way at the end of one is thrown away at the start of the next."""
+    config = tiny_config("fr", 3, batch_size=22, epochs=4)
+    config["method"]["carry_history"] = False
+    assert_goes_on_exactly(config, tmp_path, [5])
+
+
+def test_what_draws_from_the_default_generators_goes_on_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user's method may; our own random numbers are keyed."""
+    original = Module.step
+
+    def step(module: Module, t: int) -> None:
+        for parameter in module.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad += 0.01 * torch.randn_like(parameter.grad)
+        original(module, t)
+
+    monkeypatch.setattr(Module, "step", step)
+    assert_goes_on_exactly(tiny_config("fr", 2), tmp_path, [5])
 
 
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:
@@ -229,6 +252,16 @@ def test_the_first_times_after_another_k_are_of_the_steps_since(
     first = next(record for record in read_records(tmp_path / "other") if record["kind"] == "time")
     assert (first["step"], first["play_s"], first["learn_s"]) == (5, 10 / steps, 10 / steps)
     assert (walls[0] > 100) == (steps == 5)
+
+
+def test_the_times_since_the_last_record_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("fr", 2)
+    folder = folder_of(stopped(config, tmp_path, 3) / "checkpoints", 3)
+    taken = [torch.load(folder / state_file(k), weights_only=True)["stopwatch"] for k in (1, 2)]
+    restored: list[dict[str, int]] = []
+    monkeypatch.setattr(Stopwatch, "load_state_dict", lambda _, state: restored.append(state))
+    train_here(config, tmp_path)
+    assert restored == taken and all(state["play"] > 0 for state in taken)
 
 
 def test_where_it_took_over_is_kept_when_it_goes_on_itself(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from fr_bench.report.measures import (
     efficiency,
     epoch_time_s,
     memory_by_category,
+    missing_categories,
     over_seeds,
+    peak_memory,
     predicted_memory,
     speedup_over,
     step_time_s,
@@ -214,6 +216,14 @@ def test_the_same_seed_twice_is_one_sample(tmp_path, problems):
     assert "same settings and seed" in problems[-1] and "left out" in problems[-1]
 
 
+def test_of_two_finished_runs_with_one_seed_the_one_started_last_counts(tmp_path, problems):
+    for name, started in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
+        path = write_run(tmp_path / name, seed=0)
+        (path / "status.json").write_text(json.dumps({"state": "finished", "started": started}))
+    (group,) = groups_of(tmp_path, problems).values()
+    assert [run.path.name for run in group.runs] == ["b"] and len(problems) == 2
+
+
 def test_the_finished_runs_stand_for_the_group(tmp_path, problems):
     write_run(tmp_path / "0", seed=0, step_s=0.1)
     write_run(tmp_path / "1", seed=1, step_s=0.3)
@@ -332,6 +342,34 @@ def test_memory_is_that_of_the_last_record_by_known_categories(tmp_path, problem
     (run,) = find(tmp_path, problems)
     assert memory_by_category(run, 1) == {"parameters": 5, "stash": 3}
     assert [predicted_memory(run, module) for module in (1, 2, 3)] == [9, 9, None]
+
+
+def test_a_peak_is_the_largest_of_the_run_not_its_last(tmp_path, problems):
+    records = records_of_a_run(2, kinds=("memory",))
+    for record in records:
+        record["peak"] = {10: 100, 20: 900, 30: 300}[record["step"]] * record["module"]
+    write_run(tmp_path / "run", records=records)
+    (run,) = find(tmp_path, problems)
+    assert [peak_memory(run, module) for module in (1, 2, 3)] == [900, 1800, None]
+
+
+def test_a_category_that_one_module_lacks_is_missing(tmp_path, problems):
+    records = records_of_a_run(2, kinds=("memory",))
+    for record in records:
+        if record["module"] == 2:
+            del record["activations"]
+    write_run(tmp_path / "run", records=records)
+    (group,) = groups_of(tmp_path, problems).values()
+    assert missing_categories(group) == ["activations"]
+
+
+def test_modules_of_one_process_are_no_baseline_for_those_with_processes_of_their_own(tmp_path, problems):
+    write_run(tmp_path / "serial", "bp", k=2, transport="serial")
+    write_run(tmp_path / "fr", k=2)
+    write_run(tmp_path / "serial fr", k=2, transport="serial", settings={"optimizer": {"lr": 0.9}})
+    groups = list(groups_of(tmp_path, problems).values())
+    found = {group.settings["transport"]: baseline(group, groups, 2) for group in groups if group.method == "fr"}
+    assert found["gloo"] is None and found["serial"].method == "bp"
 
 
 def test_speed_is_compared_with_bp_on_the_same_problem_only(tmp_path, problems):

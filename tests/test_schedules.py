@@ -42,6 +42,11 @@ def test_warmup_rises_linearly_and_then_is_gone(schedule: Constant) -> None:
     assert schedule.factor(20, 5, 10) == plain.factor(20, 5, 10)
 
 
+def test_warmup_may_be_a_part_of_an_epoch() -> None:
+    factors = [Constant(warmup_epochs=0.5).factor(t, 10, 4) for t in range(6)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
 def test_impossible_schedules_are_refused() -> None:
     with pytest.raises(ConfigError, match="milestones"):
         MultiStep(milestones=[0, 0.5])

@@ -275,6 +275,14 @@ def test_a_full_channel_holds_its_sender_back(depth):
     assert free.ends_s[0] == [float(n) for n in range(1, 9)] and free.ends_s[1] == execution.ends_s[1]
 
 
+def test_a_link_is_free_while_its_last_message_is_late():
+    """A message of 3 s every second, which arrives 10 s after it has left: they queue for the wire alone."""
+    channel = Channel("features", 1, 0, 1, 3.0, None)
+    setup = Setup((ModuleTimes(0, 0, 0),), link=Link(latency_s=10.0, bandwidth_bytes_per_s=1.0))
+    execution = execute(Schedule("late", setup, ((Compute("play", 1.0), Send(channel)), (Receive(channel),)), 2, 2), 4)
+    assert execution.channels[channel].arrived_s == [14.0, 17.0, 20.0, 23.0]
+
+
 def test_deeper_channels_even_jitter_out_where_nothing_comes_back():
     """Modules in a row that only pass features on may drift apart as far as their channels let them."""
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import wandb
-from harness import call
+from harness import call, tiny_config
 
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.launching.launch import Run, run_training
 from fr_bench.records import wandb_sink
 from fr_bench.records.sinks import JsonLinesSink, Record, SinkGroup
 from fr_bench.records.wandb_server import why_unreachable
@@ -216,6 +217,19 @@ def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Pa
     (run,) = [record.run for record in records if record.HasField("run")]
     assert (run.run_id, run.run_group, run.display_name) == ("abcd1234", "my-group", "my-name")
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [130]
+
+
+def test_sinks_are_told_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def fail(*_: Any) -> None:
+        raise RunFailed("module 2 was killed", 2)
+
+    monkeypatch.setattr(SinkGroup, "finish", lambda _, summary, exit_code: told.append((summary["state"], exit_code)))
+    monkeypatch.setattr(Run, "_supervise", fail)
+    with pytest.raises(RunFailed):
+        run_training(tiny_config("fr", 2), tmp_path / "run")
+    assert told == [("failed", 1)]
 
 
 def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,6 +224,23 @@ def test_the_hosts_stopwatch_has_the_same_rest_and_pauses(monkeypatch: pytest.Mo
     assert watch.take() == {"play_s": 0.01, "learn_s": 0.0, "wait_s": 0.003, "send_s": 0.0}
 
 
+def test_what_counts_as_playing_learning_waiting_and_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [0]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns[0])
+    watch = Stopwatch()
+    kinds = {
+        "play_s": ["load images", "play"],
+        "learn_s": ["replay", "loss", "backward", "synthesize", "step"],
+        "wait_s": ["wait features", "wait gradient", "wait neighbours", "wait replicas"],
+        "send_s": ["send features", "send gradient"],
+    }
+    for kind, names in kinds.items():
+        for name in names:
+            with watch.span(name, 0):
+                now_ns[0] += 10**9
+        assert {key: seconds for key, seconds in watch.take().items() if seconds} == {kind: len(names)}
+
+
 class HostEvent:
     """An event of a device that does everything at once."""
 
@@ -238,6 +255,22 @@ class HostEvent:
 
     def elapsed_time(self, end_event: HostEvent, /) -> float:
         return (end_event.at_ns - self.at_ns) / 1e6
+
+
+def test_a_time_record_is_a_mean_over_the_iterations_since_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stopwatch, "take", lambda _: dict.fromkeys(("play_s", "learn_s", "wait_s", "send_s"), 10.0))
+    times = run_serial(tiny_config("bp", 1, max_steps=14, epochs=3), tmp_path).of("time")
+    assert [record["play_s"] for record in times] == [2.0, 2.0, 2.5]
+
+
+def test_epochs_between_two_evaluations_have_each_their_own_time(tmp_path: Path) -> None:
+    run = run_serial(tiny_config("bp", 1, eval_every=4, epochs=4), tmp_path)
+    (begin,), (end,) = run.of("stretch_begin"), run.of("stretch_end")
+    epochs_s = [5 * record["wall_s"] for record in run.of("time")]
+    assert len(epochs_s) == 4
+    assert sum(epochs_s) == pytest.approx((end["time_ns"] - begin["time_ns"]) / 1e9, rel=0.5)
 
 
 @pytest.mark.parametrize(("method", "k"), [("bp", 1), ("fr", 3)])

@@ -134,3 +134,24 @@ def test_the_speed_of_a_run_that_took_over_is_that_of_its_own_steps() -> None:
     assert (built["steps"], built["train_time"]) == (30, 105.0)
     assert (built["step_time_s"], built["epoch_time_s"], built["images_per_s"]) == (0.5, 5.0, 16.0)
     assert built["efficiency"] == 0.5 and abs(built["waiting_share"][0] - 0.25) < 1e-12
+
+
+def test_profiled_steps_are_neither_timed_nor_counted() -> None:
+    """Of 20 steps in 8 seconds four were profiled; two of the run before do not matter."""
+    profiles = [record("profile", step, module=1, iterations=iterations) for step, iterations in ((6, 2), (16, 4))]
+    records = [each | {"train_time": each["step"] / 2.5} for each in (*profiles, evaluation(20, 0.5))]
+    built = builder(*records[1:]).build("finished")
+    assert (built["step_time_s"], built["epoch_time_s"], built["images_per_s"]) == (0.5, 5.0, 16.0)
+    summary = SummaryBuilder(CONFIG, cuts=[4], num_blocks=9, origin={"step": 10, "epoch": 1.0, "train_time": 5.0})
+    for each in records:
+        summary.add(each)
+    built = summary.build("finished")
+    assert (built["step_time_s"], built["epoch_time_s"], built["images_per_s"]) == (0.5, 5.0, 16.0)
+
+
+def test_where_waiting_counts_as_computing_neither_is_told() -> None:
+    timings = [timing(10, module, wait_s=0.0) for module in (1, 2)]
+    for each in timings:
+        del each["wait_s"]
+    summary = builder(*timings).build("finished")
+    assert summary["busy_s"] == summary["waiting_share"] == [None, None]

@@ -400,6 +400,24 @@ def test_clocks_that_began_at_other_moments_are_made_one(tmp_path: Path) -> None
         assert abs(offset + began) < 5_000_000  # ns; a round trip on a busy machine
 
 
+def test_the_answer_of_the_shortest_round_trip_was_given_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns, ahead_ns = [0], 10**12
+    trips_ns = iter([(500, 9500)] * 7 + [(10, 10)] + [(9500, 500)] * 8)  # there and back
+    back_ns = [0]
+
+    def send(word: torch.Tensor, to: int) -> None:
+        there_ns, back_ns[0] = next(trips_ns)
+        now_ns[0] += there_ns
+
+    def receive(word: torch.Tensor, source: int) -> None:
+        word[0] = now_ns[0] + ahead_ns
+        now_ns[0] += back_ns[0]
+
+    monkeypatch.setattr(dist, "send", send)
+    monkeypatch.setattr(dist, "recv", receive)
+    assert clocks.offset_ns(1, 2, lambda: now_ns[0]) == ahead_ns
+
+
 def test_the_word_reaches_every_module_in_every_iteration(tmp_path: Path) -> None:
     """Two replicas of three modules; numbers 1 to 6."""
     words = [0, PAUSE, 0, STOP]

@@ -100,6 +100,11 @@ def test_synthesizers_cost_what_they_cost_and_are_not_made_up() -> None:
     assert costly.step_time_s == pytest.approx(min(max(3 * n + 4.0, 3 * (8 - n)) for n in range(1, 8)))
 
 
+def test_the_synthesizer_that_counts_is_that_of_the_last_block_below_the_cut() -> None:
+    row = one("dni", 2, 4, companions={"dni": [9.0, 1.0, 9.0, 9.0]})
+    assert row.cuts == [2] and row.step_time_s == pytest.approx(2 * 3 + 1.0)
+
+
 def test_locked_backpropagation_waits_for_every_message() -> None:
     row = one("bp", 4, 8, Link(latency_s=0.5, bandwidth_bytes_per_s=1.0))
     assert row.step_time_s == pytest.approx(8 * 3 + 2 * 3 * 1.5)  # up and down at three cuts
@@ -118,6 +123,7 @@ def test_images_and_optimizer_steps_take_time() -> None:
     settings = {"load_s": 0.5, "blocks": [BlockCost(1.0, 1.0, 2.0, 0.25)] * 4}
     assert one("bp", 1, 4, **settings).step_time_s == pytest.approx(0.5 + 4 * 3.25)
     assert one("ddg", 4, 4, **settings).step_time_s == pytest.approx(0.5 + 3.25)
+    assert one("bp", 1, 4, **settings).speedup_vs_single == pytest.approx(1)
 
 
 def test_checkpointed_activations_cost_a_second_forward() -> None:

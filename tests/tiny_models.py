@@ -87,6 +87,13 @@ def noisy(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str
     return [*blocks[:-1], ("noise", Noise()), blocks[-1]]
 
 
+def with_an_idle_parameter(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A parameter that no pass uses, in the first block behind the stem."""
+    blocks = residual(input_shape, num_classes)
+    blocks[1][1].register_parameter("idle", nn.Parameter(torch.ones(3)))
+    return blocks
+
+
 def partly_frozen(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """A model of which some layers were made without training in mind, as one that was trained before."""
     blocks = residual(input_shape, num_classes)
