@@ -76,8 +76,8 @@ def test_contiguous_layout_is_exact_too(tmp_path: Path) -> None:
     assert_same(run_serial(tiny_config("bp", 4, **changes), tmp_path / "4"), one)
 
 
-def test_dropout_draws_the_same_in_play_and_replay(tmp_path: Path) -> None:
-    """With frozen weights FR's delayed gradients are BP's only if a replay repeats the play's dropout."""
+def test_dropout_draws_the_same_wherever_the_network_is_cut(tmp_path: Path) -> None:
+    """That a replay draws what its play drew: test_methods.py."""
     model = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
     bp = run_serial(tiny_config("bp", 1, model=model), tmp_path / "1")
     assert_same(run_serial(tiny_config("bp", 4, model=model), tmp_path / "4"), bp)

@@ -41,7 +41,8 @@ class RunDirectory:
         return json.loads((self.run_dir / "status.json").read_text())
 
     def records(self) -> list[dict]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+        whole = (self.run_dir / "metrics.jsonl").read_text().rpartition("\n")[0]  # the next one may be on its way
+        return [json.loads(line) for line in whole.splitlines()]
 
     def modules(self) -> dict[int, int]:
         """The processes that are alive by the module they train: each writes its rank_<k>.log."""
