@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from harness import call, tiny_config
+from matplotlib.colors import to_rgba
 
 from fr_bench.bench import run as run_file
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
@@ -329,6 +330,38 @@ def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> Non
     row = make_row(by_label(methods=["fr"], k=[2])["fr K=2"], rounds)
     assert row.phases_s == [{"play": 2.0, "send features": 0.5}, {"play": 1.0}]
     assert (row.busy_s, row.send_s, row.efficiency) == ([2.0, 1.0], [0.5, 0.0], 2 / 6)
+
+
+def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -> None:
+    words = ["plain", "ddp", "fr", "bp replicas=2", "bp"]
+    rows = [make_row(each, [measurement(2.0), measurement(3.0)]) for each in contenders(methods=words, k=[1, 2])]
+    compare(rows)
+    figure = draw_bench(rows, "all of them").figure
+    (axes,), (legend,) = figure.axes, figure.legends
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [
+        "FR, K = 2", "BP, K = 1", "BP replicas=2, K = 1", "BP, K = 2", "BP replicas=2, K = 2", "Plain, K = 1",
+        "DDP, K = 2",
+    ]  # fmt: skip
+    assert [text.get_text() for text in legend.get_texts()] == ["quartiles"]
+    lower, top = {"play": 1.0, "wait gradient": 1.0}, {"play": 2.0}
+    rows = [
+        make_row(each, [measurement(2.0 + (each.method == "bp"), lower, top), measurement(3.0, lower, top)])
+        for each in contenders(methods=["bp", "fr"], k=[2])
+    ]
+    compare(rows)
+    figure = draw_bench(rows, "with a limit").figure
+    figure.draw_without_rendering()
+    height_pt = figure.axes[0].get_window_extent().height / figure.dpi * 72
+    assert height_pt > 1.5 * len(rows) * figure.axes[0].xaxis.label.get_size(), "the bars have room"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quartiles", "limit"]
+    quartiles = figure.legends[0].get_lines()[0]
+    (drawn,) = {
+        (tuple(bars.get_linewidth()), tuple(bars.get_color()[0]))
+        for bars in figure.axes[0].collections
+        if bars.get_segments()[0][0][1] == bars.get_segments()[0][1][1]  # horizontal; a limit is upright
+    }
+    assert drawn == ((quartiles.get_linewidth(),), to_rgba(quartiles.get_color()))
 
 
 def test_an_iteration_has_ended_when_the_slowest_module_is_done_with_it() -> None:

@@ -13,14 +13,20 @@ from matplotlib.lines import Line2D
 from fr_bench.bench.rows import Row
 from fr_bench.figures.drawing import Drawing
 from fr_bench.figures.style import STYLES, Look, look_of, tint
+from fr_bench.peers import PEERS
 from fr_bench.report.groups import METHOD_NAMES
 
 BAR = 0.7  # of the room that a bar has
 LIMIT: dict[str, Any] = {"color": "black", "linewidth": 1.4}
+QUARTILES: dict[str, Any] = {"color": "black", "linewidth": 0.8}
+ERROR_BAR: dict[str, Any] = {"ecolor": QUARTILES["color"], "elinewidth": QUARTILES["linewidth"]}
+AROUND = 6  # room that title, axis and legend take, in rows
 
 
 def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Drawing:
     """A bar a row: images/s over BP with one module, its quartiles as a thin line, the limit as a tick.
+
+    Rows of a method stand together, by K; the peers come last.
 
     Args:
         rows: of a bench, with speed-ups.
@@ -29,11 +35,11 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
     """
     style = STYLES[style_name]
     with matplotlib.rc_context(style.settings()):
-        height_in = 0.19 * style.font_pt / 8 * (len(rows) + 4)
+        height_in = 0.19 * style.font_pt / 8 * (len(rows) + AROUND)
         figure = Figure(figsize=(style.two_panels_in, height_in), layout="constrained")
         axes = figure.subplots()
         figure.suptitle(title)
-        shown = sorted(rows, key=lambda row: row.k)
+        shown = _ordered(rows)
         for at, row in enumerate(shown):
             _draw_bar(axes, at, row)
         axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
@@ -41,10 +47,17 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
         axes.grid(False, axis="y")
         axes.axvline(1.0, color="#555555", linewidth=0.6, zorder=0)
         axes.set_xlabel("images/s over BP, K = 1")
+        handles = [Line2D([], [], label="quartiles", **QUARTILES)]
         if any(row.limit for row in shown):
-            handle = Line2D([], [], linestyle="none", marker="|", markersize=8, label="limit", **LIMIT)
-            figure.legend(handles=[handle], loc="outside lower center")
+            handles.append(Line2D([], [], linestyle="none", marker="|", markersize=8, label="limit", **LIMIT))
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return Drawing("bench", figure, [])
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Methods as they come, then K, then the settings behind the name; peers last."""
+    methods = [row.method for row in rows]
+    return sorted(rows, key=lambda row: (row.method in PEERS, methods.index(row.method), row.k, row.words))
 
 
 def _draw_bar(axes: Axes, at: int, row: Row) -> None:
@@ -55,7 +68,7 @@ def _draw_bar(axes: Axes, at: int, row: Row) -> None:
     speedup = row.speedup_vs_single
     axes.barh(
         at, speedup, BAR, color=tint(look.color, 0.35), hatch=look.hatch, edgecolor="white", linewidth=0.4,
-        xerr=[[max(0.0, speedup - below)], [max(0.0, above - speedup)]], error_kw={"elinewidth": 0.8},
+        xerr=[[max(0.0, speedup - below)], [max(0.0, above - speedup)]], error_kw=ERROR_BAR,
     )  # fmt: skip
     if row.limit is not None and row.speedup_vs_locked:
         limit = row.limit / row.speedup_vs_locked * speedup
