@@ -47,6 +47,11 @@ def legend_words(drawing: Drawing | Omission) -> list[str]:
     return [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in legend.get_texts()]
 
 
+def legend_title(drawing: Drawing | Omission) -> str:
+    assert isinstance(drawing, Drawing)
+    return drawing.figure.legends[0].get_title().get_text()
+
+
 # --- curves
 
 
@@ -72,7 +77,7 @@ def test_seeds_become_a_mean_with_a_band(tmp_path):
         sd = math.sqrt((4 + 1 + 9) / 2)
         assert (heights.min(), heights.max()) == pytest.approx((3 - sd, 3 + sd))
     assert legend_words(drawing) == ["FR (n = 3)"]
-    assert "band: ± 1 standard deviation" in drawing.figure.legends[0].get_title().get_text()
+    assert "band: ± 1 standard deviation" in legend_title(drawing)
 
 
 def test_seeds_with_other_logging_steps_are_averaged_where_both_have_values(tmp_path):
@@ -152,6 +157,45 @@ def test_test_error_is_in_per_cent(tmp_path):
     assert axes.get_ylabel() == "test error (%)" and axes.yaxis.get_major_formatter()(0.25, 0) == "25"
 
 
+def labels_by_place(drawing: Drawing | Omission) -> dict[float, str]:
+    """The labels of the vertical axis of a figure's first panel that are in view."""
+    axes = panels(drawing)[0]
+    drawing.figure.draw_without_rendering()
+    bottom, top = axes.get_ylim()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    found = {round(tick.get_loc(), 9): tick.label1.get_text() for tick in ticks if bottom <= tick.get_loc() <= top}
+    return {place: text for place, text in sorted(found.items()) if text}
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.02, "log"), (0.2, "linear")])
+def test_test_errors_that_span_a_wide_range_have_a_logarithmic_axis_in_per_cent(last, scale, tmp_path):
+    write_run(tmp_path / "0", test_error=lambda epoch: 0.8 if epoch < 3 else last)
+    (axes,) = panels(drawing := draw(tmp_path)["test-error-k2"])
+    assert axes.get_yscale() == scale
+    if scale == "log":
+        assert labels_by_place(drawing) == {0.02: "2", 0.05: "5", 0.1: "10", 0.2: "20", 0.5: "50", 1.0: "100"}
+
+
+def test_an_error_of_zero_has_a_place_on_the_logarithmic_axis(tmp_path):
+    errors = {1: 0.4, 2: 0.01, 3: 0.0}
+    write_run(tmp_path / "0", test_error=lambda epoch: errors[epoch])
+    (axes,) = panels(drawing := draw(tmp_path)["test-error-k2"])
+    (line,) = curves(axes, LOOKS["fr"].color)
+    assert list(line.get_ydata()) == [0.4, 0.01, 0.0]
+    expected = {0.0: "0", 0.01: "1", 0.02: "2", 0.05: "5", 0.1: "10", 0.2: "20", 0.5: "50"}
+    assert labels_by_place(drawing) == expected
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((1, error)))[1] for error in expected]
+    assert heights[0] > 0 and heights[-1] < 1, "all of them inside the panel"
+    gaps = [above - below for below, above in itertools.pairwise(heights)]
+    assert max(gaps) < 3 * min(gaps), "neither a gulf above 0 nor all of them at the top"
+
+
+def test_errors_that_are_all_zero_are_drawn(tmp_path):
+    write_run(tmp_path / "0", test_error=lambda _: 0.0)
+    (axes,) = panels(draw(tmp_path)["test-error-k2"])
+    assert axes.get_yscale() == "linear"
+
+
 def test_test_error_is_drawn_against_seconds_too(tmp_path):
     write_run(tmp_path / "0", step_s=0.2)
     write_run(tmp_path / "1", seed=1, step_s=0.4)
@@ -229,6 +273,40 @@ def test_memory_is_stacked_by_category_and_by_module(tmp_path):
     assert [text.get_text() for text in by_category.texts] == ["K = 1", "K = 2"]
 
 
+def test_the_legend_of_memory_has_what_the_bars_have(tmp_path):
+    records = records_of_a_run(2, category_bytes=2**30)
+    for record in records:
+        if record["kind"] == "memory":
+            record |= {"history": 1, "stash": 0, "synthesizer": 0}
+    write_run(tmp_path / "0", records=records)
+    drawing = draw(tmp_path)["memory"]
+    words = [text for text in legend_words(drawing) if text.strip()]
+    categories = ["parameters", "gradients", "optimizer", "history", "activations"]
+    assert words == [*categories, "each bar, dark to light:", "module 1", "module 2"]
+    assert not any(patch.get_linewidth() for patch in panels(drawing)[0].patches), "an edge would hide a few bytes"
+
+
+def test_shades_are_explained_where_there_are_several(tmp_path):
+    write_run(tmp_path / "0", "bp", k=1)
+    assert not any("dark to light" in text for text in legend_words(draw(tmp_path)["memory"]))
+
+
+@pytest.mark.parametrize("style", ["paper", "poster"])
+def test_hatches_of_memory_do_not_look_like_parts_of_a_bar_and_are_seen_in_the_legend(style, tmp_path):
+    records = records_of_a_run(2)
+    for record in records:
+        if record["kind"] == "memory":
+            record |= dict.fromkeys(("history", "stash", "synthesizer", "buffers", "other"), 2**20)
+    write_run(tmp_path / "0", records=records)
+    drawing = draw(tmp_path, style)["memory"]
+    hatches = {patch.get_hatch() for patch in panels(drawing)[0].patches}
+    assert len(hatches - {"", None}) == 4 and not any(set("-+") & set(hatch or "") for hatch in hatches)
+    (legend,) = drawing.figure.legends
+    in_legend = {patch.get_hatch(): patch for patch in legend.get_patches()}
+    assert hatches <= set(in_legend)
+    assert all(patch.get_height() > legend.get_texts()[0].get_size() for patch in in_legend.values())
+
+
 def test_memory_without_a_category_that_every_run_has_says_so_in_the_figure(tmp_path):
     records = records_of_a_run(2)
     for record in records:
@@ -298,6 +376,14 @@ def test_speed_up_is_drawn_over_both_references_beside_the_limits(tmp_path):
         assert list(limit.get_ydata()) == [balanced_limit("fr", k) for k in (1, 2, 3, 4)]
         assert limit.is_dashed()
     assert legend_words(drawing) == ["BP (n = 1)", "FR (n = 1)", "limit of FR"]
+    assert "one device a module" in legend_title(drawing) and "one device a module" in drawing.notes[0]
+
+
+def test_a_speed_up_without_limits_does_not_explain_them(tmp_path):
+    for k in (1, 2):
+        write_run(tmp_path / f"bp{k}", "bp", k=k)
+    drawing = draw(tmp_path)["speedup"]
+    assert legend_words(drawing) == ["BP (n = 1)"] and not legend_title(drawing)
 
 
 def test_speed_up_without_a_reference_is_left_out(tmp_path):

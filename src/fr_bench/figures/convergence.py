@@ -11,6 +11,8 @@ from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_
 from fr_bench.figures.style import Style
 from fr_bench.report.groups import Group
 
+LOGARITHMIC_FROM = {"loss": 20.0, "error": 10.0}  # largest over smallest value
+
 
 def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
     """Training loss: one panel against epoch, one against seconds of training."""
@@ -23,7 +25,7 @@ def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]
             continue
         figure, (by_epoch, by_time) = new_figure(groups, style, 1, 2, f"K = {k}")
         for axes, across in ((by_epoch, "epoch"), (by_time, "seconds")):
-            draw_curves(axes, drawn, across, logarithmic=True)
+            draw_curves(axes, drawn, across, logarithmic_from=LOGARITHMIC_FROM["loss"])
         by_epoch.set_ylabel("training loss")
         by_time.tick_params(labelleft=False, which="both")
         _legend(figure, drawn, k, style)
@@ -50,7 +52,7 @@ def _draw_error(groups: list[Group], style: Style, k: int, which: str, across: s
     if not drawn:
         return Omission(name, f"no run has eval records with a {which} error")
     figure, (axes,) = new_figure(groups, style, 1, 1, f"K = {k}")
-    draw_curves(axes, drawn, across)
+    draw_curves(axes, drawn, across, logarithmic_from=LOGARITHMIC_FROM["error"])
     axes.set_ylabel(f"{which} error (%)")
     in_percent(axes)
     _legend(figure, drawn, k, style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from fr_bench.figures.style import END_MARKERS, line_properties
 from fr_bench.records.reading import number
@@ -18,7 +19,6 @@ from fr_bench.report.groups import Group
 
 LARGEST_NUMBER_OF_POINTS = 150  # of a training curve; more is noise on paper
 NUM_MARKERS = 7
-LOGARITHMIC_FROM = 20.0  # largest over smallest value
 BAND_WORDS = "mean of n seeds, band: ± 1 standard deviation"
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -89,19 +89,21 @@ def _mean(runs: list[Array]) -> Curve:
     return Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished")
 
 
-def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str, logarithmic: bool = False) -> None:
+def draw_curves(
+    axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str, logarithmic_from: float = math.inf
+) -> None:
     """Draws all curves of one panel over ``across`` (``epoch`` or ``seconds``) and fits the axis to those that did
     not diverge.
 
     Args:
-        logarithmic: use a logarithmic axis where the values span a wide range.
+        logarithmic_from: largest over smallest value from which the axis is logarithmic. Zeros do not count; if there
+            are any, they have a place of their own below the smallest value.
     """
     low, high = _range([curve for _, curves in drawn for curve in curves])
-    smallest = min(float(curve.value.min()) for _, curves in drawn for curve in curves)
-    if logarithmic and 0 < smallest < high / LOGARITHMIC_FROM:
-        axes.set_yscale("log")
-        axes.set_ylim(smallest / 1.3, high * 1.3)
-        _label_decades(axes)
+    values = np.concatenate([curve.value for _, curves in drawn for curve in curves])
+    smallest = float(values[values > 0].min(initial=math.inf))
+    if values.min() >= 0 and smallest < high / logarithmic_from:
+        _scale_logarithmically(axes, smallest, high, bool((values == 0).any()))
     else:
         margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -110,6 +112,24 @@ def draw_curves(axes: Axes, drawn: list[tuple[Group, list[Curve]]], across: str,
             _draw_curve(axes, curve, getattr(curve, across), _properties(group, drawn), position)
     axes.set_xlabel("epoch" if across == "epoch" else "training time (s)")
     axes.set_xlim(0, 1.03 * max(float(getattr(curve, across)[-1]) for _, curves in drawn for curve in curves))
+
+
+def _scale_logarithmically(axes: Axes, smallest: float, high: float, with_zero: bool) -> None:
+    top = high * 1.3
+    if not with_zero:
+        axes.set_yscale("log")
+        axes.set_ylim(smallest / 1.3, top)
+        _label_decades(axes)
+        return
+    # Linear up to the smallest value: 0 has no logarithm.
+    axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
+    axes.set_ylim(-0.3 * smallest, top)
+    decades = LogLocator().tick_values(smallest, top)
+    subs = (1.0, 2.0, 5.0) if sum(smallest <= tick <= top for tick in decades) < 3 else (1.0,)
+    ticks = LogLocator(subs=subs).tick_values(smallest, top)
+    axes.yaxis.set_major_locator(FixedLocator([0, *(tick for tick in ticks if smallest <= tick <= top)]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _label_decades(axes: Axes) -> None:

@@ -18,6 +18,7 @@ from fr_bench.report.groups import Group
 LETTER_WIDTH = 0.55  # of a letter of the legend's font, in heights of the figure's font
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 HANDLE_LETTERS = 8  # room that a legend's handle and its margins take
+SWATCH_SIZE = {"handlelength": 3.0, "handleheight": 1.6}  # of an area in a legend, in heights of its font
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,24 @@ def new_figure(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], style: Style, title: str | None = None) -> None:
+def legend_below(
+    figure: Figure, handles: Sequence[Any], style: Style, title: str | None = None, swatches: bool = False
+) -> None:
     """Puts a legend under the panels, where it hides nothing, and makes the figure that much higher.
 
     It has as many columns as fit; a label that is too long even for one is broken into lines.
+
+    Args:
+        swatches: handles are areas, large enough to show their hatches.
     """
     width_pt = figure.get_figwidth() * 72
     letters = int(width_pt / (style.font_pt * LETTER_WIDTH)) - HANDLE_LETTERS
     for handle in handles:
         handle.set_label("\n".join(textwrap.wrap(handle.get_label(), letters)) or " ")
+    size: dict[str, Any] = SWATCH_SIZE if swatches else {}
     renderer = FigureCanvasAgg(figure).get_renderer()
     for columns in range(min(style.legend_columns, len(handles)), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title, **size)
         extent = legend.get_window_extent(renderer)
         if extent.width <= figure.bbox.width or columns == 1:
             break

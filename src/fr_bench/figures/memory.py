@@ -29,7 +29,8 @@ from fr_bench.report.measures import (
 Measure = Callable[[Run, int], float | None]
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
-# No colour of a method; neighbours differ in grey too, and hatches tell apart what is alike.
+# No colour of a method; neighbours differ in grey too, and hatches tell apart what is alike: without horizontal lines,
+# which would cut a bar as its parts do.
 CATEGORY_LOOKS = {
     "parameters": ("#3B1C5A", ""),
     "gradients": ("#6F559B", ""),
@@ -37,8 +38,8 @@ CATEGORY_LOOKS = {
     "history": ("#1B8A8A", "///"),
     "activations": ("#F0E3A8", ""),
     "stash": ("#6B7F1F", "xxx"),
-    "synthesizer": ("#C5D58A", "..."),
-    "buffers": ("#96523A", "---"),
+    "synthesizer": ("#C5D58A", "\\\\\\"),
+    "buffers": ("#96523A", "..."),
     "other": ("#E2E2E2", ""),
 }
 
@@ -71,14 +72,20 @@ def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omissio
 
 
 def _legend(figure: Figure, shown: list[Group], of_categories: list[Artist], style: Style) -> None:
-    """Two columns: what belongs to the upper panel, and the modules of the lower one."""
+    """Two columns: what belongs to the upper panel, and the modules of the lower one, whose bars have many colours."""
     most = max(group.size for group in shown)
-    of_modules: list[Artist] = [
+    of_modules: list[Artist] = [_words("each bar, dark to light:")] if most > 1 else []
+    of_modules += [
         Patch(label=f"module {k}", facecolor=_shade("#000000", k, most), edgecolor="white") for k in range(1, most + 1)
     ]
     for shorter, longer in ((of_categories, of_modules), (of_modules, of_categories)):
-        shorter += [Line2D([], [], linestyle="none", label=" ") for _ in range(len(longer) - len(shorter))]
-    legend_below(figure, of_categories + of_modules, replace(style, legend_columns=2))
+        shorter += [_words(" ") for _ in range(len(longer) - len(shorter))]
+    legend_below(figure, of_categories + of_modules, replace(style, legend_columns=2), swatches=True)
+
+
+def _words(words: str) -> Artist:
+    """A line of a legend without a handle."""
+    return Line2D([], [], linestyle="none", label=words)
 
 
 def _bytes_of(group: Group, module: int) -> dict[str, float]:
@@ -118,9 +125,9 @@ def _draw_categories(axes: Axes, bars: Bars, factor: int) -> list[str]:
             sum(_bytes_of(group, k).get(below, 0) for k in range(1, group.size + 1) for below in found[:-1])
             for group in bars.groups
         ]
-        axes.bar(
+        axes.bar(  # without an edge, which would hide a category that has few bytes
             bars.positions, [height / factor for height in heights], bars.width,
-            bottom=[below / factor for below in stacked], linewidth=0.4, label=name, **_patch(name),
+            bottom=[below / factor for below in stacked], linewidth=0, label=name, **_patch(name),
         )  # fmt: skip
     return found
 

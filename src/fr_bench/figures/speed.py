@@ -16,6 +16,7 @@ from fr_bench.report.groups import METHOD_NAMES, Group
 from fr_bench.report.measures import Spread, baseline, speedup_over
 
 Measured = list[tuple[Group, Spread]]
+LIMIT_WORDS = "limits (dashed): one device a module, free links"
 LIMIT_LOOK: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.9}
 
 
@@ -42,7 +43,7 @@ def draw_speedup(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
     for axes in axes_list:
         axes.set_ylim(0, top * 1.08)
     axes_list[0].set_ylabel("speed-up")
-    legend_below(figure, _handles(series, limits), style)
+    legend_below(figure, _handles(series, limits), style, LIMIT_WORDS if limits else None)
     yield Drawing("speedup", figure, drawn, tuple(_notes(drawn)))
 
 
@@ -113,7 +114,8 @@ def _words(members: list[Group]) -> str:
 
 
 def _notes(drawn: list[Group]) -> list[str]:
-    notes = [f"limits: balanced modules, a backward of {BACKWARD_PER_FORWARD:g} forwards, free transport"]
+    backward = f"a backward of {BACKWARD_PER_FORWARD:g} forwards"
+    notes = [f"limits: one device a module, balanced modules, {backward}, free transport"]
     if any(group.method in SYNTHESIZING for group in drawn):
         notes.append("the limit of DNI and cDNI leaves out what their synthesizers compute")
     if any(group.in_one_process for group in drawn):

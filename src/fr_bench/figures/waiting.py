@@ -34,7 +34,7 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
         axes.set_ylim(0, 1)
         axes.set_ylabel("time spent waiting (%)")
         in_percent(axes)
-        legend_below(figure, handles, style)
+        legend_below(figure, handles, style, swatches=True)
         yield Drawing(f"waiting-k{k}", figure, shown)
 
 
