@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,14 @@ def test_a_large_trace_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write()
     assert [each.name for each in tmp_path.iterdir()] == ["profile_1.json.gz"] == [path.name]
     assert "traceEvents" in json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_on_the_cpu_the_profiler_does_not_complain_of_a_gpu() -> None:
+    """In a process of its own: what the profiler says of itself is settled once."""
+    program = "from fr_bench.measuring.profiling import record_profile\nwith record_profile(on_gpu=False): pass"
+    variables = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_untimed_steps_are_counted_where_they_lie() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 KERNEL = "kernel"
 ON_DEVICE = (KERNEL, "gpu_memcpy", "gpu_memset")  # categories of the trace; annotations there are no work
+QUIET = "6"  # above all levels of the profiler's own log
 LARGEST_PLAIN_BYTES = 4 * 2**20  # of a trace; a larger one is compressed
 
 
@@ -73,6 +75,8 @@ def record_profile(on_gpu: bool) -> Iterator[Recording]:
     Args:
         on_gpu: whether a GPU's work is recorded beside the host's.
     """
+    if not on_gpu:  # else it complains of the GPU's driver, which nobody asked for
+        os.environ.setdefault("KINETO_LOG_LEVEL", QUIET)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:  # it is one cycle; without, it warns of several
         yield Recording(profiler)
