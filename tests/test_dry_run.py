@@ -49,7 +49,7 @@ def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     for part in (
         "dry run of fr, K = 2, mlp on digits: nothing is trained",
-        "cuts after blocks [2]",
+        "2 modules, cut after block 2, on cpu, cpu",
         "transport serial",
         "predicted memory",
         "history",
@@ -107,7 +107,7 @@ def test_a_method_of_ones_own_has_cuts_and_memory_and_says_that_time_is_not_pred
     words = ("--config-dir", "mine", "debug=fast", "method=mine", "k=2", "partition=[2]", "dry_run=true")
     done = call(tmp_path, "train", *words)
     assert done.returncode == 0, done.stderr
-    assert "cuts after blocks [2]" in done.stdout and "activations" in done.stdout
+    assert "cut after block 2" in done.stdout and "activations" in done.stdout
     assert "time is not predicted: the schedule of method 'fr' is not known" in done.stdout
     assert "timing the blocks" not in done.stderr
 
@@ -116,6 +116,19 @@ def test_a_block_that_fails_when_it_runs_is_a_mistake_with_its_cause() -> None:
     model = {"_target_": "tiny_models.faulty", "name": "faulty", "at": 9}
     with pytest.raises(ConfigError, match=r"^dry_run=true: .*the bug in block 'faulty'"):
         report(tiny_config("fr", 2, model=model))
+
+
+@pytest.mark.parametrize(
+    ("k", "changes", "what", "how"),
+    [
+        (1, {"threads": 1}, "1 module, the whole network, on cpu", "; 1 thread a module"),
+        (2, {"threads": 2, "partition": [2]}, "2 modules, cut after block 2, on cpu", "; 2 threads a module"),
+        (3, {"partition": [1, 2]}, "3 modules, cut after blocks 1, 2, on cpu", " a module"),
+    ],
+)
+def test_one_is_told_as_one(k: int, changes: dict[str, Any], what: str, how: str) -> None:
+    first, *_, last = make_plan(tiny_config("bp", k, **changes)).headlines()
+    assert first.startswith(what) and last.endswith(how)
 
 
 # --- memory

@@ -310,7 +310,11 @@ def test_ddp_with_batch_norm_leaves_all_that_a_run_leaves(tmp_path: Path, capsys
     [
         ("gpipe", {"method": {"microbatches": 3}}, "method.microbatches=3: must divide batch_size=8"),
         ("gpipe", {"method": {"microbatches": 0}}, "method.microbatches=0: must be a number of at least 1"),
-        ("1f1b", {"k": 4, "method": {"microbatches": 2}}, "1f1b needs at least as many micro-batches as processes, 4"),
+        (
+            "1f1b",
+            {"k": 4, "method": {"microbatches": 2}},
+            "method.microbatches=2: 1f1b needs at least as many micro-batches as processes, 4",
+        ),
         ("zero_bubble", {"method": {"microbatches": 1}}, "at least as many micro-batches as processes"),
         ("zero_bubble", {"batch_size": 10, "method": {"microbatches": 5}}, "take a multiple of 2"),
         ("zero_bubble", {"memory_limit_gb": 1.0}, "memory_limit_gb=1: the memory of method=zero_bubble is not"),

@@ -19,6 +19,7 @@ from test_faults import Run, start  # noqa: F401  # start is a fixture
 from torchvision.datasets import CIFAR10
 
 from fr_bench.cli import main
+from fr_bench.commands.evaluate import refuse_foreign_code
 from fr_bench.data.build import build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.settings.trust import foreign_targets
@@ -64,6 +65,14 @@ def test_a_run_of_somebody_else_is_not_evaluated_by_calling_what_it_names(place:
     error = capsys.readouterr().err
     assert f"would call {target}" in error and "--trust" in error and error.count("\n") == 1
     assert not marker.exists()
+
+
+def test_several_names_of_somebody_else_are_told_as_several() -> None:
+    config = {"model": {"_target_": "mine.A"}, "optimizer": {"_target_": "mine.B"}}
+    with pytest.raises(ConfigError, match=r"would call mine.A, mine.B, which are not part of fr-bench"):
+        refuse_foreign_code(config, Path("run"))
+    with pytest.raises(ConfigError, match=r"would call mine.A, which is not part of fr-bench"):
+        refuse_foreign_code({"model": config["model"]}, Path("run"))
 
 
 def test_every_target_of_our_own_configs_is_trusted_and_a_users_is_not() -> None:

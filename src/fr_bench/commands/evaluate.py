@@ -67,9 +67,10 @@ def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
     """
     found = foreign_targets(config)
     if found:
+        verb = "is" if len(found) == 1 else "are"
         raise ConfigError(
-            f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which is not part of fr-bench; if that is code "
-            "of yours, or of somebody you trust, add --trust."
+            f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which {verb} not part of fr-bench; if that is "
+            "code of yours, or of somebody you trust, add --trust."
         )
 
 

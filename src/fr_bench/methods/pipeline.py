@@ -123,7 +123,7 @@ class SynchronousPipeline(Method):
             )
         problem = why_not(cls.schedule, microbatches, k)
         if problem:
-            raise ConfigError(f"method.microbatches={microbatches}: too few, or not of the right number: {problem}")
+            raise ConfigError(f"method.microbatches={microbatches}: {problem}")
         if on_gpu and transport == "gloo":
             raise ConfigError(
                 f"method={name}: between GPUs it needs nccl, and so a GPU for each of the k={k} modules; use device=cpu"

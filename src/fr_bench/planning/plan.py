@@ -122,13 +122,17 @@ class Plan:
 
     def headlines(self) -> list[str]:
         """Lines of text: where the network is cut, into what, and how the modules are linked."""
-        what = f"{self.num_modules} modules, cuts after blocks {self.cuts}"
+        blocks = f"block{'s' if len(self.cuts) > 1 else ''} {', '.join(map(str, self.cuts))}"
+        what = f"{self.num_modules} modules, cut after {blocks}" if self.cuts else "the whole network"
         if self.num_replicas > 1:
-            what = f"{self.num_replicas} replicas of " + (what if self.cuts else "the whole network")
+            what = f"{self.num_replicas} replicas of {what}"
+        elif not self.cuts:
+            what = f"1 module, {what}"
         return [
             f"{what}, on {', '.join(self.devices)}",
             *self.module_table(),
-            f"transport {self.transport}: {self.transport_reason}; {self.threads} threads a module",
+            f"transport {self.transport}: {self.transport_reason}; "
+            f"{self.threads} thread{'s' if self.threads > 1 else ''} a module",
         ]
 
     def description(self) -> dict[str, Any]:
