@@ -443,6 +443,30 @@ def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypa
 MISTAKES = [
     (["metod=fr"], ["metod=fr", "'method'"]),
     (["lr=0.1"], ["lr=0.1", "'optimizer.lr'"]),
+    (["lr=0.1", "method=dni"], ["lr=0.1", "Did you mean 'optimizer.lr'?"]),
+    (["learning_rate=0.1"], ["learning_rate=0.1", "'optimizer.lr'"]),
+    (["optimizer.learning_rate=0.1"], ["optimizer.learning_rate=0.1", "'optimizer.lr'", "momentum"]),
+    (["Momentum=0.9"], ["Momentum=0.9", "'optimizer.momentum'"]),
+    (["weight_decay=0"], ["weight_decay=0", "'optimizer.weight_decay'"]),
+    (["name=x"], ["name=x", "'method.name', 'model.name', 'dataset.name' or 'wandb.name'?"]),
+    (["K=2"], ["K=2", "'k'"]),
+    (["batch=64"], ["batch=64", "'batch_size'"]),
+    (["bs=64"], ["bs=64", "'batch_size'"]),
+    (["device=gpu"], ["device=gpu", "'cuda'"]),
+    *((["precision=" + word], [f"precision={word}", "'bf16'"]) for word in ("fp16", "half", "float16", "AMP", "BF16")),
+    *((["precision=" + word], [f"precision={word}", "'fp32'"]) for word in ("float32", "float", "single")),
+    *((["precision=" + word], [f"precision={word}", "'fp64'"]) for word in ("double", "float64")),
+    (["precision=fp8"], ["precision=fp8", "Did you mean 'fp32' or 'fp64'?"]),
+    (
+        ["experiment=poster"],
+        ["experiment=poster", "'poster_convergence', 'poster_generalization', ", "'poster_sigma'?"],
+    ),
+    (["model=resnet"], ["model=resnet", "no such model. Available: mlp, "]),
+    (["+experiment=quickstart"], ["+experiment=quickstart", "leave out the +", ": experiment=quickstart."]),
+    (["+method=fr", "k=2"], ["+method=fr", "leave out the +"]),
+    (["+k=2"], ["+k=2", "leave out the +"]),
+    (["method.warmup=zero", "method=bp"], ["method.warmup=zero", "It is a key of method=ddg, method=fr."]),
+    (["method.optimizer.lr=1", "method=bp"], ["method.optimizer.lr=1", "method=cdni, method=dni."]),
     (["method.wramup=zero"], ["method.wramup=zero", "'method.warmup'"]),
     (["wandb.mdoe=online"], ["wandb.mdoe=online", "'wandb.mode'", "tags"]),
     (["hydra.sweep.dirr=x"], ["hydra.sweep.dirr=x", "'hydra.sweep.dir'"]),
@@ -569,6 +593,20 @@ def test_a_mistake_in_any_combination_is_found_before_the_first_job(words, combi
     message = capsys.readouterr().err
     assert combination in message and "in the combination" in message and message.count("\n") == 1, message
     assert not launch.started and not list(tmp_path.iterdir())
+
+
+def test_how_an_object_is_made_is_not_among_the_keys(launch, capsys):
+    assert train(*SMALL, "method.frob=1") == 2
+    assert "method has: name, warmup, " in capsys.readouterr().err
+    assert train(*SMALL, "wandb=online") == 2
+    assert "set one of wandb.mode, " in capsys.readouterr().err
+
+
+def test_a_broken_file_of_ones_own_does_not_hide_another_mistake(launch, tmp_path, capsys):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "broken.yaml").write_text("name: [\n")
+    assert train(*SMALL, "--config-dir", "mine", "method=bp", "method.warmup=zero") == 2
+    assert "It is a key of method=ddg, method=fr." in capsys.readouterr().err
 
 
 def test_a_key_that_a_combination_lacks_is_compared_with_its_own_keys(launch, capsys):

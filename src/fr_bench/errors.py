@@ -6,8 +6,22 @@ Exit codes: 0 done, 1 a run failed, 2 a mistake in the command or the config, 75
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+
+# By what it is called here: what people type who come from other programs.
+CALLED_ELSEWHERE = {
+    "batch_size": ("batch", "bs"),
+    "bf16": ("fp16", "half", "float16", "amp"),
+    "cuda": ("gpu",),
+    "fp32": ("float32", "float", "single"),
+    "fp64": ("float64", "double"),
+    "lr": ("learning_rate",),
+    "weight_decay": ("wd",),
+}
+SHORTEST_BEGINNING = 3  # letters; with less than that many words begin
+CLOSE = 0.5
+MOST_SUGGESTED = 5
 
 
 class FrBenchError(Exception):
@@ -20,6 +34,18 @@ class ConfigError(FrBenchError):
     """A mistake in the command or the config, found before anything is started."""
 
     exit_code = 2
+
+
+class NoSuchChoice(ConfigError):
+    """A config group has ``options``, and not the one that was asked for."""
+
+    def __init__(self, group: str, choice: str, options: Sequence[str]) -> None:
+        available = ", ".join(options) or "none"
+        super().__init__(
+            f"{group}={choice}: there is no such {group}.{nearest(choice, options)} Available: {available}."
+        )
+        self.group = group
+        self.options = options
 
 
 class RunFailed(FrBenchError):
@@ -65,6 +91,34 @@ class ToldElsewhere(FrBenchError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string if none is close."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+    """Returns ``" Did you mean 'x'?"`` for what of ``choices`` may be meant, or an empty string if nothing is close."""
+    return suggestion(meant(word, choices))
+
+
+def suggestion(names: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'x' or 'y'?"``, or an empty string where there are no names, or too many."""
+    *others, last = [f"'{name}'" for name in names] or [""]
+    if not last or len(others) >= MOST_SUGGESTED:
+        return ""
+    return f" Did you mean {', '.join(others)} or {last}?" if others else f" Did you mean {last}?"
+
+
+def meant(word: str, choices: Iterable[str]) -> list[str]:
+    """What of ``choices`` may be meant by ``word``: what is called so, else what begins with it, else the closest.
+
+    Several are equally good: to single one out would mislead.
+    """
+    choices, word = list(dict.fromkeys(choices)), word.lower()
+    if named := called(word, choices):
+        return named
+    if len(word) >= SHORTEST_BEGINNING and (longer := [each for each in choices if each.lower().startswith(word)]):
+        return longer
+    likeness = {each: SequenceMatcher(None, each.lower(), word).ratio() for each in choices}
+    most = max(likeness.values(), default=0.0)
+    return [each for each in choices if likeness[each] == most] if most >= CLOSE else []
+
+
+def called(word: str, choices: Iterable[str]) -> list[str]:
+    """Those of ``choices`` that are ``word`` but for the case of its letters, or are called so elsewhere."""
+    word = word.lower()
+    return [each for each in choices if each.lower() == word or word in CALLED_ELSEWHERE.get(each, ())]

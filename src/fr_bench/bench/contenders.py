@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fr_bench.bench.settings import BenchSettings
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, NoSuchChoice, nearest
 from fr_bench.models import build_blocks
 from fr_bench.peers import PEERS, PIPELINES
 from fr_bench.peers.task import CHUNKS
@@ -120,6 +120,12 @@ def _make(
             return [Contender(words, method, k, plan)]
         return _pipelines(words, method, k, plan, settings)
     except ConfigError as error:
+        if isinstance(error, NoSuchChoice) and error.group == "method":
+            names = sorted({*error.options, *PEERS})
+            raise ConfigError(
+                f"in bench.methods, '{words}': there is no method or peer '{method}'.{nearest(method, names)} "
+                f"Available: {', '.join(names)}."
+            ) from error
         raise ConfigError(f"in bench.methods, '{words}' with K={k}: {error}") from error
 
 

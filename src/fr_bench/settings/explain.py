@@ -22,7 +22,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from fr_bench.errors import ConfigError, nearest
+from fr_bench.errors import ConfigError, NoSuchChoice, called, meant, nearest, suggestion
 from fr_bench.settings.config import COMPONENTS
 
 WHAT_IS_MEANT = {"Integer": "an integer", "Float": "a number", "string": "a text", "bool": "true or false"}
@@ -55,11 +55,27 @@ class Known:
 
     def culprit(self) -> str | None:
         """The first override that does not compose by itself, for a message that does not name it."""
-        for override in self.overrides:
-            try:
-                self.loader.load_configuration(self.config_name, [override], RunMode.MULTIRUN)
-            except MISTAKES:
-                return override
+        return next((override for override in self.overrides if not self.composes(override)), None)
+
+    def composes(self, override: str) -> bool:
+        """Whether ``override`` alone is none of the mistakes that composing finds."""
+        return self._with(override) is not None
+
+    def options_with(self, key: str) -> list[str]:
+        """The choices ``group=option`` that have ``key``, which begins with the group and a dot."""
+        group, *sections, last = key.split(".")
+        found = []
+        for option in self.loader.get_group_options(group):
+            node: Any = self._with(f"{group}={option}")
+            for section in (group, *sections):
+                node = _child(node, section)
+            if last in _keys(node):
+                found.append(f"{group}={option}")
+        return found
+
+    def _with(self, override: str) -> DictConfig | None:
+        with contextlib.suppress(Exception):  # a file of the user's own: the mistake at hand is another
+            return self.loader.load_configuration(self.config_name, [override], RunMode.MULTIRUN)
         return None
 
     def groups(self) -> list[str]:
@@ -73,7 +89,7 @@ def explain(error: Exception, known: Known) -> ConfigError:
     if isinstance(error, OverrideParseException):
         return ConfigError(_unreadable(error, known))
     if isinstance(error, MissingConfigException):
-        return ConfigError(_not_found(error, known))
+        return _not_found(error, known)
     several = re.match(r"Ambiguous value for argument '(.+?)'\n|Sweep parameters '(.+)' requires", message)
     if several:
         given = several[1] or several[2]
@@ -87,6 +103,8 @@ def explain(error: Exception, known: Known) -> ConfigError:
         in_file = f"in {place[1]}.yaml: " if place and place[1] != known.config_name else ""
         return ConfigError(in_file + _bad_value(cause, message, known))
     culprit = known.culprit()
+    if culprit is not None and culprit.startswith("+") and known.composes(plain := culprit.lstrip("+")):
+        return ConfigError(f"{culprit}: leave out the +, which is for what is not there yet: {plain}.")
     return ConfigError(f"{culprit}: {_one_line(message)}." if culprit else f"{_one_line(message)}.")
 
 
@@ -99,25 +117,24 @@ def _unreadable(error: OverrideParseException, known: Known) -> str:
     return f"cannot read '{error.override}': {detail}. Special characters need quotes: 'key=\"a b\"'."
 
 
-def _not_found(error: MissingConfigException, known: Known) -> str:
+def _not_found(error: MissingConfigException, known: Known) -> ConfigError:
     path = error.missing_cfg_file
     if path is None:
-        return _one_line(str(error))
+        return ConfigError(_one_line(str(error)))
     if error.options is not None:
         group, _, choice = path.rpartition("/")
         if choice == "submitit_slurm":
-            return (
+            return ConfigError(
                 f"{group}={choice} (which cluster=slurm chooses): hydra-submitit-launcher is not installed; "
                 "pip install '.[slurm]' in the repository."
             )
-        options = ", ".join(error.options) or "none"
-        hint = nearest(choice, error.options)
-        return f"{group}={choice}: there is no such {group}.{hint} Available: {options}."
+        return NoSuchChoice(group, choice, error.options)
     if path == known.config_name:
         found = known.loader.get_group_options("", ObjectType.CONFIG)
         names = [name for name in found if name != "config_schema" and not name.startswith("_")]
-        return f"--config-name {path}: not found.{nearest(path, names)} Available: {', '.join(names)}."
-    return f"a defaults list names '{path}', which does not exist: {_one_line(str(error).splitlines()[0])}."
+        return ConfigError(f"--config-name {path}: not found.{nearest(path, names)} Available: {', '.join(names)}.")
+    place = _one_line(str(error).splitlines()[0])
+    return ConfigError(f"a defaults list names '{path}', which does not exist: {place}.")
 
 
 def _unknown_key(key: str, known: Known) -> str:
@@ -128,7 +145,7 @@ def _unknown_key(key: str, known: Known) -> str:
     parents: list[str] = []
     *path, _ = parts = key.split(".")
     for part in path:
-        child = node._get_node(part, validate_access=False) if isinstance(node, DictConfig) else None
+        child = _child(node, part)
         if not isinstance(child, DictConfig):
             break
         node, parents = child, [*parents, part]
@@ -139,13 +156,28 @@ def _unknown_key(key: str, known: Known) -> str:
         return f"{given}: {'.'.join([*parents, wrong])} is a single value, not a section."
     if parents:
         section = ".".join(parents)
-        is_open = parents[0] in COMPONENTS and _may_take(node, wrong)
-        own = f" A key that is meant to be new is written +{key}=..." if is_open else ""
-        hint = nearest(wrong, choices).replace("'", f"'{section}.", 1)
-        return f"{given}: unknown key '{key}'.{hint} {section} has: {', '.join(choices)}.{own}"
-    elsewhere = [full for full in _leaves(config) if full.endswith(f".{wrong}")]
-    hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(wrong, [*choices, *known.groups()])
-    return f"{given}: unknown key '{key}'.{hint} Known keys: {', '.join(sorted({*choices, *known.groups()}))}."
+        is_component = parents[0] in COMPONENTS
+        elsewhere = known.options_with(key) if is_component else []
+        hint = "" if elsewhere else suggestion(f"{section}.{name}" for name in meant(wrong, choices))
+        others = f" It is a key of {', '.join(elsewhere)}." if elsewhere else ""
+        own = f" A key that is meant to be new is written +{key}=..." if is_component and _may_take(node, wrong) else ""
+        return f"{given}: unknown key '{key}'.{hint} {section} has: {', '.join(_shown(choices))}.{others}{own}"
+    choices = [*choices, *known.groups()]
+    # Not by likeness alone: what is closest of all keys of all sections would often be far from what is meant.
+    hint = suggestion([] if called(wrong, choices) else _further_down(wrong, config)) or nearest(wrong, choices)
+    return f"{given}: unknown key '{key}'.{hint} Known keys: {', '.join(sorted({*choices}))}."
+
+
+def _further_down(name: str, config: Any) -> list[str]:
+    """The keys called ``name`` that are the least sections down."""
+    found = [full for full in _leaves(config) if called(name, [full.rpartition(".")[2]])]
+    depth = min((full.count(".") for full in found), default=0)
+    return [full for full in found if full.count(".") == depth]
+
+
+def _shown(keys: list[str]) -> list[str]:
+    """Without what says how a section becomes an object, which nobody sets on the command line."""
+    return [key for key in keys if not key.startswith("_")]
 
 
 def _may_take(node: DictConfig, name: str) -> bool:
@@ -183,7 +215,7 @@ def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str
         if "is not a ListConfig" in first_line:
             return f"{given}: must be a list, such as {key}=[1,2]."
         if "is not a subclass of" in first_line and (section := _section(key, known)):
-            settings = ", ".join(f"{key}.{name}" for name in section)
+            settings = ", ".join(f"{key}.{name}" for name in _shown(section))
             return f"{given}: is a section; set one of {settings}."
         return f"{given}: {first_line}."
     return f"{key}: {first_line}."
@@ -193,6 +225,10 @@ def _section(key: str, known: Known) -> list[str]:
     config = known.config()
     node = None if config is None else OmegaConf.select(config, key)
     return _keys(node)
+
+
+def _child(node: Any, key: str) -> Any:
+    return node._get_node(key, validate_access=False) if isinstance(node, DictConfig) else None
 
 
 def _keys(node: Any) -> list[str]:
