@@ -251,6 +251,13 @@ def test_a_mistake_is_named_with_what_is_allowed(word: str, message: str, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_is_taken_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    monkeypatch.setattr("fr_bench.bench.run.run_bench", lambda *arguments: folders.append(arguments[-1]) or 0)
+    assert main([f"run_dir={tmp_path}/k=1,2", "model=mlp"]) == 0
+    assert folders == [tmp_path / "k=1,2"]
+
+
 def test_what_the_command_line_sets_is_not_set_again() -> None:
     words = with_defaults(["dataset=digits", "threads=2"])
     assert [word for word in words if word.startswith(("dataset=", "threads="))] == ["dataset=digits", "threads=2"]

@@ -438,6 +438,55 @@ def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypa
     assert train(*SMALL, "run_dir=run", "dry_run=true") == 0
 
 
+# --- paths that Hydra's grammar would read as something else
+
+ODD = "demo/epochs=12,experiment=quickstart,method=fr"
+
+
+@pytest.mark.parametrize("path", [ODD, "été", "2024_01", "it's (new)", "a\\b=1", "x={1}"])
+def test_a_path_is_taken_as_given(path, launch, tmp_path):
+    assert train(*SMALL, f"run_dir={path}", f"resume={path}") == 0
+    assert (launch.started[0]["run_dir"], launch.started[0]["resume"]) == (str(tmp_path / path), path)
+    assert train("-m", *SMALL, f"sweep_dir={path}", f"resume={path}", "k=1,2") == 0
+    assert all(Path(config["run_dir"]).parent == tmp_path / path for config in launch.started[1:])
+    assert [(config["k"], config["resume"]) for config in launch.started[1:]] == [(1, path), (2, path)]
+
+
+def test_what_could_be_a_sweep_is_none_where_there_is_a_path_of_that_name(launch, tmp_path):
+    assert train("-m", *SMALL, "resume=a,b") == 0
+    assert [config["resume"] for config in launch.started] == ["a", "b"]
+    (tmp_path / "a,b").mkdir()
+    assert train("-m", *SMALL, "resume=a,b") == 0 and train(*SMALL, "resume=a,b") == 0
+    assert [config["resume"] for config in launch.started[2:]] == ["a,b", "a,b"]
+
+
+def test_several_paths_that_are_there_are_a_sweep(launch, tmp_path):
+    for name in ("k=1", "k=2"):
+        (tmp_path / name).mkdir()
+    assert train("-m", *SMALL, "resume=k=1,k=2") == 0
+    assert [config["resume"] for config in launch.started] == ["k=1", "k=2"]
+
+
+def test_a_path_in_quotes_or_with_references_is_what_it_was(launch, tmp_path):
+    words = [f"resume='{ODD}'", "run_dir=k=${k}/${model.name}", "++sweep_dir=null"]
+    assert train(*SMALL, *words) == 0
+    assert launch.started[0]["resume"] == ODD and launch.started[0]["run_dir"] == str(tmp_path / "k=4" / "mlp")
+    assert launch.started[0]["sweep_dir"] is None
+
+
+def test_a_folder_is_not_called_tilde(launch, tmp_path, capsys):
+    assert train(*SMALL, "run_dir=~/run") == 2
+    assert "run_dir=~/run" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["resume=a=1", "k=2"], ["resume=a=1", "-m", "k=2,3", "sweep_dir=b=2"]])
+def test_a_run_knows_the_command_line_as_it_was_typed(words, launch):
+    seen = []
+    launch.train = lambda config: seen.append(list(sys.argv)) or 0.25
+    assert train(*words, *SMALL) == 0
+    assert seen[0] == ["fr-bench", "train", *words, *SMALL]
+
+
 # --- mistakes
 
 MISTAKES = [

@@ -16,6 +16,7 @@ from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError
 from fr_bench.settings.compose import compose
 from fr_bench.settings.config import check
+from fr_bench.settings.paths import with_quoted_paths
 from fr_bench.simulation.settings import SIMULATE_HELP, make_simulate_settings
 
 OWN = "bench."
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(usage())
         return 0
-    arguments = parse(argv)
+    arguments = parse(with_quoted_paths(argv))
     if arguments.multirun or arguments.cfg or arguments.info:
         raise ConfigError("fr-bench bench is one run: -m, --cfg and --info belong to fr-bench train.")
     own, simulated = ([word for word in arguments.overrides if word.startswith(each)] for each in (OWN, SIMULATED))

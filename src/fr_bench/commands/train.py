@@ -47,6 +47,7 @@ from fr_bench.settings.compose import (
     take_apart,
 )
 from fr_bench.settings.config import check
+from fr_bench.settings.paths import quoted, with_quoted_paths
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code, table
 from fr_bench.unread import heard_or_not
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: for a mistake in the command or the config, before anything is made or started.
     """
+    typed, argv = argv, with_quoted_paths(argv)
     arguments = parse(argv)
     launch = Torchrun.from_environment()
     # Hydra's parser wants all overrides side by side; ours takes them in any order.
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> int:
     if arguments.shell_completion:
         return _show(argv)
     if launch is not None and not (arguments.help or arguments.hydra_help or arguments.info or arguments.cfg):
-        return _train_with_others(argv, arguments, launch)
+        return _train_with_others(argv, arguments, launch, typed)
     composition = compose(arguments)
     if arguments.help:
         return _help(arguments, composition.jobs[0])
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> int:
         return _report_all(composition)
     if composition.sweep_dir is None:
         outcomes = OutcomeLog(None)
-        code = _run_hydra(argv, TrainTask(outcomes))
+        code = _run_hydra(argv, TrainTask(outcomes, typed))
         return exit_code(outcomes.read(), 1, code)
     if composition.launcher == SLURM_LAUNCHER:
         from fr_bench.sweeps import slurm_launcher  # needs the extra, without which that launcher cannot be chosen
@@ -93,13 +95,13 @@ def main(argv: list[str]) -> int:
         slurm_launcher.install()
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
     outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
-    code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes))
+    code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes, typed))
     with heard_or_not():
         print(table(outcomes.read(), composition.num_jobs), flush=True)
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
 
-def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: Torchrun) -> NoReturn:
+def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: Torchrun, typed: list[str]) -> NoReturn:
     """One of the processes that torchrun started. Rank 0 looks for mistakes first, so that only one tells of them."""
     from fr_bench.launching.meeting import Meeting
 
@@ -119,7 +121,7 @@ def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: T
                 check_jobs(composition, run_elsewhere=False, starts_processes=False)
                 run_dir = meeting.choose_run_dir(os.path.abspath(config["run_dir"]))
         outcomes = OutcomeLog(None)
-        code = _run_hydra([*argv, f"run_dir={quoted(str(run_dir))}"], TrainTask(outcomes, meeting))
+        code = _run_hydra([*argv, f"run_dir={quoted(str(run_dir))}"], TrainTask(outcomes, typed, meeting))
         code = exit_code(outcomes.read(), 1, code)
     except FrBenchError as error:
         if not isinstance(error, ToldElsewhere):
@@ -187,9 +189,10 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
 class TrainTask:
     """What Hydra calls for every job. Importable and picklable, so that a launcher may run it elsewhere."""
 
-    def __init__(self, outcomes: OutcomeLog, meeting: Meeting | None = None) -> None:
-        """``meeting``: of a process that torchrun started."""
+    def __init__(self, outcomes: OutcomeLog, typed: list[str], meeting: Meeting | None = None) -> None:
+        """``typed``: the words behind ``fr-bench train``; ``meeting``: of a process that torchrun started."""
         self.outcomes = outcomes
+        self.typed = typed
         self.meeting = meeting
 
     def __call__(self, config: DictConfig) -> float | None:
@@ -202,7 +205,8 @@ class TrainTask:
         try:
             from fr_bench.launching.launch import run_training
 
-            summary = run_training(plain_config(config, str(run_dir)), run_dir, self.meeting)
+            with _arguments(["train", *self.typed]):  # of which env.json tells
+                summary = run_training(plain_config(config, str(run_dir)), run_dir, self.meeting)
             outcome.finish(summary.get("best_test_error"))
         except FrBenchError as error:
             if not isinstance(error, ToldElsewhere):
@@ -241,7 +245,7 @@ def _help(arguments: argparse.Namespace, job: Job) -> int:
 def _show(argv: list[str]) -> int:
     """Lets Hydra print what was asked for. It runs nothing, so what fails is the command."""
     register()
-    return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None))) else 0
+    return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None), argv)) else 0
 
 
 def _check_all(jobs: list[Job], check_one: Callable[[Job], None]) -> None:
@@ -337,9 +341,3 @@ def _remove_if_empty(run_dir: Path) -> None:
     with contextlib.suppress(OSError):  # the first folder that is not empty ends it
         for folder in (run_dir, *inside):
             folder.rmdir()
-
-
-def quoted(text: str) -> str:
-    """Returns ``text`` as a value of an override."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
