@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from fr_bench.components import bind
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import is_compiled
-from fr_bench.planning.environment import command_line, describe_environment
+from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.memory_model import unpredictable
 from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
 from fr_bench.planning.tracing import place_on_meta, trace_modules
@@ -54,7 +55,7 @@ class Forecast:
         config = self.plan.config
         shared = ("model", "dataset", "batch_size", "precision", "channels_last", "optimizer", "seed")
         content = {
-            "env": describe_environment(command_line(), {**config, "threads": self.plan.threads}),
+            "env": describe_environment(sys.argv, {**config, "threads": self.plan.threads}),
             "config": {key: config[key] for key in shared},
             "simulate": asdict(self.settings),
             "measured_on": self.measured_on,

@@ -24,7 +24,7 @@ from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.supervisor import SignalWatch, watch_signals
 from fr_bench.models import build_blocks
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.environment import command_line, describe_environment
+from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import check_components
 from fr_bench.planning.tracing import place_on_meta
 from fr_bench.records.run_files import strict_json
@@ -171,7 +171,7 @@ class Bench:
     def write(self) -> None:
         """bench.json, with what there is so far."""
         plan = self._contenders[0].plan if self._contenders else None
-        environment = describe_environment(command_line(), {**plan.config, "threads": plan.threads}) if plan else {}
+        environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
         shared = (
             "model", "dataset", "batch_size", "device", "precision", "channels_last", "compile", "cuda_graphs",
             "optimizer", "seed",

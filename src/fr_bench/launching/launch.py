@@ -14,7 +14,7 @@ from fr_bench.launching.members import Members, follow
 from fr_bench.launching.origin import settle_origin
 from fr_bench.launching.resume import Start, bring_records, check_resume, decide, plan_with_cuts
 from fr_bench.launching.supervisor import SignalWatch, Supervisor, watch_signals
-from fr_bench.planning.environment import command_line, describe_environment
+from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import Plan, check_components, make_plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.torch_settings import keep_freed_memory
@@ -165,7 +165,7 @@ class Run:
         self.collector = Collector(plan.num_modules, plan.steps_per_epoch, batch_size, in_parallel, plan.num_replicas)
         described = {**plan.config, "plan": plan.description()}
         directory.write_config(described)
-        directory.write_environment(describe_environment(command_line(), {**plan.config, "threads": plan.threads}))
+        directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
         origin = settle_origin(start, plan, directory.path)
         self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names), origin)
         self.records = bring_records(start, directory)

@@ -7,7 +7,6 @@ import platform
 import shutil
 import socket
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -69,15 +68,6 @@ def describe_environment(argv: list[str], config: dict[str, Any]) -> dict[str, A
     }
     git = source_version(Path(fr_bench.__file__).parent)
     return description if git is None else {"git": git, **description}
-
-
-def command_line() -> list[str]:
-    """The command as it was typed: ``sys.argv`` is what Hydra is to see of it. Where a launcher has called a function
-    of ours, that is all there is."""
-    for index, word in enumerate(sys.orig_argv):
-        if Path(word).name == "fr-bench" or sys.orig_argv[max(0, index - 1) : index + 1] == ["-m", "fr_bench"]:
-            return ["fr-bench", *sys.orig_argv[index + 1 :]]
-    return sys.argv
 
 
 def versions() -> dict[str, str | None]:
