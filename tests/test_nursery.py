@@ -87,7 +87,7 @@ process.join()
 
 def test_a_server_that_is_still_importing_ends_with_the_process_that_started_it() -> None:
     """As where a run is found to be finished while the server starts."""
-    program = "from fr_bench import nursery; nursery.context()"
+    program = "from fr_bench.processes import nursery; nursery.context()"
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     assert process.wait(timeout=200) == 0
     time.sleep(0.5)  # a process that was killed takes a moment to go, one that imports torch takes seconds
