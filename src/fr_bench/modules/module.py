@@ -50,12 +50,31 @@ class Replicas(Protocol):
         """Bytes held for messages."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a module stands in its run.
+
+    Attributes:
+        k: which of the K modules it is, from 1 as in the paper; module K is the top.
+        num_modules: K.
+        number: what records and messages call it; k where there is one replica.
+        replica, num_replicas: which of how many networks it belongs to; each sees its share of every batch.
+    """
+
+    k: int
+    num_modules: int
+    number: int
+    replica: int = 1
+    num_replicas: int = 1
+
+
 class Module:
-    """One of the K modules. ``k`` counts from 1 as in the paper; module K is the top.
+    """One of the K modules.
 
     Args:
         network: the module's blocks, on its device.
         optimizer: over the network's parameters.
+        place: which one.
         base_lr: learning rate of this module before the schedule.
         schedule: iteration -> factor on every learning rate.
         global_batch_size: what the loss's sum is divided by.
@@ -63,19 +82,16 @@ class Module:
         clip_norm: largest norm of the module's gradient, or None.
         num_classes, seed: of the run.
         precision: ``bf16`` runs the passes under autocast; the others need nothing here.
-        number: what records and messages call it; k where there is one replica.
-        replica, num_replicas: which of how many networks it belongs to; each sees its share of every batch.
     """
 
     def __init__(
         self,
         network: Network,
         optimizer: torch.optim.Optimizer,
+        place: Place,
         *,
         base_lr: float,
         schedule: Callable[[int], float],
-        k: int,
-        num_modules: int,
         global_batch_size: int,
         num_classes: int,
         seed: int,
@@ -83,20 +99,15 @@ class Module:
         frozen: bool = False,
         clip_norm: float | None = None,
         precision: str = "fp32",
-        number: int | None = None,
-        replica: int = 1,
-        num_replicas: int = 1,
     ) -> None:
-        self.number = number or k
-        self.replica = replica
-        self.num_replicas = num_replicas
+        self.k, self.num_modules = place.k, place.num_modules
+        self.number = place.number
+        self.replica, self.num_replicas = place.replica, place.num_replicas
         self.replicas: Replicas | None = None  # set once training begins: what its replicas exchange
         self.network = network
         self.optimizer = optimizer
         self.base_lr = base_lr
         self.schedule = schedule
-        self.k = k
-        self.num_modules = num_modules
         self.global_batch_size = global_batch_size
         self.num_classes = num_classes
         self.seed = seed
@@ -109,7 +120,7 @@ class Module:
         self.clip_norm = clip_norm
         self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
-        self.passes = Passes(network, precision, is_bottom=k == 1, is_top=k == num_modules)
+        self.passes = Passes(network, precision, is_bottom=self.k == 1, is_top=self.is_top)
 
     @property
     def is_top(self) -> bool:

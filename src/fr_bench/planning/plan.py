@@ -14,6 +14,7 @@ from fr_bench.data import COMMON_KEYS, Outline, build_dataset, outline_dataset, 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
+from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_cuda_graphs, uses_cuda_graphs
 from fr_bench.planning.environment import usable_cores
@@ -97,13 +98,10 @@ class Plan:
         """Of a replica."""
         return self.size // self.num_replicas
 
-    def module_of(self, number: int) -> int:
-        """Which module of its replica ``number`` is, from 1."""
-        return (number - 1) % self.num_modules + 1
-
-    def replica_of(self, number: int) -> int:
-        """Which replica ``number`` belongs to, from 1."""
-        return (number - 1) // self.num_modules + 1
+    def place_of(self, number: int) -> Place:
+        """Which module of which replica ``number`` is."""
+        replica, index = divmod(number - 1, self.num_modules)
+        return Place(index + 1, self.num_modules, number, replica + 1, self.num_replicas)
 
     @property
     def block_ranges(self) -> list[slice]:

@@ -220,6 +220,7 @@ class Trainer:
             if t + 1 == stop:
                 self._let_gradients_arrive()
                 self.synchronize()
+                end_ns = time.monotonic_ns()
                 if is_timed:
                     self.reporter.send("stretch_end", modules=self._numbers())
             if not is_timed:
@@ -227,7 +228,7 @@ class Trainer:
             if t + 1 == stop or self.extent.ends_epoch(t + 1):
                 for player in self.players:
                     player.module.watch.settle()  # its times are the device's, and the clock is to be read with them
-                now_ns = time.monotonic_ns()
+                now_ns = end_ns if t + 1 == stop else time.monotonic_ns()
                 self._trained_ns += now_ns - since_ns if is_timed else 0
                 since_ns = now_ns
             if t + 1 == stop:

@@ -37,8 +37,8 @@ class Sources:
 
     def __init__(self, plan: Plan, numbers: list[int]) -> None:
         config = plan.config
-        self._at_bottom = plan.module_of(numbers[0]) == 1
-        self._at_top = plan.module_of(numbers[-1]) == plan.num_modules
+        self._at_bottom = plan.place_of(numbers[0]).k == 1
+        self._at_top = plan.place_of(numbers[-1]).k == plan.num_modules
         self._bottom_device = torch.device(plan.devices[numbers[0] - 1])
         self._top_device = torch.device(plan.devices[numbers[-1] - 1])
         self._batch_size = config["batch_size"]
@@ -48,7 +48,7 @@ class Sources:
             "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
         }
         self._plan = plan
-        self._rows = rows = _share(config["batch_size"], plan.replica_of(numbers[0]), plan.num_replicas)
+        self._rows = rows = _share(config["batch_size"], plan.place_of(numbers[0]).replica, plan.num_replicas)
         self.images: TrainImages | None = None
         self.labels: TrainLabels | None = None
         self._train_labels: Tensor | None = None

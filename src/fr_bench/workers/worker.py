@@ -216,33 +216,29 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
     modules = []
     for number in numbers:
-        k = plan.module_of(number)
+        place = plan.place_of(number)
         network = Network(blocks[plan.block_ranges[number - 1]], config["seed"])
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
         if is_compiled(config):
             network.compile_blocks()
-        multiplier = config["module_lr"][k - 1] if config["module_lr"] else 1.0
+        multiplier = config["module_lr"][place.k - 1] if config["module_lr"] else 1.0
         optimizer = bind(config["optimizer"])(network.parameters())
         modules.append(
             Module(
                 network,
                 optimizer,
+                place,
                 base_lr=config["optimizer"]["lr"] * multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
-                k=k,
-                num_modules=plan.num_modules,
                 global_batch_size=config["batch_size"],
                 num_classes=plan.num_classes,
                 seed=config["seed"],
                 watch=make_stopwatch(torch.device(plan.devices[number - 1])),
-                frozen=k in config["freeze"],
+                frozen=place.k in config["freeze"],
                 clip_norm=config["clip_norm"],
                 precision=config["precision"],
-                number=number,
-                replica=plan.replica_of(number),
-                num_replicas=plan.num_replicas,
             )
         )
     return modules
