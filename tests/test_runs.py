@@ -197,6 +197,19 @@ def test_cuts_that_come_with_k_are_not_in_the_label(tmp_path, problems):
     assert list(groups_of(tmp_path, problems)) == ["FR, K = 1", "FR, K = 2", "FR, K = 4"]
 
 
+def test_a_run_whose_settings_nobody_knows_lengthens_no_other_label(tmp_path, problems):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed)
+    lost = write_run(tmp_path / "lost", seed=2)
+    (lost / "config.yaml").unlink()
+    summary = {"method": "fr", "model": "tiny", "dataset": "digits", "k": 2, "seed": 2}
+    (lost / "summary.json").write_text(json.dumps(summary))
+    assert {label: len(group.runs) for label, group in groups_of(tmp_path, problems).items()} == {
+        "FR, K = 2": 2,
+        "FR (settings unknown), K = 2": 1,
+    }
+
+
 def test_what_the_plan_chose_counts_not_what_was_asked_for(tmp_path, problems):
     write_run(tmp_path / "0", seed=0, settings={"transport": "auto", "partition": "equal"})
     asked = {"transport": "gloo", "partition": [1], "memory_limit_gb": 4.0}

@@ -235,7 +235,10 @@ def _worth(run: Run) -> tuple[bool, float]:
 
 
 def _with_variant(group: Group, groups: list[Group]) -> Group:
+    if not group.runs[0].config:  # known by its summary.json alone
+        return replace(group, variant="settings unknown")
     rivals = [other for other in groups if (other.dataset, other.model) == (group.dataset, group.model)]
+    rivals = [other for other in rivals if other.runs[0].config]
     differing = [key for key in group.settings if _differs(key, group, rivals)]
     words = [_words(key, group.settings[key], differing) for key in differing]
     variant = ", ".join(word for word in words if word)
