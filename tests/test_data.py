@@ -534,7 +534,7 @@ def test_a_dry_run_needs_no_images(server, tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(CIFAR10, "url", server.url + CIFAR10.filename)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert main(["train", "model=resnet20", "k=2", "dry_run=true", "method=ddp"]) == 0
+    assert main(["train", "model=resnet20", "k=2", "dry_run=true", "method=ddp", "wandb.mode=disabled"]) == 0
     assert "resnet20 on cifar10: nothing is trained" in capsys.readouterr().out
     assert server.fetched == [] and not (tmp_path / "data").exists()
 
