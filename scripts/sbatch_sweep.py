@@ -15,11 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fr_bench.commands.train import check_jobs, parse, quoted
+from fr_bench.commands.train import check_jobs, parse
 from fr_bench.errors import ConfigError, FrBenchError
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.settings.cluster import SLURM_LAUNCHER
 from fr_bench.settings.compose import compose
+from fr_bench.settings.paths import quoted
 
 BATCH_SCRIPT = Path(__file__).resolve().with_name("sbatch_task.sh")
 

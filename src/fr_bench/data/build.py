@@ -11,7 +11,7 @@ from torch import Tensor
 from fr_bench.components import bind, refusing
 from fr_bench.data.checks import check_common, check_dataset
 from fr_bench.data.dataset import Dataset
-from fr_bench.data.outline import Outline, declared_outline, num_kept
+from fr_bench.data.outline import Outline, num_kept
 from fr_bench.errors import ConfigError
 from fr_bench.seeds import derive_seed
 
@@ -64,15 +64,22 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
 
 
 def outline_dataset(config: dict[str, Any]) -> Outline | None:
-    """Sizes of the data set, where its loader declares them; nothing is read.
+    """What is left, with the keys that all data sets have, of the sizes that the loader declares as its attribute
+    ``outline``; None if it has none. Nothing is read.
 
     Args:
         config: the ``dataset`` node, resolved and plain.
 
     Raises:
-        ConfigError: a wrong value of a key that all data sets have.
+        ConfigError: a wrong value of one of these keys; more images held out, or asked for, than there are.
     """
-    return declared_outline(config, _bound_loader(config).func)
+    whole: Outline | None = getattr(_bound_loader(config).func, "outline", None)
+    if whole is None:
+        return None
+    check_common(config)
+    num_validation = config.get("validation", 0)
+    num_train = num_kept(whole.num_train, config.get("limit"), num_validation)
+    return dataclasses.replace(whole, num_train=num_train, num_validation=num_validation)
 
 
 def _bound_loader(config: dict[str, Any]) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from fr_bench.data.checks import check_common
 from fr_bench.data.dataset import Dataset
 from fr_bench.errors import ConfigError
 
@@ -32,25 +30,6 @@ class Outline:
         num_validation = 0 if dataset.validation is None else len(dataset.validation.labels)
         sizes = (len(dataset.train.labels), len(dataset.test.labels), num_validation)
         return cls(dataset.input_shape, dataset.num_classes, *sizes)
-
-
-def declared_outline(config: dict[str, Any], loader: Any) -> Outline | None:
-    """What is left, with the common keys of ``config``, of the data set that ``loader`` has declared as its attribute
-    ``outline``; None if it has none.
-
-    Raises:
-        ConfigError: more images held out, or asked for, than there are.
-    """
-    whole = getattr(loader, "outline", None)
-    if whole is None:
-        return None
-    check_common(config)
-    num_validation = config.get("validation", 0)
-    return replace(
-        whole,
-        num_train=num_kept(whole.num_train, config.get("limit"), num_validation),
-        num_validation=num_validation,
-    )
 
 
 def num_kept(num_train: int, limit: int | None, num_validation: int) -> int:

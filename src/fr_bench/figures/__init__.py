@@ -1,1 +1,2 @@
-"""The figures of ``fr-bench plot``: the only package that imports matplotlib, and never pyplot's global state."""
+"""The figures of ``fr-bench plot``: with the bench's own, all that imports matplotlib, and never
+pyplot's global state."""

@@ -10,20 +10,10 @@ from fr_bench.records.run_files import strict_json
 from fr_bench.settings.since_later import SINCE_LATER
 
 # Say what is written down, or how long: the same run with another of these is the same run.
-LOGGING: tuple[str, ...] = (
-    "checkpoint",
-    "cluster",
-    "console",
-    "dry_run",
-    "eval_every",
-    "hang_timeout",
-    "log_every",
-    "max_time",
-    "resume",
-    "run_dir",
-    "sweep_dir",
-)
-LOGGING += ("profile", "trace", "wandb")
+LOGGING = (
+    "checkpoint", "cluster", "console", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "profile",
+    "resume", "run_dir", "sweep_dir", "trace", "wandb",
+)  # fmt: skip
 # A run that goes on in a new directory may also change these; and with another k what goes with k.
 MOVABLE = (
     "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",

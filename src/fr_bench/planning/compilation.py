@@ -59,9 +59,8 @@ def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: P
 
 def check_captured_blocks(config: Mapping[str, Any], drawing_blocks: Iterable[str]) -> None:
     """Raises ConfigError where ``cuda_graphs`` cannot be had for blocks, here by name, that draw random numbers."""
-    if not uses_cuda_graphs(config):
-        return
-    for name in drawing_blocks:
+    name = next(iter(drawing_blocks), None)
+    if name is not None and uses_cuda_graphs(config):
         raise ConfigError(f"cuda_graphs=true: block '{name}' {DRAWS}")
 
 

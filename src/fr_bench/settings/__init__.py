@@ -1,1 +1,1 @@
-"""From a command line to the checked, plain settings of every job: all that knows Hydra and OmegaConf."""
+"""From a command line to the checked, plain settings of every job."""
