@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
+import pytest
+from harness import call
+from test_faults import ENDLESS, Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
-from fr_bench.processes.heartbeat import LONGEST_TURN_S, Silence
+from fr_bench.errors import RunFailed
+from fr_bench.processes.heartbeat import LONGEST_TURN_S, Silence, Standstill
+from fr_bench.waits import Wait, current_wait, waiting_for
 
 
 def stop(pid: int, seconds: float) -> None:
@@ -76,3 +80,76 @@ def test_silence_counts_from_the_first_event_and_only_while_the_parent_listens(m
     assert silence.hangs(1) and not silence.hangs(0)
     turn(0.5, 1)
     assert not silence.hangs(1)
+
+
+GREEDY = """
+from fr_bench.methods.bp import Backpropagation
+
+class Greedy(Backpropagation):
+    def learn_lower(self, t):
+        super().learn_lower(t)
+        if t == 5:
+            self.link.receive_gradient(t)  # which module 3 has not sent yet, and never will
+"""
+
+
+@pytest.mark.parametrize("transport", ["ipc", "gloo"])
+def test_modules_that_wait_for_each_other_for_ever_are_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    (tmp_path / f"greedy_{transport}.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "greedy.yaml").write_text(f"_target_: greedy_{transport}.Greedy\nname: greedy\n")
+    words = ["--config-dir", "mine", "method=greedy", f"transport={transport}"]
+    run = run_here(tmp_path, *words, "hang_timeout=2")
+    code, stderr = run.end()
+    assert code == 1 and stderr.count("\n") == 1
+    assert stderr.startswith("fr-bench: all modules have waited for each other for 2 s: module 1 for gradients from ")
+    assert "module 2 for gradients from module 3 to 2, batch 5;" in stderr
+    assert "module 3 for features from module 2 to 3, batch 6." in stderr and "hang_timeout" in stderr
+    assert run.status()["state"] == "failed" and len(run.records()) == 6
+
+    done = call(tmp_path, *ENDLESS, "console=off", *words, "transport=serial", f"run_dir={tmp_path / 'serial'}")
+    assert (
+        done.returncode == 1 and "gradients from module 3 to 2: batch 5 is asked for before it was sent" in done.stderr
+    )
+
+
+def test_a_standstill_is_one_of_all_in_one_and_the_same_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    standstill = Standstill(timeout_s=3.0, modules=[1, 2])
+
+    def turn(**waits: Wait | None) -> None:
+        for name, wait in waits.items():
+            standstill.hear(int(name[-1]) - 1, {"wait": wait})
+        now[0] += LONGEST_TURN_S
+        standstill.refuse()
+
+    for _ in range(5):
+        turn(of_1=Wait(1, "features"), of_2=None)
+    for number in range(5):
+        turn(of_1=Wait(1, "features"), of_2=Wait(number, "a gradient"))  # it gets on
+    turn(of_1=Wait(1, "features"), of_2=Wait(9, "a gradient"))
+    turn(of_1=Wait(1, "features"), of_2=None)
+    turn(of_2=Wait(10, "a gradient"))
+    now[0] += 1000.0  # the parent's own absence
+    turn()
+    with pytest.raises(RunFailed, match=r"for 3 s: module 1 for features; module 2 for a gradient\. "):
+        turn(of_1=Wait(1, "features"))
+    never = Standstill(timeout_s=None, modules=[1])
+    never.hear(0, {"wait": [1, "features"]})
+    now[0] += 1000.0
+    never.refuse()
+
+
+def test_a_wait_is_over_when_its_body_is_and_the_next_one_is_another() -> None:
+    with waiting_for("features"):
+        first = current_wait()
+    assert first is not None and first.what == "features" and current_wait() is None
+    with pytest.raises(OSError), waiting_for("features"):
+        raise OSError
+    with waiting_for("features"):
+        second = current_wait()
+    assert second is not None and second.number == first.number + 2 and current_wait() is None

@@ -33,7 +33,7 @@ processes
 transport
 measuring
 components schedules
-errors seeds atomic unread
+errors seeds atomic unread waits
 """
 RANK = {name: rank for rank, names in enumerate(LAYERS.split("\n")) for name in names.split()}
 

@@ -24,10 +24,11 @@ from fr_bench.planning.plan import Plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.child import report_error
 from fr_bench.processes.events import Event, InOrder, as_exception, first_of_own
-from fr_bench.processes.heartbeat import PULSE, Silence, start_pulse
+from fr_bench.processes.heartbeat import PULSE, Silence, Standstill, start_pulse
 from fr_bench.processes.reporter import BEFORE_TRAINING, EventSink, Reporter, when
 from fr_bench.records.run_directory import rank_log
 from fr_bench.transport.open import ModulePorts
+from fr_bench.waits import current_wait
 from fr_bench.workers.resumption import Resumption
 from fr_bench.workers.worker import WorkerTask
 
@@ -124,6 +125,7 @@ class Members:
         self._in_order = InOrder()
         self._thread = ModuleThread(plan, run_directory, board, resumption, meeting, self._local)
         self._silence = Silence(plan.config["hang_timeout"], plan.size)
+        self._standstill = Standstill(plan.config["hang_timeout"], range(1, plan.size + 1))
         self._done: set[int] = set()  # modules
 
     def __enter__(self) -> Members:
@@ -162,11 +164,14 @@ class Members:
         local = self._local.receive(POLL_S)
         began_ns = time.monotonic_ns()
         heard = {0}
+        self._standstill.hear(0, {"wait": current_wait()})
         for event in [*local, *self._local.receive(0)]:
             self._in_order.add(event)
         for rank, event in self._meeting.receive():
             heard.add(rank)
-            if event["event"] != PULSE:
+            if event["event"] == PULSE:
+                self._standstill.hear(rank, event)
+            else:
                 # On another machine's clock until that process has learned ours: what has come has happened.
                 event["time_ns"] = min(event["time_ns"], time.monotonic_ns())
                 self._in_order.add(event)
@@ -174,7 +179,7 @@ class Members:
         return self._in_order.take(began_ns)
 
     def _refuse_hanging(self) -> None:
-        """Raises RunFailed where a process is silent and has not yet done its part."""
+        """Raises RunFailed where a process is silent and has not yet done its part, or where all of them wait."""
         for rank in range(self._plan.size):
             if self._silence.hangs(rank) and rank + 1 not in self._done:
                 raise RunFailed(
@@ -183,6 +188,7 @@ class Members:
                     "hang_timeout waits longer, null for ever",
                     rank + 1,
                 )
+        self._standstill.refuse()
 
     def _heed(self, signals: SignalWatch) -> None:
         """Has all modules stop if this process, or another one, is asked to."""

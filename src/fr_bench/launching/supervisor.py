@@ -19,7 +19,7 @@ from fr_bench.processes import child, nursery, rendezvous
 from fr_bench.processes.board import Board
 from fr_bench.processes.child import ProcessTask
 from fr_bench.processes.events import Event, InOrder, as_exception, first_of_own
-from fr_bench.processes.heartbeat import PULSE, Silence, state_in_words
+from fr_bench.processes.heartbeat import PULSE, Silence, Standstill, state_in_words
 from fr_bench.processes.reporter import BEFORE_TRAINING, when
 from fr_bench.processes.signals import stop_early
 from fr_bench.records.run_directory import rank_log
@@ -142,7 +142,8 @@ class Supervisor:
         run_directory: where the processes' logs go.
         needs_store: whether the processes meet at a store, which the parent holds, on a port of the system's choice.
         board: where the processes can be asked to finish a step; without one a signal ends them at once.
-        hang_timeout_s: seconds of silence after which a process hangs; None to wait for ever.
+        hang_timeout_s: seconds of silence after which a process hangs, and of waiting after which all processes wait
+            for each other; None to wait for ever.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Supervisor:
         self._processes: list[Any] = []
         self._run_directory = run_directory
         self._silence = Silence(hang_timeout_s, len(self._tasks))
+        self._standstill = Standstill(hang_timeout_s, [task.modules[0] for task in self._tasks])
         try:
             for task in self._tasks:
                 self._start(context, task)
@@ -268,7 +270,9 @@ class Supervisor:
                 while connection.poll():
                     event = connection.recv()
                     heard.add(index)
-                    if event["event"] != PULSE:
+                    if event["event"] == PULSE:
+                        self._standstill.hear(index, event)
+                    else:
                         self._in_order.add(event)
             except (EOFError, OSError):
                 connection.close()
@@ -276,7 +280,8 @@ class Supervisor:
         return self._in_order.take(began_ns)
 
     def _refuse_hanging(self) -> None:
-        """Raises RunFailed where a process is alive and silent. Its neighbours, which wait for it, are not."""
+        """Raises RunFailed where a process is alive and silent. Its neighbours, which wait for it, are not. Or where
+        all of them wait."""
         for index, (module, process) in enumerate(zip(self._modules, self._processes, strict=True)):
             if self._silence.hangs(index) and process.exitcode is None:
                 raise RunFailed(
@@ -286,6 +291,7 @@ class Supervisor:
                     "checkpoint; a larger hang_timeout waits longer, null for ever",
                     module,
                 )
+        self._standstill.refuse()
 
     def _first_cause(self, errors: list[Event]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""

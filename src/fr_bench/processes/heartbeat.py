@@ -1,7 +1,10 @@
-"""Finds a process that hangs: each sends a pulse, and the parent counts for how long it has heard nothing.
+"""Finds a run that hangs: each process sends a pulse, and the parent counts for how long it has heard nothing of one.
 
 A thread sends the pulse, so a step, a compilation or a wait for a neighbour may take as long as it likes. What stops a
 pulse is what stops the whole process: SIGSTOP, a debugger, a device or a disk that does not answer.
+
+The pulse also says what its process waits for. Where each of them waits, and goes on waiting for the same, they wait
+for each other, and the run would never end.
 """
 
 from __future__ import annotations
@@ -9,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fr_bench.errors import RunFailed
+from fr_bench.waits import current_wait
 
 if TYPE_CHECKING:
     from fr_bench.processes.reporter import Reporter
@@ -37,10 +43,24 @@ def start_pulse(reporter: Reporter) -> None:
     def beat() -> None:
         with contextlib.suppress(OSError):
             while True:
-                reporter.send(PULSE)
+                reporter.send(PULSE, wait=current_wait())
                 time.sleep(PULSE_S)
 
     threading.Thread(target=beat, name="pulse", daemon=True).start()
+
+
+class _Turns:
+    """The turns of the parent's loop."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def take_s(self) -> float:
+        """Seconds since the last turn in which the parent was listening."""
+        now_s = time.monotonic()
+        turn_s = min(now_s - self._last_s, LONGEST_TURN_S)
+        self._last_s = now_s
+        return turn_s
 
 
 class Silence:
@@ -56,13 +76,11 @@ class Silence:
     def __init__(self, timeout_s: float | None, num_processes: int) -> None:
         self.timeout_s = float("inf") if timeout_s is None else timeout_s
         self._silent_s: list[float | None] = [None] * num_processes
-        self._last_turn_s = time.monotonic()
+        self._turns = _Turns()
 
     def take_turn(self, heard: Collection[int]) -> None:
         """The parent has listened, and has ``heard`` these processes since its last turn."""
-        now_s = time.monotonic()
-        turn_s = min(now_s - self._last_turn_s, LONGEST_TURN_S)
-        self._last_turn_s = now_s
+        turn_s = self._turns.take_s()
         for index, silent_s in enumerate(self._silent_s):
             if index in heard:
                 self._silent_s[index] = 0.0
@@ -73,6 +91,47 @@ class Silence:
         """Whether the process has been silent for too long."""
         silent_s = self._silent_s[index]
         return silent_s is not None and silent_s >= self.timeout_s
+
+
+class Standstill:
+    """For how long all processes have waited for each other.
+
+    Args:
+        timeout_s: after which they would for ever; None to never find that.
+        modules: of the processes, by which messages name them: the first of each.
+    """
+
+    def __init__(self, timeout_s: float | None, modules: Sequence[int]) -> None:
+        self._timeout_s = float("inf") if timeout_s is None else timeout_s
+        self._modules = modules
+        self._waits: list[Any] = [None] * len(modules)
+        self._still_s = 0.0
+        self._turns = _Turns()
+
+    def hear(self, index: int, pulse: dict[str, Any]) -> None:
+        """Process ``index`` has sent this ``pulse``."""
+        wait = pulse["wait"] and tuple(pulse["wait"])  # a list where JSON has carried it
+        if wait is None or wait != self._waits[index]:
+            self._still_s = 0.0
+        self._waits[index] = wait
+
+    def refuse(self) -> None:
+        """The parent has listened; to be called in each of its turns.
+
+        Raises:
+            RunFailed: each process has waited for the same for too long.
+        """
+        turn_s = self._turns.take_s()
+        if None in self._waits:
+            return
+        self._still_s += turn_s
+        if self._still_s >= self._timeout_s:
+            waits = [f"module {k} for {what}" for k, (_, what) in zip(self._modules, self._waits, strict=True)]
+            raise RunFailed(
+                f"all modules have waited for each other for {self._timeout_s:g} s: {'; '.join(waits)}. A method that "
+                "receives what no module sends does that; a larger hang_timeout waits longer, null for ever",
+                self._modules[0],
+            )
 
 
 def state_in_words(pid: int) -> str:

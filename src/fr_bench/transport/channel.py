@@ -35,7 +35,7 @@ class Receiver(Protocol):
 
         Raises:
             PeerLost: the sender is gone.
-            TransportError: the next message is about another batch.
+            TransportError: the next message is about another batch, or nobody is left to send it.
         """
 
     @property
@@ -79,6 +79,10 @@ class LocalChannel:
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`Receiver`."""
+        if not self._queue:
+            raise TransportError(
+                f"{self._what}: batch {batch} is asked for before it was sent, in one process for ever"
+            )
         arrived, message, is_made = self._queue.popleft()
         check_batch(arrived, batch, self._what)
         if is_made is not None:

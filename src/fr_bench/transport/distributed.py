@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr_bench.transport.spec import PeerLost, TensorSpec, flat
+from fr_bench.waits import waiting_for
 
 # Two messages may be on their way in each direction: one that is being used and one that is ahead of it.
 DEPTH = 2
@@ -45,7 +46,8 @@ class DistributedSender:
             message = self._spec.empty(pin_memory=True).copy_(message)  # waits for the device
         try:
             while len(self._unfinished) >= DEPTH:
-                self._unfinished.popleft()[0].wait()
+                with waiting_for(f"room for {self._what}, batch {batch}"):
+                    self._unfinished.popleft()[0].wait()
             work = dist.isend(flat(message), self._peer, group=self._group)
         except RuntimeError as error:
             raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
@@ -90,7 +92,8 @@ class DistributedReceiver:
         try:
             self.expect(1)
             work, message = self._posted.popleft()
-            work.wait()
+            with waiting_for(f"{self._what}, batch {batch}"):
+                work.wait()
             self.expect(1 if self.is_ahead else 0)
         except RuntimeError as error:
             raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fr_bench.transport.channel import check_batch
 from fr_bench.transport.spec import PeerLost, TensorSpec
+from fr_bench.waits import waiting_for
 
 DEPTH = 2
 
@@ -69,7 +70,8 @@ class RingSender:
     def send(self, tensor: Tensor, batch: int) -> None:
         """See :class:`fr_bench.transport.channel.Sender`."""
         message = self._spec.conform(tensor.detach(), self._what)
-        self._ports.free.acquire()
+        with waiting_for(f"room for {self._what}, batch {batch}"):
+            self._ports.free.acquire()
         if self._free_events:
             torch.cuda.current_stream(self._device).wait_event(self._free_events[self._index])
         self._slots[self._index].copy_(message)
@@ -109,7 +111,8 @@ class RingReceiver:
     def receive(self, batch: int) -> Tensor:
         """See :class:`fr_bench.transport.channel.Receiver`."""
         message = self._spec.empty(self._device)
-        self._ports.filled.acquire()
+        with waiting_for(f"{self._what}, batch {batch}"):
+            self._ports.filled.acquire()
         check_batch(int(self._batches[self._index]), batch, self._what)
         if self._filled_events:
             torch.cuda.current_stream(self._device).wait_event(self._filled_events[self._index])

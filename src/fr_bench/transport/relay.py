@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from fr_bench.transport.spec import PeerLost
+from fr_bench.waits import waiting_for
 
 GO_ON, PAUSE, STOP = range(3)
 # The sender is never more than a few iterations ahead of the receiver: gradients and features hold it back.
@@ -58,7 +59,8 @@ class Relay:
         assert self._before is not None, "module 1 of replica 1 makes the word"
         word = torch.empty(1, dtype=torch.int64)
         try:
-            dist.recv(word, self._before, group=self._group)
+            with waiting_for(f"a word from module {self._before + 1}"):
+                dist.recv(word, self._before, group=self._group)
         except RuntimeError as error:
             raise PeerLost(f"module {self._before + 1} is gone: {error}") from error
         return int(word)
@@ -71,7 +73,8 @@ class Relay:
         """
         try:
             while len(self._unfinished) > MOST_UNFINISHED:
-                self._unfinished.popleft()[0].wait()
+                with waiting_for("room for a word"):
+                    self._unfinished.popleft()[0].wait()
             for rank in self._behind:
                 message = torch.tensor([word])
                 work = dist.isend(message, rank, group=self._group)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr_bench.transport.spec import PeerLost
+from fr_bench.waits import waiting_for
 
 # Small enough that the first is on its way early in a backward; larger ones save little.
 BUCKET_BYTES = 2**20
@@ -137,7 +138,8 @@ class Replicas:
 
 def _wait(work: dist.Work) -> None:
     try:
-        work.wait()
+        with waiting_for("the sum over the replicas"):
+            work.wait()
     except RuntimeError as error:
         raise PeerLost(f"another replica is gone: {error}") from error
 

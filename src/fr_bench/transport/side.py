@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr_bench.transport.spec import PeerLost, TensorSpec, flat
+from fr_bench.waits import waiting_for
 
 MAX_DIMENSIONS = 8
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
@@ -108,7 +109,8 @@ class DistributedSide:
     def barrier(self) -> None:
         """See :class:`SideChannel`."""
         try:
-            dist.barrier()
+            with waiting_for("all modules"):
+                dist.barrier()
         except RuntimeError as error:
             raise PeerLost(f"another module did not reach the barrier: {error}") from error
 
@@ -117,15 +119,17 @@ class DistributedSide:
         message = spec.conform(tensor.detach(), "side channel").cpu()
         header = [DTYPES.index(spec.dtype), len(spec.shape), *spec.shape, *spec.stride]
         try:
-            dist.send(torch.tensor(header + [0] * (2 + 2 * MAX_DIMENSIONS - len(header))), peer)
-            dist.send(flat(message), peer)
+            with waiting_for(f"module {peer + 1} outside of training"):
+                dist.send(torch.tensor(header + [0] * (2 + 2 * MAX_DIMENSIONS - len(header))), peer)
+                dist.send(flat(message), peer)
         except RuntimeError as error:
             raise PeerLost(f"module {peer + 1} is gone: {error}") from error
 
     def _receive(self, peer: int) -> Tensor:
         header = torch.zeros(2 + 2 * MAX_DIMENSIONS, dtype=torch.int64)
         try:
-            dist.recv(header, peer)
+            with waiting_for(f"module {peer + 1} outside of training"):
+                dist.recv(header, peer)
             dtype, num_dimensions, *numbers = header.tolist()
             shape, stride = numbers[:num_dimensions], numbers[num_dimensions : 2 * num_dimensions]
             message = TensorSpec(tuple(shape), DTYPES[dtype], tuple(stride)).empty()

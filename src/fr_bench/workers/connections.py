@@ -17,6 +17,7 @@ from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distribu
 from fr_bench.transport.relay import Relay
 from fr_bench.transport.replicas import Replicas
 from fr_bench.transport.spec import PeerLost
+from fr_bench.waits import waiting_for
 
 
 def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> None:
@@ -64,7 +65,8 @@ def sum_over_processes(own: Tensor) -> Tensor:
     """The sum of ``own`` over all processes, which must ask for it at the same time."""
     total = own.to("cpu", copy=True)
     try:
-        dist.all_reduce(total)
+        with waiting_for("the sum over all processes"):
+            dist.all_reduce(total)
     except RuntimeError as error:
         raise PeerLost(f"another process is gone: {error}") from error
     return total
