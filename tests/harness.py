@@ -44,6 +44,9 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
+METHODS["dgl"] = {
+    "_target_": "fr_bench.methods.dgl.DecoupledGreedyLearning", "name": "dgl", "num_convolutions": 2, "num_hidden": 1,
+}  # fmt: skip
 METHODS["cdni"] = {**METHODS["dni"], "name": "cdni", "conditional": True}
 
 # What torch's own libraries exchange: these run over processes only.

@@ -254,3 +254,47 @@ def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
                 optimizers[k].step()
                 optimizers[k].zero_grad()
     return r
+
+
+def auxiliary(shape: torch.Size, settings: dict[str, Any], num_classes: int, seed: int) -> nn.Sequential:
+    """Sides over four, 1x1 convolutions, sides of two, a perceptron; for sides that are multiples of eight."""
+    torch.manual_seed(seed)
+    channels, width = shape[1], 4 * shape[1]
+    assert shape[2] % 8 == shape[3] % 8 == 0
+    layers: list[nn.Module] = [nn.AvgPool2d(4)]
+    for _ in range(settings["num_convolutions"]):
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    layers += [nn.AvgPool2d((shape[2] // 8, shape[3] // 8)), nn.Flatten()]
+    for _ in range(settings["num_hidden"]):
+        layers += [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+
+def dgl(config: dict[str, Any], cuts: list[int]) -> Reference:
+    """DGL: module k < K steps on the loss of A[k](h[k][t]), whose weights step with it; no gradient passes a cut."""
+    settings, optimizer = config["method"], config["optimizer"]
+    r = Reference(config, cuts)
+    A: dict[int, nn.Sequential] = {}
+    optimizers: dict[int, torch.optim.Optimizer] = {}
+    for t in range(r.T):
+        h = r.images.batch(t)
+        for k in range(1, r.K):
+            h = r.w[k](h.detach())
+            if k not in A:
+                seed = derive_seed(config["seed"], "auxiliary", k)
+                A[k] = auxiliary(h.shape, settings, config["dataset"]["num_classes"], seed)
+                A[k].to(h.device, dtype=h.dtype).to(memory_format=torch.channels_last)
+                optimizers[k] = torch.optim.SGD(
+                    A[k].parameters(), lr=r.base_lr, momentum=optimizer["momentum"],
+                    weight_decay=optimizer["weight_decay"],
+                )  # fmt: skip
+            loss = F.cross_entropy(A[k](h), r.labels.batch(t), reduction="sum") / r.B
+            loss.backward()
+        r.top(h, t)
+        for k in range(1, r.K + 1):
+            r.update(k, t)
+            if k < r.K:
+                optimizers[k].param_groups[0]["lr"] = r.lr(t)
+                optimizers[k].step()
+                optimizers[k].zero_grad()
+    return r

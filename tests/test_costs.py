@@ -204,9 +204,9 @@ def test_equal_cuts_have_an_expected_share_too() -> None:
 @pytest.mark.parametrize(
     ("model", "method", "settings"),
     [
-        *(("preactivation", method, {}) for method in ("bp", "fr", "ddg", "dni", "cdni")),
+        *(("preactivation", method, {}) for method in ("bp", "fr", "ddg", "dni", "cdni", "dgl")),
         *(("basic", method, {}) for method in ("fr", "ddg")),
-        *(("torchvision_resnet", method, {}) for method in ("bp", "fr", "cdni")),
+        *(("torchvision_resnet", method, {}) for method in ("bp", "fr", "cdni", "dgl")),
         ("preactivation", "bp", {"checkpoint_activations": True}),
     ],
 )
@@ -275,7 +275,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[MeasuringTask]:
     return tasks
 
 
-@pytest.mark.parametrize("method", ["fr", "cdni"])
+@pytest.mark.parametrize("method", ["fr", "cdni", "dgl"])
 def test_measured_times_are_positive_and_kept_for_the_next_run(
     method: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,7 +287,7 @@ def test_measured_times_are_positive_and_kept_for_the_next_run(
     times = json.loads(path.read_text())
     assert all(block[part] > 0 for block in times["blocks"] for part in ("play", "forward", "backward", "step"))
     assert times["load"] > 0 and times["copy_s_per_byte"] > 0
-    assert [seconds > 0 for seconds in times["companions"]] == [method == "cdni"] * 6
+    assert [seconds > 0 for seconds in times["companions"]] == [method != "fr"] * 6
     again = make_plan(config)
     assert (again.cuts, again.expected_share) == (plan.cuts, plan.expected_share)
     assert "timing" not in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_a_parameter_that_no_pass_uses_is_left_alone(method: str, tmp_path: Path
 
 
 @pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("method", ["fr", "ddg", "cdni"])
+@pytest.mark.parametrize("method", ["fr", "ddg", "cdni", "dgl"])
 def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, tmp_path: Path) -> None:
     train_here(tiny_config(method, 3), tmp_path / "alone")
     train_here(tiny_config(method, 3, cuda_graphs=True), tmp_path / "run", stop_at=4)

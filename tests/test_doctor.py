@@ -87,6 +87,7 @@ def test_every_method_declares_what_it_keeps_and_learns_from(capsys: pytest.Capt
         "cdni": ("graph", "synthetic", "current", False),
         "ddg": ("graphs", "delayed", "stale", False),
         "fr": ("inputs", "delayed", "current", True),
+        "dgl": ("graph", "local", "current", False),
         "gpipe": ("all micro-batches", "true", "current", False),
         "1f1b": ("few micro-batches", "true", "current", False),
         "zero_bubble": ("parts", "true", "current", False),

@@ -29,7 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def costs_of(plan: Plan) -> NetworkCosts:
     """What the prediction of ``plan`` was made from, out of the cache."""
-    has_companion = plan.config["method"]["name"] in ("dni", "cdni")
+    has_companion = plan.config["method"]["name"] in ("dni", "cdni", "dgl")
     task = MeasuringTask.of(plan.config, plan.input_shape, plan.num_classes, "cpu", plan.threads, has_companion)
     return measured_costs(task, "dry_run=true")
 
@@ -152,7 +152,7 @@ def test_under_bf16_memory_is_not_predicted_and_it_says_so() -> None:
 # --- time
 
 
-@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni", "dgl"])
 def test_one_module_takes_the_sum_of_its_parts(method: str) -> None:
     plan, time = predicted(method, 1)
     costs = costs_of(plan)
@@ -206,8 +206,9 @@ def test_modules_that_share_the_cores_are_not_predicted_to_run_side_by_side() ->
     assert any("share the" in note and "cores" in note for note in time.notes)
 
 
-def test_a_synthesizer_takes_time() -> None:
-    plan, time = predicted("cdni", 2)
+@pytest.mark.parametrize("method", ["cdni", "dgl"])
+def test_a_network_that_is_trained_beside_takes_time(method: str) -> None:
+    plan, time = predicted(method, 2)
     companion_s = costs_of(plan).companions[plan.cuts[0] - 1]
     without = replace(costs_of(plan), companions=[0.0] * len(plan.block_names))
     work_s = sum(block.forward + block.backward + block.step for block in without.blocks)

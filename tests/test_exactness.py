@@ -17,6 +17,7 @@ SIMULATIONS = {
     "ddg": reference.ddg,
     "dni": reference.dni,
     "cdni": reference.dni,
+    "dgl": reference.dgl,
 }
 
 
@@ -102,7 +103,7 @@ def test_initial_weights_and_data_order_depend_on_the_seed_alone(tmp_path: Path)
     assert not all(torch.equal(value, first[name]) for name, value in other.items())
 
 
-@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dni"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dni", "dgl"])
 def test_where_processes_wait_for_each_other_and_devices_for_messages_all_is_the_same(
     method: str, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ for name in {names!r}:
 def test_methods_see_their_module_and_nothing_of_the_transport() -> None:
     program = """
 import sys
-import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.bp
+import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.dgl, fr_bench.methods.bp
 import fr_bench.methods.pipeline, fr_bench.methods.data_parallel
 seen = {name.split(".")[1] for name in sys.modules if name.startswith("fr_bench.")}
 allowed = {"methods", "modules", "measuring", "seeds", "errors"}

@@ -154,7 +154,7 @@ def test_ddg_with_current_weights_departs_from_the_published_gradient(tmp_path: 
     assert_same(run_serial(config, tmp_path / "frozen current"), frozen_stashed)
 
 
-@pytest.mark.parametrize("method", ["fr", "ddg", "dni", "cdni"])
+@pytest.mark.parametrize("method", ["fr", "ddg", "dni", "cdni", "dgl"])
 def test_a_method_goes_on_exactly_from_its_state(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saving and restoring every method between two iterations changes nothing (weights and optimizer stay)."""
     whole = run_serial(tiny_config(method, 3), tmp_path / "whole")
@@ -235,7 +235,7 @@ def test_the_direction_diagnostic_changes_nothing(method: str, k: int, tmp_path:
     assert len(measured.of("direction")) >= 2 * k
 
 
-@pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo"), ("cdni", "ipc")])
+@pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo"), ("cdni", "ipc"), ("dgl", "gloo")])
 def test_between_processes_the_direction_is_the_same_and_changes_nothing(
     method: str, transport: str, tmp_path: Path
 ) -> None:
@@ -292,7 +292,7 @@ def test_sigma_of_fr_on_frozen_weights_is_the_product_with_the_delayed_gradient(
     assert first["used"] == pytest.approx(float(g @ g), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni", "dgl"])
 def test_learning_is_real(method: str, tmp_path: Path) -> None:
     """With K = 4 the lower modules earn their keep: freezing them at their initial weights does worse."""
     digits = {

@@ -29,6 +29,8 @@ def config_of(method: str, k: int, transport: str, **changes: Any) -> dict[str, 
     config = tiny_config(method, k, transport, **(settings | changes))
     if method in ("dni", "cdni"):
         config["method"]["num_hidden"] = 0  # its hidden layers have batch norm
+    if method == "dgl":
+        config["method"] |= {"num_convolutions": 0, "num_hidden": 0}  # likewise
     return config
 
 

@@ -217,7 +217,10 @@ def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, caps
     assert report(tmp_path) == 0 and "synthesizers" not in capsys.readouterr().out
     write_run(tmp_path / "dni", "cdni")
     assert report(tmp_path) == 0
-    assert "The limit of DNI and cDNI leaves out what their synthesizers compute" in capsys.readouterr().out
+    assert (
+        "The limit of DNI, cDNI and DGL leaves out what their synthesizers and auxiliary networks compute"
+        in capsys.readouterr().out
+    )
 
 
 def test_streams_are_no_obstacle_to_a_comparison_with_one_module_which_has_none(tmp_path, capsys):
@@ -341,6 +344,7 @@ def test_the_authors_own_rates_are_no_reason_to_withhold_their_number(tmp_path, 
         (("cifar100", "resnet101", "ddg", 2), 0.2425, "FR paper", "quoted"),
         (("cifar100", "resnet152", "fr", 2), 0.2361, "FR paper", "quoted"),
         (("cifar10", "resnet56_basic", "fr", 4), 0.0648, "FDG rerun", "read"),
+        (("cifar10", "resnet56_basic", "dgl", 4), 0.0965, "FDG rerun", "read"),
     ],
 )
 def test_published_cells(cell, value, source, certainty):

@@ -32,7 +32,7 @@ from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
-METHODS = ["bp", "fr", "ddg", "dni", "cdni"]
+METHODS = ["bp", "fr", "ddg", "dni", "cdni", "dgl"]
 
 
 def stopped(config: dict[str, Any], run: Path, step: int) -> Path:

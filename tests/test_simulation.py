@@ -123,7 +123,7 @@ def test_with_the_backward_ratio_of_cpus(k, limit):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 16])
-@pytest.mark.parametrize("method", ["fr", "ddg", "dni"])
+@pytest.mark.parametrize("method", ["fr", "ddg", "dni", "dgl"])
 def test_without_messages_every_method_reaches_its_limit(method, k):
     setup = balanced(k, replays=method == "fr")
     assert speedup(make_schedule(method, setup)) == pytest.approx(balanced_limit(method, k))

@@ -94,7 +94,7 @@ def test_a_straggler_sets_the_pace_and_those_not_named_are_not_slow() -> None:
 
 
 def test_synthesizers_cost_what_they_cost_and_are_not_made_up() -> None:
-    assert one("dni", 2, 8).reason == "what its synthesizer costs was not measured"
+    assert one("dni", 2, 8).reason == "what the network costs that it trains beside was not measured"
     free, costly = (one("dni", 2, 8, companions={"dni": [seconds] * 8}) for seconds in (0.0, 4.0))
     assert (free.cuts, free.speedup_vs_single) == ([4], pytest.approx(2))
     assert costly.step_time_s == pytest.approx(min(max(3 * n + 4.0, 3 * (8 - n)) for n in range(1, 8)))

@@ -52,7 +52,7 @@ def test_processes_that_launch_graphs_compute_the_same(method: str, cuda: dict[s
     assert_same(run_processes(tiny_config(method, 3, "ipc", cuda_graphs=True, **cuda), tmp_path / "graphs"), plain)
 
 
-@pytest.mark.parametrize("method", ["fr", "ddg", "cdni"])
+@pytest.mark.parametrize("method", ["fr", "ddg", "cdni", "dgl"])
 def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, cuda: dict[str, Any], tmp_path: Path) -> None:
     train_here(tiny_config(method, 3, **cuda), tmp_path / "alone")
     train_here(tiny_config(method, 3, cuda_graphs=True, **cuda), tmp_path / "run", stop_at=4)

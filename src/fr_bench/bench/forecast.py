@@ -19,6 +19,7 @@ from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.environment import describe_environment
+from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
 from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
 from fr_bench.planning.tracing import place_on_meta, trace_modules
@@ -29,7 +30,6 @@ from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
 
 ASKED_BY = "simulate.k"
-WITH_COMPANIONS = ("dni", "cdni")
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,9 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
         config = {**plan.config, "k": len(cuts) + 1}
         if unpredictable(config) is not None:
             return None
-        shapes = trace_modules(config, blocks, cuts, x, plan.num_classes)
-        predicted = predict_modules(config, shapes, *_method_of(plan), _buffers(config), plan.num_classes)
+        method_class, hyper_parameters = _method_of(plan)
+        shapes = trace_modules(config, blocks, cuts, x, plan.num_classes, method_class.sends_gradients)
+        predicted = predict_modules(config, shapes, method_class, hyper_parameters, _buffers(config), plan.num_classes)
         return [sum(found.values()) for found in predicted]
 
     return memory_of
@@ -179,7 +180,7 @@ def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
     if "ddg" in methods:
         notes.append("ddg: copies of weights for the stash take no time")
     if methods & set(WITH_COMPANIONS):
-        notes.append("dni: steps of the synthesizers' optimizers take no time")
+        notes.append("dni, dgl: steps of the synthesizers' and auxiliary networks' optimizers take no time")
     if is_compiled(plan.config):
         notes.append("blocks were timed as they are, not compiled")
     if methods & set(METHODS) and unpredictable(plan.config) is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fr_bench.errors import ConfigError, nearest
 
-METHODS = ("plain", "bp", "dni", "ddg", "fr", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
+METHODS = ("plain", "bp", "dni", "ddg", "fr", "dgl", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
 MOST_MODULES = 4
 # Defaults on a GPU: one GPU is enough, its steps are short and its times steady.
 ON_GPU: dict[str, Any] = {

@@ -13,6 +13,7 @@ from fr_bench.components import bind, check_callable
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dgl import DecoupledGreedyLearning
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
@@ -38,9 +39,16 @@ SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
     FeaturesReplay: lambda setup, policy: make_schedule("fr", setup),
     DecoupledDelayedGradients: lambda setup, policy: make_schedule("ddg", setup),
     DecoupledNeuralInterfaces: lambda setup, policy: make_schedule("dni", setup),
+    DecoupledGreedyLearning: lambda setup, policy: make_schedule("dgl", setup),
     GPipe: lambda setup, policy: _pipeline(setup, GPipe, policy),
     OneForwardOneBackward: lambda setup, policy: _pipeline(setup, OneForwardOneBackward, policy),
     ZeroBubble: lambda setup, policy: _pipeline(setup, ZeroBubble, policy),
+}
+
+# Whose modules train a network beside their own, and what its optimizers are called.
+WITH_COMPANIONS: dict[type[Method], str] = {
+    DecoupledNeuralInterfaces: "synthesizers' optimizers",
+    DecoupledGreedyLearning: "auxiliary networks' optimizers",
 }
 
 
@@ -83,7 +91,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
     x = place_on_meta(config, blocks, plan.input_shape)
     shapes = trace_modules(config, blocks, plan.cuts, x, plan.num_classes)
-    has_companion = method is DecoupledNeuralInterfaces
+    has_companion = method in WITH_COMPANIONS
     costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
     link, notes = _link(plan, costs)
@@ -93,7 +101,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     if is_compiled(config):
         notes.append("blocks were timed as they are: compiled ones take less")
     if has_companion and plan.k > 1:
-        notes.append("steps of the synthesizers' optimizers are not counted")
+        notes.append(f"steps of the {WITH_COMPANIONS[method]} are not counted")
     if issubclass(method, SynchronousPipeline):
         notes.append("a micro-batch is taken to cost its share of the batch")
     if method is DecoupledDelayedGradients and plan.k > 1:

@@ -19,6 +19,7 @@ from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.data_parallel import DataParallel
 from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dgl import DecoupledGreedyLearning
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, ZeroBubble
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "cdni": DecoupledNeuralInterfaces,
     "ddg": DecoupledDelayedGradients,
     "fr": FeaturesReplay,
+    "dgl": DecoupledGreedyLearning,
     "gpipe": GPipe,
     "1f1b": OneForwardOneBackward,
     "zero_bubble": ZeroBubble,

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator
 
 from fr_bench.figures.drawing import Drawing, Omission, legend_below, new_figure
 from fr_bench.figures.style import Style, line_properties, look_of
-from fr_bench.planning.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, SYNTHESIZING, balanced_limit
+from fr_bench.planning.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, WITH_COMPANIONS, balanced_limit
 from fr_bench.report.groups import METHOD_NAMES, Group
 from fr_bench.report.measures import Spread, baseline, speedup_over
 
@@ -116,8 +116,8 @@ def _words(members: list[Group]) -> str:
 def _notes(drawn: list[Group]) -> list[str]:
     backward = f"a backward of {BACKWARD_PER_FORWARD:g} forwards"
     notes = [f"limits: one device a module, balanced modules, {backward}, free transport"]
-    if any(group.method in SYNTHESIZING for group in drawn):
-        notes.append("the limit of DNI and cDNI leaves out what their synthesizers compute")
+    if any(group.method in WITH_COMPANIONS for group in drawn):
+        notes.append("the limit of DNI, cDNI and DGL leaves out what their synthesizers and auxiliary networks compute")
     if any(group.in_one_process for group in drawn):
         notes.append("hollow: transport serial, where the modules share one process and its device")
     return notes

@@ -81,6 +81,7 @@ LOOKS = {
     "ddg": Look("#0072B2", (0, (5, 1.5)), "s", "xxx"),
     "dni": Look("#E69F00", (0, (1, 1)), "v", "..."),
     "cdni": Look("#CC79A7", (0, (4, 1, 1, 1)), "^", "---"),
+    "dgl": Look("#661100", (0, (4, 1, 1, 1, 4, 1)), "<", "/."),
     "gpipe": Look("#009E73", (0, (8, 2)), "P", "\\\\\\"),
     "1f1b": Look("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "p", "+++"),
     # Okabe and Ito have no more: two of Tol's muted colours (2021), light and dark, with a line and hatch of their own.
@@ -92,16 +93,16 @@ LOOKS = {
 # For methods of a user's own: chosen by the name, so that one name looks the same in every figure.
 OTHERS = (
     Look("#882255", (0, (7, 1, 1, 1)), (3, 1, 0), "//"),
-    Look("#44AA99", (0, (2, 1)), "<", "\\\\"),
+    Look("#44AA99", (0, (2, 1)), (8, 1, 0), "\\\\"),
     Look("#999933", (0, (9, 2, 2, 2)), "d", "xx"),
     Look("#332288", (0, (3, 2, 1, 2)), "H", ".."),
 )
 # A method's second, third, ... variant keeps its colour and differs in line and marker; in marker alone where a figure
-# has a single K and so no lines. As their numbers have no common divisor, 44 pairs differ, and eleven methods can have
-# four such variants each before two look alike in grey. Markers are filled with a lighter colour: solid ones are the
-# methods' own, hollow ones mean a serial transport.
+# has a single K and so no lines. As their numbers have no common divisor, 52 pairs differ, and thirteen methods can
+# have four such variants each before two look alike in grey. Markers are filled with a lighter colour: solid ones are
+# the methods' own, hollow ones mean a serial transport.
 VARIANT_LINES = ((0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (2, 3)))
-VARIANT_MARKERS: tuple[Any, ...] = ("s", "^", "*", "o", "v", "P", "d", "<", "p", (4, 1, 0), (6, 1, 0))
+VARIANT_MARKERS: tuple[Any, ...] = ("s", "^", "*", "o", "v", "P", "d", "<", "p", (4, 1, 0), (6, 1, 0), "H", "8")
 # How a curve ends that ends early: solid, and no marker of a method or a variant.
 END_MARKERS = {"diverged": "X", "unfinished": ">"}
 

@@ -7,7 +7,7 @@ CATEGORIES = (
     "history",  # features of earlier batches, and of this one, that will be replayed (FR)
     "activations",  # what autograd saved, in every graph that is alive
     "stash",  # copies of the weights on which graphs in flight were built (DDG)
-    "synthesizer",  # its weights, optimizer and graph (DNI)
+    "synthesizer",  # its weights, optimizer and graph (DNI); those of the auxiliary network (DGL)
     "buffers",  # of the channels to the neighbours
 )
 # On a GPU, what the allocator's peak holds beyond all of these: workspaces, transient tensors. Never predicted.

@@ -31,7 +31,7 @@ class Link(Protocol):
         """Waits for d_k, the error gradient from above with respect to h_k of ``batch``."""
 
     def send_gradient(self, gradient: Tensor | None, batch: int) -> None:
-        """Sends the gradient with respect to h_{k-1} of ``batch`` down; does nothing in module 1."""
+        """Sends the gradient with respect to h_{k-1} of ``batch`` down; does nothing where no gradients are sent."""
 
     def targets(self, batch: int) -> Tensor:
         """The labels of ``batch``, drawn here from the same seeded order as the images."""
@@ -49,6 +49,8 @@ class Method:
 
     Attributes:
         transports: that can carry what the method's processes exchange.
+        sends_gradients: whether modules send error gradients down; if not, there is no channel for them, and training
+            computes no gradient of a module's input.
         uses_link: whether features and gradients travel over the link; else the method has them carried by a library,
             and of the link it uses images and labels alone.
         plays_itself: whether its library also decides when a forward and when a backward runs.
@@ -56,6 +58,7 @@ class Method:
     """
 
     transports: ClassVar[tuple[str, ...]] = ("serial", "ipc", "gloo", "nccl")
+    sends_gradients: ClassVar[bool] = True
     uses_link: ClassVar[bool] = True
     plays_itself: ClassVar[bool] = False
     sees_waiting: ClassVar[bool] = True
@@ -77,7 +80,7 @@ class Method:
         """First half of iteration ``t``."""
         x = self.link.receive_features(t)
         if self.module.is_top:
-            self._live = self.module.play(x, t)
+            self._live = self.module.play(x, t, input_gradient=self.sends_gradients)
         else:
             self.link.send_features(self.play_lower(x, t), t)
 
@@ -111,7 +114,7 @@ class Method:
         Changes nothing of module and method. Returns the pass, and what the method would keep with it beside the
         graph, by category of the account.
         """
-        return self.module.play(x, t, update_statistics=False), {}
+        return self.module.play(x, t, update_statistics=False, input_gradient=self.sends_gradients), {}
 
     def account_iteration(self, t: int, hold: Callable[[Tensor], None]) -> None:
         """For the memory account of a method that plays itself: does all of iteration ``t`` but the step.
@@ -159,6 +162,7 @@ class Method:
             output: h_k, on ``meta``.
             output_is_saved: whether the module's own graph saves it.
             num_classes: of the data set.
+            *_: parameters -> the module's optimizer.
             **hyper_parameters: of the method.
         """
         return {}
@@ -178,7 +182,7 @@ class Method:
     def passes(cls, is_top: bool, **hyper_parameters: Any) -> Sequence[PassKind]:
         """The kinds of forward pass that training makes of the top module, or of the others: they are compiled before
         the training clock starts, any other kind at its first pass."""
-        return [PassKind(graph=True, update_statistics=True)]
+        return [PassKind(graph=True, update_statistics=True, input_gradient=cls.sends_gradients)]
 
     @classmethod
     def policy(cls, **hyper_parameters: Any) -> Policy:

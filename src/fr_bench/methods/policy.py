@@ -14,7 +14,8 @@ class Policy:
         keeps: what stays after the forward: the ``graph`` of one batch, or ``graphs`` or ``inputs`` of several; of a
             batch that is cut into micro-batches the graphs of ``all micro-batches``, of a ``few micro-batches``, or
             of a few and ``parts`` of others; of a batch that several processes share the graph of a ``share``.
-        gradient: ``true`` (d_k^t, waited for), ``delayed`` (d_k^{t-1}) or ``synthetic`` (predicted).
+        gradient: ``true`` (d_k^t, waited for), ``delayed`` (d_k^{t-1}), ``synthetic`` (predicted) or ``local`` (of a
+            loss of the module's own).
         weights: of the gradient: ``current`` (w^t), ``stale`` (w^s, stored) or ``mixed`` (neither).
         extra_forward: whether every batch is played and replayed.
         recomputes: whether the graph holds block inputs alone, and each block is recomputed in the backward.
@@ -23,7 +24,7 @@ class Policy:
     """
 
     keeps: Literal["graph", "graphs", "inputs", "all micro-batches", "few micro-batches", "parts", "share"]
-    gradient: Literal["true", "delayed", "synthetic"]
+    gradient: Literal["true", "delayed", "synthetic", "local"]
     weights: Literal["current", "stale", "mixed"] = "current"
     extra_forward: bool = False
     recomputes: bool = False
@@ -45,6 +46,7 @@ class Policy:
             "true": "true, of batch t",
             "delayed": "delayed, of batch t-(K-k)",
             "synthetic": "synthetic, of batch t",
+            "local": "of a loss of its own, of batch t",
         }
         weights = {"current": "current weights", "stale": "stored weights of the play", "mixed": "mixed weights"}
         extra = ", after a second forward" if self.extra_forward or self.recomputes else ""

@@ -42,6 +42,9 @@ class Replicas(Protocol):
     def total(self, own: Tensor) -> Tensor:
         """The sum of ``own`` over the replicas."""
 
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each of ``tensors`` by its sum over the replicas."""
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each of ``tensors`` by its mean over the replicas."""
 
@@ -73,7 +76,7 @@ class Module:
 
     Args:
         network: the module's blocks, on its device.
-        optimizer: over the network's parameters.
+        make_optimizer: parameters -> optimizer; it is called with the network's.
         place: which one.
         base_lr: learning rate of this module before the schedule.
         schedule: iteration -> factor on every learning rate.
@@ -87,7 +90,7 @@ class Module:
     def __init__(
         self,
         network: Network,
-        optimizer: torch.optim.Optimizer,
+        make_optimizer: Callable[..., torch.optim.Optimizer],
         place: Place,
         *,
         base_lr: float,
@@ -105,7 +108,8 @@ class Module:
         self.replica, self.num_replicas = place.replica, place.num_replicas
         self.replicas: Replicas | None = None  # set once training begins: what its replicas exchange
         self.network = network
-        self.optimizer = optimizer
+        self.make_optimizer = make_optimizer
+        self.optimizer = make_optimizer(network.parameters())
         self.base_lr = base_lr
         self.schedule = schedule
         self.global_batch_size = global_batch_size
@@ -138,7 +142,9 @@ class Module:
         """K - k: how many iterations old the mini-batch is that a delayed gradient belongs to."""
         return self.num_modules - self.k
 
-    def play(self, x: Tensor, batch: int, *, graph: bool = True, update_statistics: bool = True) -> Pass:
+    def play(
+        self, x: Tensor, batch: int, *, graph: bool = True, update_statistics: bool = True, input_gradient: bool = True
+    ) -> Pass:
         """Runs the module forward on a batch that has just arrived.
 
         Args:
@@ -146,9 +152,11 @@ class Module:
             batch: its index, which keys random numbers.
             graph: whether a backward follows.
             update_statistics: whether the running statistics of batch norm move.
+            input_gradient: whether the backward has the gradient of ``x`` too; in module 1 it never has.
         """
+        kind = PassKind(graph, update_statistics, input_gradient=input_gradient)
         with self.watch.span("play", batch):
-            return self.passes.run(x, self.stream(batch), batch, PassKind(graph, update_statistics))
+            return self.passes.run(x, self.stream(batch), batch, kind)
 
     def play_on_copies(
         self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, *, update_statistics: bool = True
@@ -178,13 +186,18 @@ class Module:
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
         """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
         with self.watch.span("loss", live.batch):
-            logits = live.h.float() if live.h.dtype == torch.bfloat16 else live.h
-            loss = F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
-            num_errors = (logits.detach().argmax(dim=1) != targets).sum()
+            return self.loss_of(live.h, targets)
+
+    def loss_of(self, logits: Tensor, targets: Tensor) -> BatchResult:
+        """The same of any logits [B, classes]; not timed."""
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        loss = F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
+        num_errors = (logits.detach().argmax(dim=1) != targets).sum()
         return BatchResult(loss, num_errors)
 
     def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
-        """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1).
+        """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1, and
+        where the pass was to have none).
 
         Args:
             live: the pass whose graph is used up.

@@ -57,11 +57,13 @@ class PassKind(NamedTuple):
         graph: whether one is built.
         update_statistics: whether running statistics move.
         on_copies: whether it runs on copies of the weights.
+        input_gradient: whether a backward has the gradient of the input too, except in module 1.
     """
 
     graph: bool
     update_statistics: bool
     on_copies: bool = False
+    input_gradient: bool = True
 
 
 class Passes:
@@ -159,7 +161,9 @@ class Passes:
                     # What one of those in flight holds stays while the others run: each has memory of its own.
                     pools = [recorder.new_pool() for _ in range(num_in_flight)] if kind.on_copies else [pool]
                     self._pair_graphs[kind] = [
-                        PairGraph(run, x, d, self._leaves(kind), kind.on_copies, not self._is_bottom, recorder, own)
+                        PairGraph(
+                            run, x, d, self._leaves(kind), kind.on_copies, self._has_input_gradient(kind), recorder, own
+                        )
                         for own in pools
                     ]
         except RuntimeError as error:
@@ -180,7 +184,7 @@ class Passes:
         self, x: Tensor, stream: int, batch: int, kind: PassKind, weights: Mapping[str, Tensor] | None = None
     ) -> Pass:
         x = x.detach()
-        if kind.graph and not self._is_bottom:
+        if kind.graph and self._has_input_gradient(kind):
             x.requires_grad_()
         return Pass(batch, x, self._run(kind, x, weights, stream))
 
@@ -215,6 +219,9 @@ class Passes:
                 self._network.zero_grad(set_to_none=True)
         if drawing := self._network.drawing_blocks:
             raise ConfigError(f"cuda_graphs=true: block '{drawing[0]}' {DRAWS}")
+
+    def _has_input_gradient(self, kind: PassKind) -> bool:
+        return kind.input_gradient and not self._is_bottom
 
     def _leaves(self, kind: PassKind) -> dict[str, Tensor]:
         return self._copies() if kind.on_copies else self._parameters

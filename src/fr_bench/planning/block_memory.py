@@ -38,7 +38,7 @@ class BlockMemory:
         self._shapes: list[ModuleShapes] = []
         for index, block in enumerate(blocks):
             network = Network([block], seed=0)
-            self._shapes.append(shape_pass(network, x, is_bottom=index == 0, is_top=index == len(blocks) - 1))
+            self._shapes.append(shape_pass(network, x, input_gradient=index > 0, is_top=index == len(blocks) - 1))
             x = self._shapes[-1].output
         # What takes a network or an optimizer to find out is found once for each block and added.
         plain = type("Plain", (method,), {"predict_memory": Method.predict_memory})
@@ -56,7 +56,7 @@ class BlockMemory:
             for shapes in self._shapes
         ]
         self._beside = [
-            method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, **hyper_parameters)
+            method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters)
             for shapes in self._shapes[:-1]  # no module below the top ends with the last block
         ]
 

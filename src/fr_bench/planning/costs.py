@@ -57,7 +57,7 @@ class NetworkCosts:
     Attributes:
         blocks: in order.
         companions: by block, seconds a mini-batch of the method's own network at the output of the block (DNI's
-            synthesizer), if a module below the top ends there; 0 for methods without one.
+            synthesizer, DGL's auxiliary network), if a module below the top ends there; 0 for methods without one.
         load: seconds to make a mini-batch of images, where a clock measured it.
         copy_s_per_byte: of a copy into shared memory, where a clock measured it. Both take no part in balancing.
     """

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 BACKWARD_PER_FORWARD = 2.0  # the usual rule of thumb for convolutional networks on GPUs
 REPLAYING = ("fr",)
-KEEPING_GRAPHS = ("ddg", "dni", "cdni")  # one forward and one backward a layer
-SYNTHESIZING = ("dni", "cdni")  # the work of a synthesizer is not counted
+KEEPING_GRAPHS = ("ddg", "dni", "cdni", "dgl")  # one forward and one backward a layer
+WITH_COMPANIONS = ("dni", "cdni", "dgl")  # the work of a synthesizer or auxiliary network is not counted
 
 
 def speedup_limit(shares: Sequence[float], backward_per_forward: float, replays: bool) -> float:

@@ -58,9 +58,15 @@ class ModuleShapes:
         return self.count_checkpointed_bytes()
 
 
-def shape_pass(network: Network, x: Tensor, is_bottom: bool, is_top: bool) -> ModuleShapes:
-    """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells."""
-    x = x.detach().requires_grad_(not is_bottom)
+def shape_pass(network: Network, x: Tensor, input_gradient: bool, is_top: bool) -> ModuleShapes:
+    """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells.
+
+    Args:
+        network, x: as training will run them.
+        input_gradient: whether a backward has the gradient of ``x``.
+        is_top: whether a loss follows.
+    """
+    x = x.detach().requires_grad_(input_gradient)
     weights = [*network.parameters(), *network.buffers()]
     h, saved = _run(network, x, is_top)
 
@@ -137,12 +143,16 @@ def predict(
         "activations": shapes.checkpointed_bytes if policy.recomputes else num_graphs * graph_bytes,
         "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
         "synthesizer": 0,
-        "buffers": buffer_bytes(transport, k, num_modules, shapes.input_bytes, shapes.output_bytes),
+        "buffers": buffer_bytes(
+            transport, k, num_modules, shapes.input_bytes, shapes.output_bytes, method.sends_gradients
+        ),
     }
     if sums_gradients:
         found["buffers"] += found["gradients"]
     if is_lower:
-        found |= method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, **hyper_parameters)
+        found |= method.predict_memory(
+            shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
+        )
     if method.plays_itself:
         found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
     return {category: found[category] for category in CATEGORIES}

@@ -200,9 +200,9 @@ def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
         site.num_per_machine,
     )  # fmt: skip
     cuts = balance.cuts()
-    shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes)
+    shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes, method.sends_gradients)
     check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
-    transport, reason = site.transport(num_replicas * ring_bytes(shapes))
+    transport, reason = site.transport(num_replicas * ring_bytes(shapes, method.sends_gradients))
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)

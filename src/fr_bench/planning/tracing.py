@@ -43,6 +43,7 @@ def trace_modules(
     cuts: Sequence[int],
     x: Tensor,
     num_classes: int,
+    sends_gradients: bool = True,
 ) -> list[ModuleShapes]:
     """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
 
@@ -57,7 +58,7 @@ def trace_modules(
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
         try:
-            shapes.append(shape_pass(network, x, is_bottom=k == 1, is_top=k == len(cuts) + 1))
+            shapes.append(shape_pass(network, x, input_gradient=sends_gradients and k > 1, is_top=k == len(cuts) + 1))
         except CANNOT_RUN as error:
             cause = _cause(error, network, x)
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
@@ -79,6 +80,6 @@ def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
     return error
 
 
-def ring_bytes(shapes: Sequence[ModuleShapes]) -> int:
-    """Shared memory of the rings between modules: one up and one down at every cut."""
-    return 2 * DEPTH * sum(module.output_bytes for module in shapes[:-1])
+def ring_bytes(shapes: Sequence[ModuleShapes], sends_gradients: bool = True) -> int:
+    """Shared memory of the rings between modules: one up at every cut, and one down where gradients are sent."""
+    return (1 + sends_gradients) * DEPTH * sum(module.output_bytes for module in shapes[:-1])

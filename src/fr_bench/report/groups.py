@@ -24,6 +24,7 @@ METHOD_NAMES = {
     "cdni": "cDNI",
     "ddg": "DDG",
     "fr": "FR",
+    "dgl": "DGL",
     "gpipe": "GPipe",
     "1f1b": "1F1B",
     "interleaved": "Interleaved 1F1B",

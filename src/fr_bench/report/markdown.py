@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from fr_bench.planning.limits import SYNTHESIZING
+from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.report.measures import Spread, missing_categories
 from fr_bench.report.paired import Paired
 from fr_bench.report.published import Published, footnotes
@@ -73,8 +73,10 @@ def _speed(rows: list[Row]) -> list[str]:
             f"Seconds to {100 * targets[0]:.6g} %: of training, until the first evaluation with at most that test "
             "error, over those of the row's runs that came so far; diverged and unfinished ones count among all."
         )
-    if any(row.limit is not None and row.group.method in SYNTHESIZING for row in rows):
-        notes.append("The limit of DNI and cDNI leaves out what their synthesizers compute.")
+    if any(row.limit is not None and row.group.method in WITH_COMPANIONS for row in rows):
+        notes.append(
+            "The limit of DNI, cDNI and DGL leaves out what their synthesizers and auxiliary networks compute."
+        )
     if not any(row.speedup_vs_single for row in rows):
         notes.append(
             "No speed-up over BP with K = 1: no such run with the same model, data, batch size, precision and "

@@ -23,7 +23,8 @@ class ModuleTimes:
         backward_s: through that graph; in module K with the loss.
         step_s: of the optimizer.
         load_s: making the images; module 1 pays it.
-        synthesize_s: training the synthesizer and predicting with it; DNI's modules below the top pay it.
+        synthesize_s: training the synthesizer and predicting with it, or training the auxiliary network; modules below
+            the top pay it, DNI's and DGL's.
     """
 
     play_s: float
@@ -74,7 +75,8 @@ class Setup:
             device in each iteration: 0.1 makes them vary by about 10 %. All schedules meet the same factors.
         seed: of the jitter.
         channel_depth: messages that a channel of a method holds before its sender waits; None for no bound. Two never
-            hold a method back, because neighbours wait for each other's last message in every iteration.
+            hold a method back, because neighbours wait for each other's last message in every iteration; or, in DGL,
+            because who is held back waits for a slower module.
 
     Raises:
         ValueError: sizes that do not fit together, or negative times.

@@ -1,4 +1,5 @@
-"""The methods that keep their graphs: DDG learns from delayed gradients, DNI from synthetic ones.
+"""The methods that keep their graphs: DDG learns from delayed gradients, DNI from synthetic ones, DGL from losses of
+its modules' own.
 
 Drawn with a full pipe, K = 3 equal modules and messages that take no time: P play, B backward.
 
@@ -6,8 +7,9 @@ Drawn with a full pipe, K = 3 equal modules and messages that take no time: P pl
     module 2   .PBBPBBPBB.
     module 3   ..PBBPBBPBB
 
-In DDG the B of an iteration is that of an older batch; in DNI that of the P before it. Nothing separates the wait for
-a gradient from the backward that needs it, so messages are hidden only where the module has time to spare.
+In DDG the B of an iteration is that of an older batch; in DNI and DGL that of the P before it. In DDG and DNI nothing
+separates the wait for a gradient from the backward that needs it, so messages are hidden only where the module has time
+to spare; in DGL none is waited for.
 """
 
 from __future__ import annotations
@@ -42,3 +44,21 @@ def synthetic_gradients(setup: Setup, name: str = "dni") -> Schedule:
         ]
 
     return asynchronous(name, setup, learn_from_the_loss, lower)
+
+
+def local_losses(setup: Setup) -> Schedule:
+    """DGL as in fr_bench.methods.dgl: features go up, and nothing comes down."""
+
+    def top(part: Part) -> list[Operation]:
+        return [*part.receive_features(), *part.play_with_graph(), *part.backward(), *part.step()]
+
+    def lower(part: Part) -> list[Operation]:
+        return [
+            *part.receive_features(),
+            *part.play_with_graph(),
+            *part.synthesize(),
+            *part.backward(),
+            *part.step(),
+        ]
+
+    return asynchronous("dgl", setup, top, lower)

@@ -38,7 +38,7 @@ class Part:
         return [Compute("replay", self._times.forward_s)]
 
     def synthesize(self) -> list[Operation]:
-        """Trains the synthesizer and predicts with it."""
+        """Trains the synthesizer and predicts with it; in DGL trains the auxiliary network."""
         return [Compute("synthesize", self._times.synthesize_s)]
 
     def receive_gradient(self) -> list[Operation]:

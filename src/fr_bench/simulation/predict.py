@@ -10,14 +10,14 @@ from fr_bench.simulation.data_parallel import data_parallel
 from fr_bench.simulation.features_replay import features_replay
 from fr_bench.simulation.gpipe import gpipe
 from fr_bench.simulation.interleaved import interleaved
-from fr_bench.simulation.kept_graphs import delayed_gradients, synthetic_gradients
+from fr_bench.simulation.kept_graphs import delayed_gradients, local_losses, synthetic_gradients
 from fr_bench.simulation.locked import locked, unlinked_locked_step_s
 from fr_bench.simulation.one_f_one_b import one_f_one_b
 from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
 from fr_bench.simulation.zero_bubble import zero_bubble
 
-METHODS = ("bp", "fr", "ddg", "dni", "cdni")
+METHODS = ("bp", "fr", "ddg", "dni", "cdni", "dgl")
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = (*PIPELINES, "ddp")
 
@@ -51,6 +51,7 @@ def make_schedule(
         "ddg": lambda: delayed_gradients(setup),
         "dni": lambda: synthetic_gradients(setup),
         "cdni": lambda: synthetic_gradients(setup, "cdni"),
+        "dgl": lambda: local_losses(setup),
         "gpipe": lambda: gpipe(setup, m),
         "1f1b": lambda: one_f_one_b(setup, m),
         "interleaved": lambda: interleaved(setup, m, num_chunks),

@@ -61,9 +61,9 @@ def simulate(schedule: Schedule, num_measured: int | None = None, traced: Contai
     num_settling, num_measured = schedule.num_settling, num_measured or schedule.num_measured
     num_iterations = num_settling + num_measured
     execution = execute(schedule, num_iterations, traced)
-    # Modules drift apart only as far as their channels let them: the first sees the same period as the others.
-    ends_s = execution.ends_s[0]
-    step_time_s = (ends_s[-1] - ends_s[num_settling - 1]) / num_measured
+    # Modules drift apart only as far as their channels let them, and then have one period. Where nothing is waited for
+    # from above that can take long, and until then the slowest module's is that of the run.
+    step_time_s = max(ends_s[-1] - ends_s[num_settling - 1] for ends_s in execution.ends_s) / num_measured
     return Prediction(
         schedule=schedule.name,
         num_devices=len(schedule.programs),

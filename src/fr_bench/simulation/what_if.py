@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from fr_bench.errors import ConfigError
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dgl import DecoupledGreedyLearning
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts
+from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.partition import make_cuts
 from fr_bench.simulation.costs import BlockTimes, Link, ModuleTimes, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
@@ -26,13 +28,13 @@ from fr_bench.simulation.predict import METHODS, PIPELINES, make_schedule
 from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
 
-SYNTHESIZING = ("dni", "cdni")
 CHUNKS = {"interleaved": 2}  # stages of a device; 1 in the others
 POLICIES = {
     "fr": FeaturesReplay.policy(),
     "ddg": DecoupledDelayedGradients.policy(),
     "dni": DecoupledNeuralInterfaces.policy(),
     "cdni": DecoupledNeuralInterfaces.policy(),
+    "dgl": DecoupledGreedyLearning.policy(),
 }
 PLAIN = Backpropagation.policy()  # a forward and a backward: what BP and the pipelines balance
 MemoryOf = Callable[[str, Sequence[int]], "list[int] | None"]  # method, its cuts -> bytes of each module
@@ -160,8 +162,8 @@ class _Question:
         num_stages, num_blocks = k * CHUNKS.get(method, 1), len(self.network.blocks)
         if num_stages > num_blocks:
             raise _Impossible(f"needs {num_stages} stages, and the model has {num_blocks} blocks")
-        if method in SYNTHESIZING and k > 1 and method not in self.network.companions:
-            raise _Impossible("what its synthesizer costs was not measured")
+        if method in WITH_COMPANIONS and k > 1 and method not in self.network.companions:
+            raise _Impossible("what the network costs that it trains beside was not measured")
         costs = NetworkCosts(list(self.network.blocks), list(self._companions(method)))
         policy = self._policy(method)
         try:

@@ -259,7 +259,7 @@ class Trainer:
         """Those that are for the next iteration, where a sender's device has no rest before: all modules are about to
         wait for their devices."""
         for player in self.players:
-            if not player.link.keeps_devices_busy:
+            if not player.link.gradients_keep_devices_busy:
                 continue
             if player.module.k > 1:
                 player.side.send_down(torch.tensor(player.link.num_sent))

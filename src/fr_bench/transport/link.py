@@ -83,8 +83,11 @@ class ModuleLink:
         return gradient
 
     @property
-    def keeps_devices_busy(self) -> bool:
-        """Whether a message is a piece of work for the sender's device until the receiver asks for it."""
+    def gradients_keep_devices_busy(self) -> bool:
+        """Whether a gradient is a piece of work for the sender's device until the receiver asks for it. The same in all
+        modules of a run."""
+        if self._gradients_in is None and self._gradients_out is None:
+            return False
         return any(end is not None and not end.is_ahead for end in (self._features_in, self._gradients_in))
 
     def expect_gradients(self, num_messages: int) -> None:

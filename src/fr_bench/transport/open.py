@@ -33,7 +33,7 @@ class Ends:
 class Boundaries:
     """What passes module k's two cuts: features and gradients share the shape, not always the strides.
 
-    Module 1 has nothing below and module K nothing above: None there.
+    Module 1 has nothing below and module K nothing above: None there. So are gradients that no method's module sends.
     """
 
     features_in: TensorSpec | None
@@ -57,11 +57,11 @@ def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
     ends = [Ends() for _ in boundaries]
     for k, (below, above) in enumerate(itertools.pairwise(ends), start=1):
         features, gradients = boundaries[k - 1].features_out, boundaries[k].gradients_out
-        assert features is not None and gradients is not None
-        up = LocalChannel(features, f"features from module {k} to {k + 1}")
-        down = LocalChannel(gradients, f"gradients from module {k + 1} to {k}")
-        below.features_out, above.features_in = up, up
-        above.gradients_out, below.gradients_in = down, down
+        assert features is not None
+        below.features_out = above.features_in = LocalChannel(features, f"features from module {k} to {k + 1}")
+        if gradients is not None:
+            down = LocalChannel(gradients, f"gradients from module {k + 1} to {k}")
+            above.gradients_out = below.gradients_in = down
     return ends
 
 
@@ -73,14 +73,16 @@ def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backe
     receiver = partial(DistributedReceiver, device=device, through_host=through_host, ahead=backend == "gloo")
     below, above = k - 2, k  # ranks
     ends = Ends()
-    if boundaries.features_in is not None and boundaries.gradients_out is not None:
+    if boundaries.features_in is not None:
         what = f"features from module {k - 1} to {k}"
         ends.features_in = receiver(up, below, boundaries.features_in, what)
+    if boundaries.gradients_out is not None:
         what = f"gradients from module {k} to {k - 1}"
         ends.gradients_out = DistributedSender(down, below, boundaries.gradients_out, what, through_host)
-    if boundaries.features_out is not None and boundaries.gradients_in is not None:
+    if boundaries.features_out is not None:
         what = f"features from module {k} to {k + 1}"
         ends.features_out = DistributedSender(up, above, boundaries.features_out, what, through_host)
+    if boundaries.gradients_in is not None:
         what = f"gradients from module {k + 1} to {k}"
         ends.gradients_in = receiver(down, above, boundaries.gradients_in, what)
     return ends
@@ -128,15 +130,19 @@ def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: Modu
     return ends
 
 
-def buffer_bytes(transport: str, k: int, num_modules: int, input_bytes: int, output_bytes: int) -> int:
+def buffer_bytes(
+    transport: str, k: int, num_modules: int, input_bytes: int, output_bytes: int, sends_gradients: bool = True
+) -> int:
     """What module ``k``'s ends of its channels hold: see ``buffer_bytes`` of senders and receivers."""
-    below, above = k > 1, k < num_modules
-    sent_bytes = input_bytes * below + output_bytes * above  # gradients down, features up: alike in size
+    below_bytes, above_bytes = input_bytes * (k > 1), output_bytes * (k < num_modules)
+    # Features up, gradients, which are alike in size, down.
+    sent_bytes = above_bytes + below_bytes * sends_gradients
+    received_bytes = below_bytes + above_bytes * sends_gradients
     if transport == "serial":
         return 0
     if transport == "ipc":
         return ring_depth * sent_bytes
-    return (distributed_depth + (transport == "gloo")) * sent_bytes  # as much is received as sent, one message ahead
+    return distributed_depth * sent_bytes + (transport == "gloo") * received_bytes  # one message ahead
 
 
 def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]

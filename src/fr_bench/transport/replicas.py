@@ -115,15 +115,19 @@ class Replicas:
         _wait(self._reduce(summed))
         return summed
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each of ``tensors`` by its mean over the replicas.
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each of ``tensors`` by its sum over the replicas.
 
         Raises:
             PeerLost: a replica is gone.
         """
-        num_replicas = dist.get_world_size(self._group)
         for work in [self._reduce(tensor) for tensor in tensors]:
             _wait(work)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """The same with the mean."""
+        self.add_up(tensors)
+        num_replicas = dist.get_world_size(self._group)
         for tensor in tensors:
             tensor /= num_replicas
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -119,6 +119,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
     captures = uses_cuda_graphs(plan.config)
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of, captures)
+    if not method.func.sends_gradients:  # type: ignore[attr-defined]
+        boundaries = [replace(boundary, gradients_in=None, gradients_out=None) for boundary in boundaries]
     all_ends = connect(plan, task.modules, task.ports, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
     total = share_batches(plan, modules)
@@ -224,11 +226,10 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         if is_compiled(config):
             network.compile_blocks()
         multiplier = config["module_lr"][place.k - 1] if config["module_lr"] else 1.0
-        optimizer = bind(config["optimizer"])(network.parameters())
         modules.append(
             Module(
                 network,
-                optimizer,
+                bind(config["optimizer"]),
                 place,
                 base_lr=config["optimizer"]["lr"] * multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),

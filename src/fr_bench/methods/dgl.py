@@ -1,0 +1,163 @@
+"""DGL, decoupled greedy learning (Belilovsky, Eickenberg and Oyallon, ICML 2020), its synchronous algorithm.
+
+    module k < K, iteration t:
+        receive h_{k-1}^t | play t, keep the graph | send h_k^t | loss of the auxiliary network A_k on (h_k^t, labels) |
+        backward t, through A_k and the module | step of both
+    module K:
+        receive h_{K-1}^t | play t | loss, backward t | step
+
+Kept after the forward: the graph of batch t, for this iteration only. Gradient: that of a loss of the module's own.
+Weights: w^t. No gradient is sent to another module, and no module waits for anything but its features. A_k is trained
+with the optimizer, learning rate and schedule of its module, and thrown away in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fr_bench.errors import ConfigError
+from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.methods.auxiliary import AuxiliaryNetwork
+from fr_bench.methods.base import Link, Method
+from fr_bench.methods.policy import Policy
+from fr_bench.modules.module import Module
+from fr_bench.modules.network import still_statistics
+from fr_bench.modules.passes import Pass
+from fr_bench.seeds import derive_seed
+
+
+class DecoupledGreedyLearning(Method):
+    """DGL.
+
+    Args:
+        num_convolutions, num_hidden: of the auxiliary network; see :class:`AuxiliaryNetwork`.
+    """
+
+    sends_gradients: ClassVar[bool] = False
+
+    def __init__(self, module: Module, link: Link, *, num_convolutions: int = 3, num_hidden: int = 3) -> None:
+        super().__init__(module, link)
+        if module.is_top:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(module.seed, "auxiliary", module.k))
+            self.auxiliary = AuxiliaryNetwork(module.output_shape, num_convolutions, num_hidden, module.num_classes)
+        module.like_network(self.auxiliary)
+        self.optimizer = module.make_optimizer(self.auxiliary.parameters())
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        """Plays with a graph."""
+        self._live = self.module.play(x, t, input_gradient=False)
+        return self._live.h
+
+    def learn_lower(self, t: int) -> None:
+        """Learns from the auxiliary network's loss, and so does that."""
+        assert self._live is not None, "learn_lower() follows play_lower()"
+        live, self._live = self._live, None
+        h = live.h.detach().requires_grad_()
+        with self.module.watch.span("loss", t):
+            with self.module.autocast():
+                logits = self.auxiliary(h)
+            result = self.module.loss_of(logits, self.link.targets(t))
+            result.loss.backward()
+        self.module.finite.add(result.loss.detach(), t)
+        assert h.grad is not None
+        self.module.backward(live, d=h.grad)
+        self.module.step(t)
+        with self.module.watch.span("step", t):
+            self._step_auxiliary(t)
+
+    def _step_auxiliary(self, t: int) -> None:
+        if self.module.replicas is not None:  # each has the sum over its own images
+            self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.module.base_lr * self.module.schedule(t)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
+        """See :class:`Method`: the auxiliary network's graph lives beside the module's."""
+        live, kept = super().account_play(x, t)
+        if self.module.is_top:
+            return live, kept
+        saved = SavedTensors()
+        with saved.listen(), still_statistics(self.auxiliary.modules()):
+            with self.module.autocast():
+                logits = self.auxiliary(live.h.detach().requires_grad_())
+            self.module.loss_of(logits, self.link.targets(t))
+        return live, {"synthesizer": saved.tensors}
+
+    @classmethod
+    def predict_memory(
+        cls,
+        output: Tensor,
+        output_is_saved: bool,
+        num_classes: int,
+        make_optimizer: Callable[..., torch.optim.Optimizer],
+        *_: Any,
+        num_convolutions: int = 3,
+        num_hidden: int = 3,
+        **_settings: Any,
+    ) -> dict[str, int]:
+        """The auxiliary network's weights, optimizer state and graph, in the place of DNI's synthesizer."""
+        with torch.device(output.device):
+            auxiliary = AuxiliaryNetwork(output.shape, num_convolutions, num_hidden, num_classes).to(output.dtype)
+            labels = torch.empty(len(output), dtype=torch.int64)
+        saved = SavedTensors()
+        with saved.listen():
+            F.cross_entropy(auxiliary(output.detach().requires_grad_()), labels, reduction="sum")
+        weights = [*auxiliary.parameters(), *auxiliary.buffers()]
+        elsewhere = [*weights, output] if output_is_saved else weights
+        graph_bytes = tensor_bytes(saved.tensors, except_for=elsewhere)
+        state_bytes = optimizer_state_bytes(make_optimizer, list(auxiliary.parameters()))
+        return {"synthesizer": tensor_bytes(weights) + state_bytes + graph_bytes}
+
+    @classmethod
+    def companion(
+        cls, shape: Sequence[int], num_classes: int, num_convolutions: int = 3, num_hidden: int = 3, **_: Any
+    ) -> AuxiliaryNetwork:
+        """The auxiliary network."""
+        return AuxiliaryNetwork(shape, num_convolutions, num_hidden, num_classes)
+
+    def kept_tensors(self) -> dict[str, list[Tensor]]:
+        """The auxiliary network's weights, statistics and optimizer state."""
+        if self.module.is_top:
+            return {}
+        state = (value for values in self.optimizer.state.values() for value in values.values())
+        tensors = [*self.auxiliary.state_dict().values(), *(v for v in state if isinstance(v, Tensor))]
+        return {"synthesizer": tensors}
+
+    @classmethod
+    def needs_targets(cls, **_: Any) -> bool:
+        """Every module has a loss."""
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The auxiliary network and its optimizer."""
+        if self.module.is_top:
+            return {}
+        return {"auxiliary": self.auxiliary.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores them."""
+        if self.module.is_top:
+            return
+        self.auxiliary.load_state_dict(state["auxiliary"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @classmethod
+    def policy(cls, **_: Any) -> Policy:
+        """See :class:`Policy`."""
+        return Policy(keeps="graph", gradient="local")
+
+    @classmethod
+    def check(cls, num_convolutions: int = 3, num_hidden: int = 3) -> None:
+        """Raises ConfigError for numbers of layers that are none."""
+        for key, value in (("num_convolutions", num_convolutions), ("num_hidden", num_hidden)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ConfigError(f"method.{key}={value}: must be a whole number from 0 on")
