@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills a run with SIGKILL at random moments, starts it again each time, and compares it with one left alone.
 
-    scripts/kill_and_resume.py [--methods bp fr ddg dni cdni] [--kills 10] [--seed 0] [--out DIR] [SETTING=VALUE ...]
+    scripts/kill_and_resume.py [--methods bp fr ddg dni cdni dgl] [--kills 10] [--seed 0] [--out DIR] [SETTING=VALUE ...]
 
 Prints a line for each method. The exit code is 0 if every record (but for times) and every final weight is equal.
 """
@@ -28,7 +28,7 @@ WALL = ("train_time", "images_per_s", "play_s", "learn_s", "wait_s", "send_s", "
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=["bp", "fr", "ddg", "dni", "cdni"])
+    parser.add_argument("--methods", nargs="+", default=["bp", "fr", "ddg", "dni", "cdni", "dgl"])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=Path("outputs/kill-and-resume"))

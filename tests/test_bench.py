@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import call, tiny_config
+from harness import METHODS, call, run_serial, tiny_config
 from matplotlib.colors import to_rgba
 
 from fr_bench.bench import run as run_file
@@ -284,6 +284,15 @@ def test_an_iteration_lasts_from_step_to_step_and_holds_what_happened_between() 
 
 def measurement(step_s: float, *phases: dict[str, float]) -> Measurement:
     return Measurement([step_s] * 4, list(phases), [2**20] * max(1, len(phases)), [2**10] * len(phases))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_one_step_in_an_iteration_and_ends_it_with_that(method: str, tmp_path: Path) -> None:
+    traces = run_serial(tiny_config(method, 3, trace=4), tmp_path).of("trace")
+    assert [event["module"] for event in traces] == [1, 2, 3]
+    for event in traces:
+        names = [name for name, *_ in event["spans"]]
+        assert names.count("step") == 4 and names[-1] == "step"
 
 
 def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:

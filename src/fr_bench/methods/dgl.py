@@ -56,7 +56,8 @@ class DecoupledGreedyLearning(Method):
         return self._live.h
 
     def learn_lower(self, t: int) -> None:
-        """Learns from the auxiliary network's loss, and so does that."""
+        """Learns from the auxiliary network's loss, and so does that, within the span of the loss: an iteration has one
+        step, with which it ends."""
         assert self._live is not None, "learn_lower() follows play_lower()"
         live, self._live = self._live, None
         h = live.h.detach().requires_grad_()
@@ -65,12 +66,11 @@ class DecoupledGreedyLearning(Method):
                 logits = self.auxiliary(h)
             result = self.module.loss_of(logits, self.link.targets(t))
             result.loss.backward()
+            self._step_auxiliary(t)
         self.module.finite.add(result.loss.detach(), t)
         assert h.grad is not None
         self.module.backward(live, d=h.grad)
         self.module.step(t)
-        with self.module.watch.span("step", t):
-            self._step_auxiliary(t)
 
     def _step_auxiliary(self, t: int) -> None:
         if self.module.replicas is not None:  # each has the sum over its own images
