@@ -6,7 +6,7 @@
 # code 1 if anything failed.
 #
 #   PYTHON=.venv/bin/python RESULTS=outputs/gpu-check PARTS="tests runs switches methods" MODEL=resnet164 \
-#       BATCH_SIZE=128 STEPS=40 METHODS="bp dni ddg fr" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 \
+#       BATCH_SIZE=128 STEPS=40 METHODS="bp dni ddg fr dgl" THREADS=4 TEST_LIMIT=360 RUN_LIMIT=90 BENCH_LIMIT=360 \
 #       WORKERS=8 scripts/gpu_check.sh [any further settings of fr-bench train, for the runs and the training]
 #   PARTS=cores scripts/gpu_check.sh
 #   PARTS=training DATASET=fashion_mnist EPOCHS=4 TRAINING_LIMIT=600 scripts/gpu_check.sh   # the data must be there
@@ -15,12 +15,12 @@
 # a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
 # without a GPU.
 set -uo pipefail
-python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr}
+python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr dgl}
 model=${MODEL:-resnet164} batch_size=${BATCH_SIZE:-128} parts=${PARTS:-tests runs switches methods}
 switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=false','bp precision=tf32',\
 'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
 side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
-'fr cuda_graphs=true transport=ipc',fr,'ddg cuda_graphs=true','dni cuda_graphs=true']"
+'fr cuda_graphs=true transport=ipc',fr,'ddg cuda_graphs=true','dni cuda_graphs=true','dgl cuda_graphs=true']"
 graphs=true
 if [ "$device" = cpu ]; then
     graphs=false

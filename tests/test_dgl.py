@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import call, run_serial, tiny_config
+from harness import call, run_processes, run_serial, tiny_config
+from torch import nn
 
+from fr_bench.errors import RunFailed
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.modules.module import Module
+from fr_bench.planning.costs import OperationMeter, network_costs
 from fr_bench.planning.plan import make_plan
 
 
@@ -71,6 +74,40 @@ def test_the_auxiliary_network_is_the_authors_for_resnet110_in_two_modules() -> 
     assert sum(p.numel() for p in network.parameters()) == convolutions + perceptron
     flat = AuxiliaryNetwork((128, 32), num_convolutions=3, num_hidden=3, num_classes=10)
     assert flat(torch.randn(128, 32)).shape == (128, 10)
+
+
+def test_one_image_at_a_time_is_refused_with_what_helps(tmp_path: Path) -> None:
+    """The perceptron's batch norm has no statistics of one."""
+    words = ["train", "debug=fast", "model=resnet20", "dataset=synthetic", "method=dgl", "k=2", "batch_size=1"]
+    done = call(tmp_path, *words)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "method: what it trains beside the model" in done.stderr and "try a larger batch_size" in done.stderr
+
+
+@pytest.mark.parametrize("transport", ["serial", "ipc"])
+def test_what_is_not_finite_spreads_upwards_and_is_blamed_on_the_lowest_module(tmp_path: Path, transport: str) -> None:
+    """A learning rate that leaves module 1 with infinite weights: all modules see it in the same step."""
+    run = run_processes if transport == "ipc" else run_serial
+    with pytest.raises(RunFailed, match="diverged at step") as caught:
+        run(tiny_config("dgl", 3, transport, module_lr=[1e38, 1.0, 1.0]), tmp_path)
+    assert caught.value.module == 1
+
+
+def test_its_own_network_costs_a_backward_down_to_the_features() -> None:
+    blocks = [("a", nn.Conv2d(3, 4, 3, device="meta")), ("b", nn.Conv2d(4, 4, 3, device="meta"))]
+    x = torch.empty(2, 3, 16, 16, device="meta")
+    without, with_gradient = (
+        network_costs(
+            blocks,
+            x,
+            OperationMeter(),
+            lambda h: AuxiliaryNetwork(h.shape, 1, 1, 5).to("meta"),
+            companion_gradient=gradient,
+        )
+        for gradient in (False, True)
+    )
+    assert without.blocks == with_gradient.blocks
+    assert all(0 < a < b for a, b in zip(without.companions, with_gradient.companions, strict=True))
 
 
 @pytest.mark.parametrize("mistake", ["method.num_hidden=-1", "method.num_convolutions=1.5", "method.num_hidden=true"])

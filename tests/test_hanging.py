@@ -89,7 +89,7 @@ class Greedy(Backpropagation):
     def learn_lower(self, t):
         super().learn_lower(t)
         if t == 5:
-            self.link.receive_gradient(t)  # which module 3 has not sent yet, and never will
+            self.link.receive_gradient(t)  # which module 2 has not sent yet, and never will
 """
 
 
@@ -107,7 +107,7 @@ def test_modules_that_wait_for_each_other_for_ever_are_told_so(
     assert code == 1 and stderr.count("\n") == 1
     assert stderr.startswith("fr-bench: all modules have waited for each other for 2 s: module 1 for gradients from ")
     assert "module 2 for gradients from module 3 to 2, batch 5;" in stderr
-    assert "module 3 for features from module 2 to 3, batch 6." in stderr and "hang_timeout" in stderr
+    assert "module 3 for features from module 2 to 3, batch 6. " in stderr and "hang_timeout" in stderr
     assert run.status()["state"] == "failed" and len(run.records()) == 6
 
     done = call(tmp_path, *ENDLESS, "console=off", *words, "transport=serial", f"run_dir={tmp_path / 'serial'}")

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from harness import assert_same_run, call, read_records, tiny_config
 from test_faults import living_processes, wait_until
+from test_hanging import GREEDY
 
 from fr_bench.errors import ConfigError
 from fr_bench.launching.members import Members
@@ -236,6 +237,24 @@ def job(tmp_path: Path) -> Iterator[Job]:
     for process in started.processes:
         process.kill()
         process.wait()
+
+
+def test_processes_that_wait_for_each_other_for_ever_are_told_so(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 waits too, and sends itself no pulse."""
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "greedy.yaml").write_text("_target_: greedy.Greedy\nname: greedy\n")
+    for rank in (1, 0):
+        job.start(rank, "--config-dir", str(tmp_path / "mine"), "method=greedy", "k=2", "hang_timeout=3")
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (1, 1, ""), (told, other_told)
+    assert told.startswith("fr-bench: all modules have waited for each other for 3 s: module 1 for gradients from "), (
+        told
+    )
+    assert "; module 2 for a word from module 1. " in told and told.count("\n") == 1
 
 
 OF_ANOTHER_VERSION = """

@@ -72,6 +72,13 @@ class Diverged(RunFailed):
             module,
         )
         self.step = step
+        self.spreads_down = True  # with error gradients; else, with features, up
+
+    @property
+    def order(self) -> list[int]:
+        """Of those that several modules found the least is where it began."""
+        assert self.module is not None
+        return [self.step, -self.module if self.spreads_down else self.module]
 
 
 class Interrupted(FrBenchError):

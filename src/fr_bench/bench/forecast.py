@@ -179,8 +179,8 @@ def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
         notes.append("ddp: 1/K of the batch takes 1/K of its time; small shares take more")
     if "ddg" in methods:
         notes.append("ddg: copies of weights for the stash take no time")
-    if methods & set(WITH_COMPANIONS):
-        notes.append("dni, dgl: steps of the synthesizers' and auxiliary networks' optimizers take no time")
+    if asked := [name for name in WITH_COMPANIONS if name in methods]:
+        notes.append(f"{', '.join(asked)}: steps of the optimizers of what is trained beside the modules take no time")
     if is_compiled(plan.config):
         notes.append("blocks were timed as they are, not compiled")
     if methods & set(METHODS) and unpredictable(plan.config) is None:

@@ -276,6 +276,7 @@ class Supervisor:
                         self._in_order.add(event)
             except (EOFError, OSError):
                 connection.close()
+                self._standstill.hear(index, {"wait": None})  # it waits for nothing any more
         self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
 

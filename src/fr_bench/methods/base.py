@@ -1,8 +1,8 @@
 """The protocol of a training method: what each module does in iteration t.
 
 In iteration t module k (1) receives the features of batch t, (2) plays them forward and sends its own up,
-(3) learns, (4) sends an error gradient down. Methods differ in what module k < K keeps after its forward and
-in which gradient it learns from; module K learns from the loss of batch t in all of them.
+(3) learns, (4) sends an error gradient down, if its method does. Methods differ in what module k < K keeps after its
+forward and in which gradient it learns from; module K learns from the loss of batch t in all of them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Method:
         raise NotImplementedError
 
     def learn_lower(self, t: int) -> None:
-        """Module k < K: learns from what it kept, sends a gradient down and steps."""
+        """Module k < K: learns from what it kept, sends a gradient down, if the method does, and steps."""
         raise NotImplementedError
 
     def play(self, t: int) -> None:

@@ -2,7 +2,7 @@
 
     module k < K, iteration t:
         receive h_{k-1}^t | play t, keep the graph | send h_k^t | loss of the auxiliary network A_k on (h_k^t, labels) |
-        backward t, through A_k and the module | step of both
+        backward t, through A_k and the module | step of A_k | step
     module K:
         receive h_{K-1}^t | play t | loss, backward t | step
 
@@ -56,29 +56,30 @@ class DecoupledGreedyLearning(Method):
         return self._live.h
 
     def learn_lower(self, t: int) -> None:
-        """Learns from the auxiliary network's loss, and so does that, within the span of the loss: an iteration has one
-        step, with which it ends."""
+        """Learns from the auxiliary network's loss, and so does that."""
         assert self._live is not None, "learn_lower() follows play_lower()"
         live, self._live = self._live, None
         h = live.h.detach().requires_grad_()
         with self.module.watch.span("loss", t):
             with self.module.autocast():
                 logits = self.auxiliary(h)
-            result = self.module.loss_of(logits, self.link.targets(t))
-            result.loss.backward()
-            self._step_auxiliary(t)
-        self.module.finite.add(result.loss.detach(), t)
+            loss = self.module.loss_of(logits, self.link.targets(t))
+            loss.backward()
+        self.module.finite.add(loss.detach(), t)
         assert h.grad is not None
         self.module.backward(live, d=h.grad)
+        self._step_auxiliary(t)  # before the module's: an iteration ends with that
         self.module.step(t)
 
     def _step_auxiliary(self, t: int) -> None:
         if self.module.replicas is not None:  # each has the sum over its own images
-            self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.module.base_lr * self.module.schedule(t)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            with self.module.watch.span("wait replicas", t):
+                self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
+        with self.module.watch.span("loss", t):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.module.base_lr * self.module.schedule(t)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the auxiliary network's graph lives beside the module's."""

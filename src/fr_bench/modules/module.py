@@ -186,14 +186,13 @@ class Module:
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
         """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
         with self.watch.span("loss", live.batch):
-            return self.loss_of(live.h, targets)
+            num_errors = (live.h.detach().argmax(dim=1) != targets).sum()
+            return BatchResult(self.loss_of(live.h, targets), num_errors)
 
-    def loss_of(self, logits: Tensor, targets: Tensor) -> BatchResult:
-        """The same of any logits [B, classes]; not timed."""
+    def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The same of any logits [B, classes], without counting errors and untimed."""
         logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-        loss = F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
-        num_errors = (logits.detach().argmax(dim=1) != targets).sum()
-        return BatchResult(loss, num_errors)
+        return F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
 
     def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
         """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1, and

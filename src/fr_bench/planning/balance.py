@@ -57,7 +57,9 @@ class Balance:
     @cached_property
     def costs(self) -> ModuleCosts:
         """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones."""
-        costs = network_costs(self.blocks, self.x, OperationMeter(), self._companion)
+        costs = network_costs(
+            self.blocks, self.x, OperationMeter(), self._companion, companion_gradient=not self.method.sends_gradients
+        )
         if self.config["partition"] == "measured" and self.num_modules > 1:
             costs = self.measured_costs("partition=measured", any(costs.companions))
         policy = self.method.policy(**self.hyper_parameters)

@@ -11,8 +11,8 @@ No clock is read, so the costs, and the cuts that follow from them, are the same
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
@@ -124,6 +124,7 @@ def network_costs(
     companion_of: Callable[[Tensor], nn.Module | None],
     context: Callable[[], AbstractContextManager[Any]] = NO_CONTEXT,
     optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
+    companion_gradient: bool = False,
 ) -> NetworkCosts:
     """Runs ``x`` through ``blocks``, forward and backward, and returns what each costs.
 
@@ -136,9 +137,10 @@ def network_costs(
         companion_of: a module's output -> the network that the method trains beside it (see Method.companion).
         context: of every forward (autocast).
         optimizer_of: parameters -> optimizer, whose steps are measured too; None where they do not matter.
+        companion_gradient: whether the companion's backward goes on to the module's output.
 
     Raises:
-        ConfigError: a block cannot run on what comes out of the one before.
+        ConfigError: a block, or a companion, cannot run on what comes out of the block before.
     """
     known: dict[str, tuple[BlockCost, Tensor]] = {}
     found = NetworkCosts([], [])
@@ -146,23 +148,32 @@ def network_costs(
     for name, block in blocks:
         key = _likeness(block, x, needs_gradient)
         if key not in known:
-            try:
+            with _able_to_run(f"model: block '{name}'", x):
                 known[key] = _cost(block, (x,), meter, context, needs_gradient, optimizer_of)
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-                what = f"model: block '{name}' cannot run on input {tuple(x.shape)}"
-                raise ConfigError(f"{what}: {error}{if_alone(x)}") from error
         cost, x = known[key]
         found.blocks.append(cost)
-        companion, seconds = companion_of(x), 0.0
+        what = f"method: what it trains beside the model, behind block '{name}',"
+        with _able_to_run(what, x):
+            companion, seconds = companion_of(x), 0.0
         if companion is not None:
-            key = _likeness(companion, x, False)
+            key = _likeness(companion, x, companion_gradient)
             if key not in known:
                 labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-                known[key] = _cost(companion, (x, labels), meter, context, needs_gradient=False)
+                with _able_to_run(what, x):
+                    known[key] = _cost(companion, (x, labels), meter, context, companion_gradient)
             seconds = known[key][0].forward + known[key][0].backward
         found.companions.append(seconds)
         needs_gradient = needs_gradient or any(p.requires_grad for p in block.parameters())
     return found
+
+
+@contextmanager
+def _able_to_run(what: str, x: Tensor) -> Iterator[None]:
+    """``what`` runs on ``x`` inside."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{what} cannot run on input {tuple(x.shape)}: {error}{if_alone(x)}") from error
 
 
 def _likeness(block: nn.Module, x: Tensor, needs_gradient: bool) -> str:

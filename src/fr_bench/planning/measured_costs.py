@@ -156,13 +156,13 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     def placed(network: nn.Module) -> nn.Module:
         return network.to(device=device, dtype=dtype).to(memory_format=layout)
 
+    method = None if task.method is None else check_callable("method", task.method, ("module", "link"))
+
     def companion_of(h: Tensor) -> nn.Module | None:
-        if task.method is None:
+        if method is None or task.method is None:
             return None
         settings = bind(task.method).keywords  # type: ignore[attr-defined]  # a functools.partial
-        companion = check_callable("method", task.method, ("module", "link")).companion(
-            h.shape, task.num_classes, **settings
-        )
+        companion = method.companion(h.shape, task.num_classes, **settings)
         return None if companion is None else placed(companion)
 
     def context() -> AbstractContextManager[Any]:
@@ -173,7 +173,8 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     x = torch.randn(task.batch_size, *task.input_shape, device=device, dtype=dtype)
     if x.dim() == 4:
         x = x.to(memory_format=layout)
-    costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer))
+    has_gradient = method is not None and not method.sends_gradients
+    costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer), has_gradient)
     load_s = _load_s(task, device, dtype, layout)
     return replace(costs, load=load_s, copy_s_per_byte=_copy_s_per_byte() if device.type == "cpu" else 0.0)
 

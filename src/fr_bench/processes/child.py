@@ -142,5 +142,5 @@ def report_error(reporter, task: ProcessTask, error: Exception, progress: Mutabl
             peer_lost=is_lost_peer(error),
             is_config=isinstance(error, ConfigError),
             is_expected=expected,
-            diverged_at=getattr(error, "step", None),
+            diverged_order=getattr(error, "order", None),
         )

@@ -45,9 +45,9 @@ def first_of_own(errors: list[Event]) -> Event | None:
     own = sorted((event for event in errors if not event["peer_lost"]), key=_time_ns)
     if not own:
         return None
-    diverged = [event for event in own if event["diverged_at"] is not None]
+    diverged = [event for event in own if event["diverged_order"] is not None]
     if own[0] in diverged:  # what is not finite spreads: the earliest step counts, not who told first
-        return min(diverged, key=lambda event: (event["diverged_at"], -event["module"]))
+        return min(diverged, key=lambda event: event["diverged_order"])
     return own[0]
 
 

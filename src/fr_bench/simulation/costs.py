@@ -75,8 +75,8 @@ class Setup:
             device in each iteration: 0.1 makes them vary by about 10 %. All schedules meet the same factors.
         seed: of the jitter.
         channel_depth: messages that a channel of a method holds before its sender waits; None for no bound. Two never
-            hold a method back, because neighbours wait for each other's last message in every iteration; or, in DGL,
-            because who is held back waits for a slower module.
+            hold a method back, because neighbours wait for each other's last message in every iteration; in DGL, where
+            nobody waits for a module above, they do under jitter.
 
     Raises:
         ValueError: sizes that do not fit together, or negative times.

@@ -53,7 +53,7 @@ class Trainer:
     """Runs iterations start..num_steps-1.
 
         for t:  modules ascending   play t     (receive features, forward, send up)
-                modules descending  learn t    (true, delayed or synthetic gradient, send down, step)
+                modules descending  learn t    (gradient from above, foretold or of their own; send down, step)
 
     In a process of its own a module just alternates the two. There is no barrier between iterations: neighbours
     wait for each other's messages alone. The loop pauses for an evaluation, a diagnostic or a checkpoint, and starts
@@ -268,16 +268,18 @@ class Trainer:
                 player.link.expect_gradients(num_sent - player.link.num_received)
 
     def _check_finite(self) -> None:
-        """Raises Diverged for the module and step where it began: what is not finite spreads to the modules below."""
+        """Raises Diverged for the module and step where it began: what is not finite spreads to the modules below or,
+        where no gradients are sent, above."""
         found = []
         for player in self.players:
             try:
                 with player.on_stream():
                     player.module.finite.check()
             except Diverged as diverged:
+                diverged.spreads_down = player.method.sends_gradients
                 found.append(diverged)
         if found:
-            raise min(found, key=lambda diverged: (diverged.step, -(diverged.module or 0)))
+            raise min(found, key=lambda diverged: diverged.order)
 
     def _log(self, t: int, result: BatchResult, is_logged: bool, num_untimed: int) -> None:
         """``num_untimed``: of how many iterations up to this one the clock sees nothing."""

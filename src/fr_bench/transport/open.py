@@ -33,7 +33,7 @@ class Ends:
 class Boundaries:
     """What passes module k's two cuts: features and gradients share the shape, not always the strides.
 
-    Module 1 has nothing below and module K nothing above: None there. So are gradients that no method's module sends.
+    Module 1 has nothing below and module K nothing above: None there. So are gradients that the method does not send.
     """
 
     features_in: TensorSpec | None

@@ -27,7 +27,7 @@ from fr_bench.transport.spec import PeerLost
 from fr_bench.waits import waiting_for
 
 GO_ON, PAUSE, STOP = range(3)
-# The sender is never more than a few iterations ahead of the receiver: gradients and features hold it back.
+# The sender is never more than a few iterations ahead of the receiver: gradients, features and sums hold it back.
 MOST_UNFINISHED = 64
 
 
