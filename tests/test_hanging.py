@@ -131,17 +131,23 @@ def test_a_standstill_is_one_of_all_in_one_and_the_same_wait(monkeypatch: pytest
         turn(of_1=Wait(1, "features"), of_2=None)
     for number in range(5):
         turn(of_1=Wait(1, "features"), of_2=Wait(number, "a gradient"))  # it gets on
-    turn(of_1=Wait(1, "features"), of_2=Wait(9, "a gradient"))
+    for _ in range(2):
+        turn(of_1=Wait(1, "features"), of_2=Wait(9, "a gradient"))
     turn(of_1=Wait(1, "features"), of_2=None)
-    turn(of_2=Wait(10, "a gradient"))
+    turn(of_1=Wait(1, "features"), of_2=Wait(10, "a gradient"))
     now[0] += 1000.0  # the parent's own absence
-    turn()
+    for _ in range(10):
+        turn(of_1=Wait(1, "features"))  # process 2 is silent: it may be stopped, and in another wait by now
+    for _ in range(2):
+        turn(of_1=Wait(1, "features"), of_2=Wait(11, "a gradient"))
+    turn(of_1=Wait(1, "features"), of_2=Wait(11, "a gradient"))
     with pytest.raises(RunFailed, match=r"for 3 s: module 1 for features; module 2 for a gradient\. "):
-        turn(of_1=Wait(1, "features"))
+        turn(of_1=Wait(1, "features"), of_2=Wait(11, "a gradient"))
     never = Standstill(timeout_s=None, modules=[1])
-    never.hear(0, {"wait": [1, "features"]})
-    now[0] += 1000.0
-    never.refuse()
+    for _ in range(2):
+        never.hear(0, {"wait": [1, "features"]})
+        now[0] += 1000.0
+        never.refuse()
 
 
 def test_a_wait_is_over_when_its_body_is_and_the_next_one_is_another() -> None:

@@ -96,6 +96,8 @@ class Silence:
 class Standstill:
     """For how long all processes have waited for each other.
 
+    A wait lasts from the first pulse that tells of it to the last: of a process that is silent nothing is known.
+
     Args:
         timeout_s: after which they would for ever; None to never find that.
         modules: of the processes, by which messages name them: the first of each.
@@ -105,15 +107,18 @@ class Standstill:
         self._timeout_s = float("inf") if timeout_s is None else timeout_s
         self._modules = modules
         self._waits: list[Any] = [None] * len(modules)
-        self._still_s = 0.0
+        self._lasted_s = [0.0] * len(modules)
+        self._began_s = [0.0] * len(modules)
+        self._listened_s = 0.0
         self._turns = _Turns()
 
     def hear(self, index: int, pulse: dict[str, Any]) -> None:
         """Process ``index`` has sent this ``pulse``."""
         wait = pulse["wait"] and tuple(pulse["wait"])  # a list where JSON has carried it
         if wait is None or wait != self._waits[index]:
-            self._still_s = 0.0
+            self._began_s[index] = self._listened_s
         self._waits[index] = wait
+        self._lasted_s[index] = self._listened_s - self._began_s[index]
 
     def refuse(self) -> None:
         """The parent has listened; to be called in each of its turns.
@@ -121,11 +126,8 @@ class Standstill:
         Raises:
             RunFailed: each process has waited for the same for too long.
         """
-        turn_s = self._turns.take_s()
-        if None in self._waits:
-            return
-        self._still_s += turn_s
-        if self._still_s >= self._timeout_s:
+        self._listened_s += self._turns.take_s()
+        if None not in self._waits and min(self._lasted_s) >= self._timeout_s:
             waits = [f"module {k} for {what}" for k, (_, what) in zip(self._modules, self._waits, strict=True)]
             raise RunFailed(
                 f"all modules have waited for each other for {self._timeout_s:g} s: {'; '.join(waits)}. A method that "
