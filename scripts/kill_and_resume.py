@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Kills a run with SIGKILL at random moments, starts it again each time, and compares it with one left alone.
+r"""Kills a run with SIGKILL at random moments, starts it again each time, and compares it with one left alone.
 
-    scripts/kill_and_resume.py [--methods bp fr ddg dni cdni dgl] [--kills 10] [--seed 0] [--out DIR] [SETTING=VALUE ...]
+    scripts/kill_and_resume.py [--methods bp fr ddg dni cdni dgl] [--kills 10] [--seed 0] [--out DIR] \
+        [SETTING=VALUE ...]
 
 Prints a line for each method. The exit code is 0 if every record (but for times) and every final weight is equal.
 """
