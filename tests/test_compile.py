@@ -39,7 +39,7 @@ def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni", "dgl"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dgl"])
 def test_the_numbers_are_those_without_and_all_is_compiled_before_the_clock_starts(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,7 +275,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[MeasuringTask]:
     return tasks
 
 
-@pytest.mark.parametrize("method", ["fr", "cdni", "dgl"])
+@pytest.mark.parametrize("method", ["fr", "cdni"])
 def test_measured_times_are_positive_and_kept_for_the_next_run(
     method: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

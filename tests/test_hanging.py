@@ -93,16 +93,14 @@ class Greedy(Backpropagation):
 """
 
 
-@pytest.mark.parametrize("transport", ["ipc", "gloo"])
-def test_modules_that_wait_for_each_other_for_ever_are_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
-) -> None:
-    (tmp_path / f"greedy_{transport}.py").write_text(GREEDY)
+def test_modules_that_wait_for_each_other_for_ever_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over shared memory and in one process; over gloo: test_torchrun.py."""
+    (tmp_path / "greedy_here.py").write_text(GREEDY)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine" / "method").mkdir(parents=True)
-    (tmp_path / "mine" / "method" / "greedy.yaml").write_text(f"_target_: greedy_{transport}.Greedy\nname: greedy\n")
-    words = ["--config-dir", "mine", "method=greedy", f"transport={transport}"]
-    run = run_here(tmp_path, *words, "hang_timeout=2")
+    (tmp_path / "mine" / "method" / "greedy.yaml").write_text("_target_: greedy_here.Greedy\nname: greedy\n")
+    words = ["--config-dir", "mine", "method=greedy"]
+    run = run_here(tmp_path, *words, "transport=ipc", "hang_timeout=2")
     code, stderr = run.end()
     assert code == 1 and stderr.count("\n") == 1
     assert stderr.startswith("fr-bench: all modules have waited for each other for 2 s: module 1 for gradients from ")
