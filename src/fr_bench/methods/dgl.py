@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fr_bench.errors import ConfigError
-from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.measuring.saved_tensors import SavedTensors
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Link, Method
+from fr_bench.methods.companion import held_tensors, predicted_bytes
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
@@ -112,11 +113,7 @@ class DecoupledGreedyLearning(Method):
         saved = SavedTensors()
         with saved.listen():
             F.cross_entropy(auxiliary(output.detach().requires_grad_()), labels, reduction="sum")
-        weights = [*auxiliary.parameters(), *auxiliary.buffers()]
-        elsewhere = [*weights, output] if output_is_saved else weights
-        graph_bytes = tensor_bytes(saved.tensors, except_for=elsewhere)
-        state_bytes = optimizer_state_bytes(make_optimizer, list(auxiliary.parameters()))
-        return {"synthesizer": tensor_bytes(weights) + state_bytes + graph_bytes}
+        return {"synthesizer": predicted_bytes(auxiliary, saved.tensors, output, output_is_saved, make_optimizer)}
 
     @classmethod
     def companion(
@@ -129,9 +126,7 @@ class DecoupledGreedyLearning(Method):
         """The auxiliary network's weights, statistics and optimizer state."""
         if self.module.is_top:
             return {}
-        state = (value for values in self.optimizer.state.values() for value in values.values())
-        tensors = [*self.auxiliary.state_dict().values(), *(v for v in state if isinstance(v, Tensor))]
-        return {"synthesizer": tensors}
+        return {"synthesizer": held_tensors(self.auxiliary, self.optimizer)}
 
     @classmethod
     def needs_targets(cls, **_: Any) -> bool:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fr_bench.errors import ConfigError
-from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.measuring.saved_tensors import SavedTensors
 from fr_bench.methods.base import Link, Method
+from fr_bench.methods.companion import held_tensors, predicted_bytes
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.modules.module import Module
@@ -144,11 +145,7 @@ class DecoupledNeuralInterfaces(Method):
         saved = SavedTensors()
         with saved.listen():
             synthesizer(output, labels)
-        weights = [*synthesizer.parameters(), *synthesizer.buffers()]
-        elsewhere = [*weights, output] if output_is_saved else weights
-        graph_bytes = tensor_bytes(saved.tensors, except_for=elsewhere)
-        state_bytes = optimizer_state_bytes(optimizer, list(synthesizer.parameters()))
-        return {"synthesizer": tensor_bytes(weights) + state_bytes + graph_bytes}
+        return {"synthesizer": predicted_bytes(synthesizer, saved.tensors, output, output_is_saved, optimizer)}
 
     @classmethod
     def companion(
@@ -168,9 +165,7 @@ class DecoupledNeuralInterfaces(Method):
         """The synthesizer's weights, statistics and optimizer state."""
         if self.module.is_top:
             return {}
-        state = (value for values in self.optimizer.state.values() for value in values.values())
-        tensors = [*self.synthesizer.state_dict().values(), *(v for v in state if isinstance(v, Tensor))]
-        return {"synthesizer": tensors}
+        return {"synthesizer": held_tensors(self.synthesizer, self.optimizer)}
 
     @classmethod
     def needs_targets(cls, conditional: bool = False, **_: Any) -> bool:

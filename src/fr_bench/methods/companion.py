@@ -1,0 +1,38 @@
+"""The bytes of what a module trains beside its own network: DNI's synthesizer, DGL's auxiliary network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fr_bench.measuring.saved_tensors import optimizer_state_bytes, tensor_bytes
+
+
+def held_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights, statistics and optimizer state."""
+    state = (value for values in optimizer.state.values() for value in values.values())
+    return [*network.state_dict().values(), *(value for value in state if isinstance(value, Tensor))]
+
+
+def predicted_bytes(
+    network: nn.Module,
+    saved: Sequence[Tensor],
+    output: Tensor,
+    output_is_saved: bool,
+    make_optimizer: Callable[..., torch.optim.Optimizer],
+) -> int:
+    """Of weights, optimizer state and graph.
+
+    Args:
+        network: on ``meta``.
+        saved: what autograd saved of a pass on ``output``.
+        output: h_k.
+        output_is_saved: whether the module's own graph saves it, where it counts.
+        make_optimizer: parameters -> optimizer.
+    """
+    weights = [*network.parameters(), *network.buffers()]
+    elsewhere = [*weights, output] if output_is_saved else weights
+    state_bytes = optimizer_state_bytes(make_optimizer, list(network.parameters()))
+    return tensor_bytes(weights) + state_bytes + tensor_bytes(saved, except_for=elsewhere)
