@@ -112,7 +112,7 @@ def spoil(config: DictConfig, draw: st.DataObject, paths: list[tuple[str, ...]])
     node["unknown" if kind == "comes" else path[-1]] = draw.draw(st.sampled_from(values))
 
 
-@settings(max_examples=1000, **COMMON)
+@settings(max_examples=500, **COMMON)
 @given(draw=st.data())
 def test_a_spoilt_config_is_planned_or_refused_with_a_message(valid: dict[str, Any], draw: st.DataObject) -> None:
     """As `fr-bench train` checks it, from the composed config on."""
