@@ -121,7 +121,7 @@ def test_a_standstill_is_one_of_all_in_one_and_the_same_wait(monkeypatch: pytest
 
     def turn(**waits: Wait | None) -> None:
         for name, wait in waits.items():
-            standstill.hear(int(name[-1]) - 1, {"wait": wait})
+            standstill.hear(int(name[-1]) - 1, wait)
         now[0] += LONGEST_TURN_S
         standstill.refuse()
 
@@ -143,7 +143,7 @@ def test_a_standstill_is_one_of_all_in_one_and_the_same_wait(monkeypatch: pytest
         turn(of_1=Wait(1, "features"), of_2=Wait(11, "a gradient"))
     never = Standstill(timeout_s=None, modules=[1])
     for _ in range(2):
-        never.hear(0, {"wait": [1, "features"]})
+        never.hear(0, [1, "features"])
         now[0] += 1000.0
         never.refuse()
 

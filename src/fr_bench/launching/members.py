@@ -164,13 +164,13 @@ class Members:
         local = self._local.receive(POLL_S)
         began_ns = time.monotonic_ns()
         heard = {0}
-        self._standstill.hear(0, {"wait": current_wait()})
+        self._standstill.hear(0, current_wait())
         for event in [*local, *self._local.receive(0)]:
             self._in_order.add(event)
         for rank, event in self._meeting.receive():
             heard.add(rank)
             if event["event"] == PULSE:
-                self._standstill.hear(rank, event)
+                self._standstill.hear(rank, event["wait"])
             else:
                 # On another machine's clock until that process has learned ours: what has come has happened.
                 event["time_ns"] = min(event["time_ns"], time.monotonic_ns())

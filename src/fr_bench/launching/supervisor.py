@@ -271,12 +271,12 @@ class Supervisor:
                     event = connection.recv()
                     heard.add(index)
                     if event["event"] == PULSE:
-                        self._standstill.hear(index, event)
+                        self._standstill.hear(index, event["wait"])
                     else:
                         self._in_order.add(event)
             except (EOFError, OSError):
                 connection.close()
-                self._standstill.hear(index, {"wait": None})  # it waits for nothing any more
+                self._standstill.hear(index, None)  # it waits for nothing any more
         self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
 

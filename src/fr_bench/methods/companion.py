@@ -1,4 +1,4 @@
-"""The bytes of what a module trains beside its own network: DNI's synthesizer, DGL's auxiliary network."""
+"""What a module trains beside its own network: DNI's synthesizer, DGL's auxiliary network. Its step and its bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.measuring.saved_tensors import optimizer_state_bytes, tensor_bytes
+
+
+def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """A step with the gradients at hand, which are gone then."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def held_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:

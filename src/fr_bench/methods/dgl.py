@@ -24,7 +24,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.measuring.saved_tensors import SavedTensors
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Link, Method
-from fr_bench.methods.companion import held_tensors, predicted_bytes
+from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
@@ -77,10 +77,7 @@ class DecoupledGreedyLearning(Method):
             with self.module.watch.span("wait replicas", t):
                 self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
         with self.module.watch.span("loss", t):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.module.base_lr * self.module.schedule(t)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            take_step(self.optimizer, self.module.base_lr * self.module.schedule(t))
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the auxiliary network's graph lives beside the module's."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.saved_tensors import SavedTensors
 from fr_bench.methods.base import Link, Method
-from fr_bench.methods.companion import held_tensors, predicted_bytes
+from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.modules.module import Module
@@ -107,10 +107,7 @@ class DecoupledNeuralInterfaces(Method):
             self.module.replicas.average([gradient for gradient in gradients if gradient is not None])
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.synthesizer.parameters(), self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.base_lr * self.module.schedule(t)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        take_step(self.optimizer, self.base_lr * self.module.schedule(t))
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the synthesizer's graph lives beside the module's."""

@@ -112,9 +112,9 @@ class Standstill:
         self._listened_s = 0.0
         self._turns = _Turns()
 
-    def hear(self, index: int, pulse: dict[str, Any]) -> None:
-        """Process ``index`` has sent this ``pulse``."""
-        wait = pulse["wait"] and tuple(pulse["wait"])  # a list where JSON has carried it
+    def hear(self, index: int, wait: Sequence[Any] | None) -> None:
+        """The pulse of process ``index`` tells of this ``wait`` (see :class:`fr_bench.waits.Wait`), or of none."""
+        wait = wait and tuple(wait)  # a list where JSON has carried it
         if wait is None or wait != self._waits[index]:
             self._began_s[index] = self._listened_s
         self._waits[index] = wait
