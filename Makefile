@@ -27,9 +27,10 @@ demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits)
 poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see scripts/reproduce_poster.sh)
 	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh
 
-# They start the program a hundred times, so its bytecode is kept, whatever the environment says.
+# They start the program a hundred times, so its bytecode is kept, whatever the environment says. Three workers on two
+# cores: much of a test is waiting for processes that start, or for one that must be seen to end.
 test: setup ## run the tests
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 3 --dist worksteal
 
 test-slurm: setup ## the tests of sweeps, on a real Slurm started for them (as root; apt-get installs it)
 	scripts/local_slurm.sh start --install

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -377,9 +378,10 @@ def test_data_sets_and_models_are_never_in_one_table(tmp_path, capsys):
     write_run(runs / "2", "fr", dataset="digits", model="large")
     assert report(runs, "--out", out) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        f"report-{name}.{suffix}"
+        f"{stem}-{name}.{suffix}"
+        for stem, suffixes in (("curves", ["json"]), ("report", ["csv", "md"]))
         for name in ("cifar10-tiny", "digits-large", "digits-tiny")
-        for suffix in ("csv", "md")
+        for suffix in suffixes
     ]
     assert "BP" not in (out / "report-cifar10-tiny.md").read_text().partition("- ")[0]
     assert capsys.readouterr().out.count("### Test error") == 3
@@ -398,6 +400,36 @@ def test_the_files_hold_what_is_printed(tmp_path, capsys):
     assert (row["method"], row["k"], row["runs_finished"], row["best_test_error_sd"]) == ("fr", "2", "2", "0.0")
     assert float(row["step_time_s_mean"]) == pytest.approx(0.2)
     assert float(row["peak_memory_bytes_module_2"]) == 2**30
+
+
+def test_curves_have_every_evaluation_and_where_the_runs_were_made(tmp_path, capsys):
+    def made_at(run: Path, commit: str) -> None:
+        told = {"git": {"commit": commit}, "cpu": {"model": "a processor"}, "hostname": "mine", "command": ["/home/me"]}
+        (run / "env.json").write_text(json.dumps(told))
+
+    for seed, commit in enumerate(("one", "other", "one")):
+        made_at(write_run(tmp_path / "runs" / str(seed), seed=seed, kinds=("eval", "memory")), commit)
+    kinds = ("eval", "sigma")
+    made_at(write_run(tmp_path / "runs" / "frozen", settings={"freeze": [1]}, state="failed", kinds=kinds), "other")
+    assert report(tmp_path / "runs", "--out", tmp_path) == 0
+    capsys.readouterr()
+    text = (tmp_path / "curves.json").read_text()
+    found = json.loads(text)
+    assert found["environments"] == [
+        {"git": {"commit": "one"}, "cpu": {"model": "a processor"}},
+        {"git": {"commit": "other"}, "cpu": {"model": "a processor"}},
+    ]
+    *whole, frozen = found["runs"]
+    assert [(run["seed"], run["environment"], run["settings"], run["state"]) for run in found["runs"]] == [
+        (0, 0, "", "finished"), (1, 1, "", "finished"), (2, 0, "", "finished"), (0, 1, "freeze=[1]", "unfinished"),
+    ]  # fmt: skip
+    for run in whole:
+        assert (run["method"], run["k"], run["cuts"]) == ("fr", 2, [1]) and "sigma" not in run
+        assert [point["test_error"] for point in run["evaluations"]] == [0.5, 0.25, 0.166667]
+        assert [point["epoch"] for point in run["evaluations"]] == [1, 2, 3]
+    assert [(point["module"], point["cosine"]) for point in frozen["sigma"][:3]] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+    # A line a run: a diff shows which changed.
+    assert sum('"seed"' in line for line in text.splitlines()) == len(found["runs"])
 
 
 def test_a_run_without_evaluations_or_memory_has_empty_cells(tmp_path, capsys):

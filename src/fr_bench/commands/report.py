@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from fr_bench.errors import ConfigError
 from fr_bench.records.runs import find_runs
+from fr_bench.report.curves import as_curves
 from fr_bench.report.groups import Group, make_groups, pairs
 from fr_bench.report.markdown import as_markdown
 from fr_bench.report.tables import Row, as_csv, make_rows
@@ -18,6 +20,8 @@ Prints the tables of runs as Markdown: best and last test error with mean and st
 difference to BP seed by seed, seconds an epoch, speed-up over BP, efficiency, peak memory by module; published
 numbers beside ours where network, data set, K and the settings that decide the result are the same. Runs that differ in
 anything but the seed are never averaged."""
+
+FILES = (("report", "md"), ("report", "csv"), ("curves", "json"))  # of --out
 
 
 def main(argv: list[str]) -> int:
@@ -32,8 +36,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="also writes report.md and report.csv here; for several models or data sets, "
-        "report-DATASET-MODEL.md and .csv for each",
+        help="also writes report.md, report.csv and, with every evaluation and where the runs were made, curves.json "
+        "here; for several models or data sets, report-DATASET-MODEL.md and so on for each",
     )
     parser.add_argument(
         "--target",
@@ -50,7 +54,8 @@ def main(argv: list[str]) -> int:
     rows = {pair: make_rows(groups, arguments.target) for pair, groups in found.items()}
     print(_text(rows, arguments.csv), end="")
     if arguments.out is not None:
-        _write(rows, Path(arguments.out))
+        texts = {pair: (as_markdown(rows[pair]), as_csv(rows[pair]), as_curves(found[pair])) for pair in found}
+        _write(texts, Path(arguments.out))
     return 0
 
 
@@ -87,13 +92,14 @@ def _text(found: dict[tuple[str, str], list[Row]], as_comma_separated: bool) -> 
     return "\n".join(as_markdown(rows) for rows in found.values())
 
 
-def _write(found: dict[tuple[str, str], list[Row]], folder: Path) -> None:
+def _write(found: Mapping[tuple[str, str], tuple[str, ...]], folder: Path) -> None:
+    """Writes, for each data set and model, the texts of FILES."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (dataset, model), rows in found.items():
-            name = "report" if len(found) == 1 else f"report-{dataset}-{model}"
-            for suffix, text in (("md", as_markdown(rows)), ("csv", as_csv(rows))):
-                path = folder / f"{name}.{suffix}"
+        for (dataset, model), texts in found.items():
+            about = "" if len(found) == 1 else f"-{dataset}-{model}"
+            for (stem, suffix), text in zip(FILES, texts, strict=True):
+                path = folder / f"{stem}{about}.{suffix}"
                 path.write_text(text)
                 print(f"written: {path}", file=sys.stderr)
     except OSError as error:
