@@ -14,7 +14,9 @@ from harness import call
 from hydra.utils import get_object
 
 from fr_bench.cli import main
-from fr_bench.commands.train import parse
+from fr_bench.commands.train import check_jobs, parse
+from fr_bench.launching import launch
+from fr_bench.planning.plan import make_plan
 from fr_bench.settings.compose import compose
 from fr_bench.settings.config import COMPONENTS, NAMED_COMPONENTS
 
@@ -63,6 +65,25 @@ def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished") >= 4
     assert len(list(tmp_path.glob("multirun/*/*/summary.json"))) == 4
+
+
+def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypatch, capsys):
+    planned = []
+
+    def plan(config):
+        planned.append((config["k"], config["seed"]))
+        return make_plan(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "make_plan", plan)
+    sweep = ["-m", "debug=fast", "wandb.name=seed-${seed}", "seed=0,1,2"]
+    check_jobs(compose(parse([*sweep, "k=1,3"])), run_elsewhere=False, starts_processes=False)
+    assert sorted(planned) == [(1, 0), (3, 0)]
+    # What is asked of each by itself still is.
+    (tmp_path / "there").mkdir()
+    assert main(["train", *sweep, "k=1,99", "sweep_dir=there"]) == 2
+    assert "in the combination '" in (told := capsys.readouterr().err) and "k=99" in told and not planned[4:]
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_a_sweep_survives_a_broken_job(tmp_path, monkeypatch):

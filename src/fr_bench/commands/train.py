@@ -179,7 +179,8 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it
         from fr_bench.launching.launch import check_plan  # imports torch, which --help and --cfg must not
 
-    _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config))
+    planned: set[str] = set()
+    _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config, planned))
     if starts_processes and not run_elsewhere and not _is_dry_run(jobs):
         from fr_bench.processes import nursery
 

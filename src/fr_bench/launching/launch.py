@@ -30,9 +30,15 @@ from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
 from fr_bench.unread import heard_or_not
 from fr_bench.workers.resumption import Resumption
 
+WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
 
-def check_plan(config: dict[str, Any]) -> None:
+
+def check_plan(config: dict[str, Any], planned: set[str] | None = None) -> None:
     """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
+
+    Args:
+        planned: what other configs of the sweep were planned as, which this one is added to. Of those that differ in
+            the seed alone one is planned: it takes half a second, and a sweep has many.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -40,7 +46,11 @@ def check_plan(config: dict[str, Any]) -> None:
     check_components(config)
     check_resume(config)
     check_wandb(resolve_mode(config["wandb"]["mode"]))
-    make_plan(config)  # last, since it may download a data set
+    likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
+    if planned is None or likeness not in planned:
+        make_plan(config)  # last, since it may download a data set
+    if planned is not None:
+        planned.add(likeness)
 
 
 def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:
