@@ -742,6 +742,14 @@ def test_hydra_mode_in_a_config_makes_a_sweep_without_the_flag(launch):
     assert [config["k"] for config in launch.started] == [1, 2]
 
 
+@pytest.mark.parametrize("words", [["--config-dir", "mine"], ["hydra.searchpath=[file://HERE/mine]"]])
+def test_so_does_a_file_of_ones_own(words, launch, tmp_path):
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\nhydra:\n  mode: MULTIRUN\n")
+    assert train(*(word.replace("HERE", str(tmp_path)) for word in words), *SMALL, "k=1,2") == 0
+    assert [config["k"] for config in launch.started] == [1, 2]
+
+
 # --- how a single run ends
 
 

@@ -156,7 +156,14 @@ def compose(arguments: argparse.Namespace) -> Composition:
     """
     with _config_loader(arguments) as loader:
         composer = _Composer(loader, arguments.config_name or CONFIG_NAME, arguments.overrides)
-        return composer.compose(arguments.multirun)
+        return composer.compose(arguments.multirun or (_may_be_a_sweep(arguments) and composer.is_a_sweep()))
+
+
+def _may_be_a_sweep(arguments: argparse.Namespace) -> bool:
+    """Whether ``hydra.mode`` may say so without ``-m``: in a file of the user's own, or in a setting of Hydra's. Else
+    a config need not be composed to see, which takes a tenth of a second."""
+    own_files = arguments.config_dir or arguments.config_path or arguments.config_name
+    return bool(own_files) or any(word.lstrip("+~").startswith("hydra") for word in arguments.overrides)
 
 
 def take_apart(arguments: argparse.Namespace, job: Job) -> Anatomy:
@@ -238,9 +245,11 @@ class _Composer:
         self.config_name = config_name
         self.overrides = overrides
 
+    def is_a_sweep(self) -> bool:
+        """Whether ``hydra.mode`` says so."""
+        return bool(self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN)
+
     def compose(self, multirun: bool) -> Composition:
-        if not multirun:
-            multirun = self._load(self.overrides, RunMode.MULTIRUN, sweeps=False).hydra.mode == RunMode.MULTIRUN
         if multirun:
             return self._compose_sweep()
         _refuse_sweep_dir(self.overrides)
