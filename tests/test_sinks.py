@@ -276,7 +276,7 @@ def test_a_misspelt_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("WANDB_SILENT", "maybe", "WANDB_SILENT=maybe: W&B refuses it .*boolean"),
         ("WANDB_BASE_URL", "foo", "WANDB_BASE_URL=foo: W&B refuses it"),
-        ("WANDB_RUN_ID", "a/b", "WANDB_RUN_ID=a/b: W&B refuses it"),
+        ("WANDB_PROJECT", "a/b", "WANDB_PROJECT=a/b: W&B refuses it"),
     ],
 )
 def test_a_variable_that_wandb_would_refuse_is_refused_before_it(
