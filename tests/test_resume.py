@@ -228,6 +228,42 @@ def test_with_another_k_weights_and_optimizer_go_on_and_the_method_begins_anew(
         assert steps == list(range(1, 11))
 
 
+def sigma_of(run: Path) -> dict[int, list[float]]:
+    """By step: of the whole network, then of every module."""
+    found: dict[int, list[float]] = {}
+    for record in read_records(run):
+        if record["kind"] == "sigma":
+            found.setdefault(record["step"], []).append(record["sigma"])
+    return found
+
+
+@pytest.mark.parametrize("other", [{"every": 0}, {"every": 4, "window": 2}])
+def test_a_run_that_goes_on_elsewhere_may_be_measured_from_there_on(other: dict[str, int], tmp_path: Path) -> None:
+    """With K = 3 windows begin in iterations 2, 5 and 8; the one of 2 and 3 cannot be whole any more."""
+    measured = {"diagnostics": {"sigma": {"every": 3, "window": 2}}}
+    train_here(tiny_config("fr", 3, **measured), tmp_path / "alone")
+    source = stopped(tiny_config("fr", 3, diagnostics={"sigma": {"window": 2} | other}), tmp_path / "source", 3)
+    train_here(tiny_config("fr", 3, resume=str(source), **measured), tmp_path / "run")
+    alone = sigma_of(tmp_path / "alone")
+    assert list(alone) == [4, 7, 10] and len(alone[4]) == 4
+    assert sigma_of(tmp_path / "run") == {step: alone[step] for step in (7, 10)}
+    for name, value in read_weights(tmp_path / "alone").items():
+        assert torch.equal(value, read_weights(tmp_path / "run")[name]), name
+
+
+def test_with_another_k_nothing_is_measured_while_the_pipe_fills(tmp_path: Path) -> None:
+    """In step 6, the first with K = 3, module 1 has nothing to learn from, nor has it in step 7."""
+    measured = {"diagnostics": {"sigma": {"every": 3, "window": 2}}}
+    source = stopped(tiny_config("fr", 2, **measured), tmp_path / "source", 5)
+    config = tiny_config("fr", 3, resume=str(source), epochs=3, **measured)
+    train_here(config, tmp_path / "alone")
+    assert list(sigma_of(tmp_path / "source")) == [3] and list(sigma_of(tmp_path / "alone")) == [10, 13]
+    for step in (7, 9):  # and again while it fills, and in the middle of a window
+        train_here(config, tmp_path / str(step), stop_at=step - 1)
+        train_here(config, tmp_path / str(step))
+        assert_same_run(tmp_path / "alone", tmp_path / str(step))
+
+
 @pytest.mark.parametrize(("after", "steps"), [(3, 2), (2, 5)])
 def test_the_first_times_after_another_k_are_of_the_steps_since(
     after: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ LOGGING = (
 # A run that goes on in a new directory may also change these; and with another k what goes with k.
 MOVABLE = (
     "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
+    "diagnostics",
 )  # fmt: skip
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 

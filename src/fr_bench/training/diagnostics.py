@@ -12,8 +12,10 @@ iteration t begins. It changes no weight, no running statistic and no random str
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,25 +31,33 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of ``length`` iterations that begin every ``every`` iterations, from iteration ``first`` on."""
+    """Windows of ``length`` iterations that begin every ``every`` iterations, from iteration ``first`` on.
+
+    Attributes:
+        not_before: windows that begin before this iteration are left out: some module did not learn in all of it, or it
+            was not measured from its beginning.
+    """
 
     every: int
     length: int
     first: int
+    not_before: int = 0
 
     def contains(self, t: int) -> bool:
         """Whether iteration ``t`` is measured."""
-        return t >= self.first and (t - self.first) % self.every < self.length
+        behind = (t - self.first) % self.every
+        return t >= self.first and behind < self.length and t - behind >= self.not_before
 
     def next_from(self, t: int) -> int:
         """The first iteration from ``t`` on that is measured."""
-        if t <= self.first or self.contains(t):
-            return max(t, self.first)
-        return t + self.every - (t - self.first) % self.every
+        if self.contains(t):
+            return t
+        behind = max(t, self.first, self.not_before) - self.first
+        return self.first + -(-behind // self.every) * self.every
 
     def ends_with(self, t: int) -> bool:
         """Whether iteration ``t`` is the last of a window."""
-        return t >= self.first and (t - self.first) % self.every == self.length - 1
+        return self.contains(t) and (t - self.first) % self.every == self.length - 1
 
 
 class GradientSums:
@@ -113,6 +123,24 @@ class SufficientDirection:
         self._labels = labels
         self.windows = windows
         self.sums = [GradientSums(module) for module in modules]  # by module of this process
+
+    def state_dict(self, index: int) -> dict[str, Any]:
+        """The window so far, of module ``index`` of this process."""
+        return {"windows": dataclasses.asdict(self.windows), **self.sums[index].state_dict()}
+
+    def load_state_dict(self, index: int, state: dict[str, Any] | None, step: int) -> None:
+        """Goes on after iteration ``step`` with what :meth:`state_dict` had; None if nothing, or something else, was
+        measured until then: with the next whole window."""
+        windows = Windows(**state["windows"]) if state and "windows" in state else self.windows  # older ones have none
+        if state is None or dataclasses.replace(windows, not_before=self.windows.not_before) != self.windows:
+            self.leave_out(step)
+            return
+        self.windows = windows
+        self.sums[index].load_state_dict(state)
+
+    def leave_out(self, step: int) -> None:
+        """Windows that begin before iteration ``step``."""
+        self.windows = dataclasses.replace(self.windows, not_before=max(step, self.windows.not_before))
 
     def measure(self, t: int) -> None:
         """Adds the true gradients of batch ``t`` at the weights of now, and has those of iteration ``t`` tapped."""

@@ -139,12 +139,11 @@ class Trainer:
 
     def state_dict(self, index: int) -> dict[str, Any]:
         """The loop's own numbers, for a checkpoint of module ``self.players[index]``."""
-        direction = None if self.direction is None else self.direction.sums[index].state_dict()
         return {
             "trained_ns": self._trained_ns,
             "reported_step": self._reported_step,
             "has_profiled": self._has_profiled,
-            "direction": direction,
+            "direction": None if self.direction is None else self.direction.state_dict(index),
             "peak": self._peaks[self.players[index].device].state_dict(),
         }
 
@@ -154,8 +153,8 @@ class Trainer:
         self._has_profiled = state.get("has_profiled", False)  # older checkpoints do not say
         if "peak" in state:  # nor do they
             self._peaks[self.players[index].device].load_state_dict(state["peak"])
-        if self.direction is not None and state["direction"] is not None:
-            self.direction.sums[index].load_state_dict(state["direction"])
+        if self.direction is not None:
+            self.direction.load_state_dict(index, state["direction"], self.start)
 
     def _profile(self, start: int, stop: int) -> int:
         """One stretch under the profiler, which no clock sees; returns the step at which it ended."""

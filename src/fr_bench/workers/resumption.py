@@ -103,6 +103,8 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
         snapshot.load_optimizer(player.module, optimizer)
         # The stopwatch of the new module counts from here, so the next `time` record is of the steps from here too.
         trainer.load_state_dict(index, {"trained_ns": 0, "reported_step": checkpoint.step, "direction": None})
+    if trainer.direction is not None:  # until the pipe is full again some modules do not learn
+        trainer.direction.leave_out(checkpoint.step + trainer.direction.windows.first)
 
 
 def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
