@@ -158,7 +158,7 @@ def test_only_spans_that_were_made_while_tracing_are_kept_with_the_hosts_time(
     work(watch, device, "step", 2, batch=1)
     watch.tracing = False
     work(watch, device, "play", 1, batch=2)
-    play, step = watch.spans
+    play, step = watch.take_spans()
     assert [(span.name, span.batch) for span in (play, step)] == [("play", 1), ("step", 1)]
     assert (play.end_ns - play.start_ns, step.start_ns - play.end_ns) == pytest.approx((10**7, 3 * 10**6), abs=100)
     assert abs(play.start_ns - time.monotonic_ns()) < 60 * 10**9
@@ -171,7 +171,7 @@ def test_every_stretch_sets_the_clock_anew(watch: DeviceStopwatch, device: FakeD
     device.work(10**7)  # hours, of which the host knows nothing: its clock is the one that counts
     watch.begin()
     work(watch, device, "play", 1, batch=1)
-    first, second = watch.spans
+    first, second = watch.take_spans()
     assert abs(second.start_ns - first.end_ns) < 60 * 10**9
     assert watch.take()["play_s"] == pytest.approx(0.002)
 
@@ -183,7 +183,7 @@ def test_a_long_stretch_is_as_exact_at_its_end_as_at_its_start(watch: DeviceStop
         device.work(FURTHEST_MS * 2)
         work(watch, device, "play", 0.125, batch)
         device.run()
-    spans = watch.spans
+    spans = watch.take_spans()
     assert all(abs(span.end_ns - span.start_ns - 125_000) < 200 for span in spans[-100:])
     whole_ns = 35_999 * (FURTHEST_MS * 2 + 0.125) * 1e6
     assert spans[-1].start_ns - spans[0].start_ns == pytest.approx(whole_ns, abs=1e6)
@@ -216,7 +216,7 @@ def test_the_hosts_stopwatch_has_the_same_rest_and_pauses(monkeypatch: pytest.Mo
         later(2)
     with watch.paused(), watch.span("play", 4):
         later(100)
-    assert [(span.name, span.end_ns - span.start_ns) for span in watch.spans] == [
+    assert [(span.name, span.end_ns - span.start_ns) for span in watch.take_spans()] == [
         ("wait neighbours", 10**6),
         ("play", 10**7),
         ("wait neighbours", 2 * 10**6),

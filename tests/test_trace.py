@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import run_processes, tiny_config
+from harness import run_processes, tiny_config, train_here
+from test_faults import RunDirectory, run_here, wait_until
+
+from fr_bench.training.extent import Extent
 
 K = 4
 
@@ -53,6 +58,35 @@ def test_the_trace_has_all_modules_and_as_many_steps_as_asked_for(transport: str
         for one, following in itertools.pairwise(ordered):  # a module does one thing at a time
             assert one["ts"] + one["dur"] <= following["ts"] + 1
     assert min(event["ts"] for event in events) == 0
+
+
+def plays(folder: Path) -> dict[int, list[int]]:
+    """By module: the batches whose play is in the trace."""
+    found: dict[int, list[int]] = {}
+    for event in json.loads((folder / "trace.json").read_text())["traceEvents"]:
+        if event["name"] == "play":
+            found.setdefault(event["tid"], []).append(event["args"]["batch"])
+    return found
+
+
+def test_it_is_there_long_before_the_run_ends(tmp_path: Path) -> None:
+    def befall(run: RunDirectory) -> None:
+        wait_until((run.run_dir / "trace.json").exists, 60)
+        os.kill(run.module(2), signal.SIGKILL)
+
+    run = run_here(tmp_path, "trace=4", meanwhile=befall)
+    assert run.end()[0] == 1
+    assert plays(run.run_dir) == {1: [2, 3, 4, 5], 2: [2, 3, 4, 5], 3: [2, 3, 4, 5]}
+
+
+def test_a_run_that_goes_on_is_traced_from_there_on_and_once(tmp_path: Path) -> None:
+    config = tiny_config("fr", 3)
+    train_here(config, tmp_path / "source", stop_at=4)
+    config = tiny_config("fr", 3, "ipc", trace=2, resume=str(tmp_path / "source"))
+    run_processes(config, tmp_path / "run")
+    assert plays(tmp_path / "run") == {1: [7, 8], 2: [7, 8], 3: [7, 8]}
+    assert not Extent.of(config, 10, 5, tmp_path / "run").trace
+    assert Extent.of(config, 10, 5, tmp_path / "source").trace == 2
 
 
 def test_in_an_iteration_of_fr_the_replay_comes_before_the_wait_and_the_play_before_both(tmp_path: Path) -> None:

@@ -244,12 +244,12 @@ class Run:
                         sinks.write(record)
                     if event:
                         book.add(event)
+                    if event and event["event"] == "trace" and len(self.collector.spans) == self.plan.size:
+                        write_trace(self.directory.trace, self.collector.spans)
         except Interrupted as interruption:
             step = book.last_step
             then = "nothing was saved yet" if step is None else f"run_dir={path} goes on after step {step}"
             raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
-        if self.collector.spans:
-            write_trace(self.directory.trace, self.collector.spans)
 
     def _processes(self, board: Board) -> Supervisor | Members:
         path, resumption = self.directory.path, self.start.resumption

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+TRACE_FILE = "trace.json"  # of a run's spans, in its directory
+
 
 class Span(NamedTuple):
     """One stretch of a module's time. Nanoseconds of ``time.monotonic_ns``, which all processes share."""
@@ -102,11 +104,11 @@ class Stopwatch:
         finally:
             self._running = before
 
-    @property
-    def spans(self) -> list[Span]:
-        """Those that were traced."""
+    def take_spans(self) -> list[Span]:
+        """Returns those that were traced since the last call."""
         self.settle()
-        return self._spans
+        spans, self._spans = self._spans, []
+        return spans
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by kind (``play_s, learn_s, wait_s, send_s``) since the last call."""

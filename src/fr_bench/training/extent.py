@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fr_bench.measuring.stopwatch import TRACE_FILE
+
 WARM = 3  # iterations with a full pipe, before any is profiled
 
 
@@ -19,7 +21,7 @@ class Extent:
         steps_per_epoch: iterations of an epoch.
         eval_every: epochs between evaluations; the end of the run is evaluated in any case.
         log_every: iterations between ``train`` records.
-        trace: iterations to record span by span, from the first in which all modules learn.
+        trace: iterations to record span by span, from the first in which all modules learn; 0 where there is a trace.
         profile: iterations to record with torch.profiler, outside the training clock and behind those of ``trace``.
         profile_folder: where these go.
     """
@@ -33,10 +35,11 @@ class Extent:
     profile_folder: Path
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], num_steps: int, steps_per_epoch: int, profile_folder: Path) -> Extent:
-        """Of a run of ``config``."""
-        periods = {key: config[key] for key in ("eval_every", "log_every", "trace", "profile")}
-        return cls(num_steps, steps_per_epoch, profile_folder=profile_folder, **periods)
+    def of(cls, config: Mapping[str, Any], num_steps: int, steps_per_epoch: int, folder: Path) -> Extent:
+        """Of a run of ``config`` in ``folder``, where it may have been before."""
+        periods = {key: config[key] for key in ("eval_every", "log_every", "profile")}
+        trace = 0 if (folder / TRACE_FILE).exists() else config["trace"]
+        return cls(num_steps, steps_per_epoch, trace=trace, profile_folder=folder, **periods)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, ends after ``step`` iterations."""
@@ -50,15 +53,16 @@ class Extent:
         """Whether the run evaluates after ``step`` iterations."""
         return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
 
-    def to_trace(self, num_modules: int) -> range:
-        """The iterations to trace: from the first in which all modules learn, if the run gets there."""
-        first = min(num_modules - 1, max(0, self.num_steps - self.trace))
+    def to_trace(self, start: int, num_modules: int) -> range:
+        """The iterations to trace of a run that begins with ``start``: from the first in which all modules learn, if it
+        gets there."""
+        first = max(start, min(start + num_modules - 1, self.num_steps - self.trace))
         return range(first, first + self.trace)
 
     def to_profile(self, start: int, num_modules: int) -> range:
         """The iterations to profile of a run that begins with ``start``; fewer than asked for, or none, where it is too
         short for them."""
-        behind_trace = self.to_trace(num_modules).stop if self.trace else 0
+        behind_trace = self.to_trace(start, num_modules).stop if self.trace else 0
         warm = start + num_modules - 1 + WARM
         first = max(start, behind_trace, min(warm, self.num_steps - self.profile))
         return range(first, min(first + self.profile, self.num_steps))

@@ -89,10 +89,9 @@ class Trainer:
         self.top = players[-1].module if players[-1].module.is_top else None
         self.meter = LossMeter(players[-1].device, self.top.global_batch_size, total) if self.top else None
         self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
-        self._to_trace = extent.to_trace(players[0].module.num_modules)
         has_graphs = any(player.module.passes.are_captured for player in players)
         self._peaks = {player.device: PeakMemory(player.device, has_graphs) for player in players}
-        self._to_profile = range(0)  # known when it is known where the run starts
+        self._to_trace = self._to_profile = range(0)  # known when it is known where the run starts
         self._has_profiled = False
         self._trained_ns = 0  # since the last `time` record
         self._reported_step = 0
@@ -103,9 +102,10 @@ class Trainer:
         Returns:
             Whether it got there; if not, the run was asked to stop, and the last checkpoint is that of this moment.
         """
-        t = self.start
+        t, num_modules = self.start, self.players[0].module.num_modules
+        self._to_trace = self.extent.to_trace(self.start, num_modules)
         if not self._has_profiled:  # before it was interrupted
-            self._to_profile = self.extent.to_profile(self.start, self.players[0].module.num_modules)
+            self._to_profile = self.extent.to_profile(self.start, num_modules)
         if t > 0:
             self._finish_step(t)  # what comes after the checkpoint
         while t < self.extent.num_steps:
@@ -114,14 +114,12 @@ class Trainer:
             self.players[0].side.barrier()
             go_on = self._profile if t in self._to_profile else self._train
             t = go_on(t, self._next_pause(t))
+            self._report_trace(t)
             if self.checkpointer.pauses_at(t):
                 self._save(t)
                 if self.checkpointer.stops_at(t):
                     return False
             self._finish_step(t)
-        for player in self.players:
-            if player.module.watch.spans:
-                self.reporter.send_trace(player.module.number, player.module.watch.spans)
         return True
 
     def _finish_step(self, step: int) -> None:
@@ -292,6 +290,13 @@ class Trainer:
             if self.in_first_replica:
                 numbers = {"loss": loss, "error": error, "lr": learning_rate}
                 self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
+
+    def _report_trace(self, step: int) -> None:
+        """Once, as soon as all iterations to trace are over. Of one that is cut off in between nothing is told."""
+        if self._to_trace and (step >= self._to_trace.stop or step == self.extent.num_steps):
+            self._to_trace = range(0)
+            for player in self.players:
+                self.reporter.send_trace(player.module.number, player.module.watch.take_spans())
 
     def _report_time(self, step: int) -> None:
         num_iterations = step - self._reported_step
