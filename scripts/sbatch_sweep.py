@@ -20,7 +20,7 @@ from fr_bench.errors import ConfigError, FrBenchError
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.settings.cluster import SLURM_LAUNCHER
 from fr_bench.settings.compose import compose
-from fr_bench.settings.paths import quoted
+from fr_bench.settings.paths import quoted, with_quoted_paths
 
 BATCH_SCRIPT = Path(__file__).resolve().with_name("sbatch_task.sh")
 
@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
         return 2
     flags, overrides = words[: words.index("--")], words[words.index("--") + 1 :]
     try:
-        arguments = parse(["-m", *overrides])
+        arguments = parse(["-m", *with_quoted_paths(overrides)])
         composition = compose(arguments)
         if composition.launcher == SLURM_LAUNCHER:
             raise ConfigError("cluster=slurm: is for `fr-bench train -m`; here sbatch's flags say what a task needs.")

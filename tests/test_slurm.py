@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_the_array_is_submitted_at_once_and_its_tasks_go_on_too(folder: Path, sl
     assert '"state": "finished"' in (run_dir(folder, "requeued") / "status.json").read_text()
     code, output, errors = end(start(folder, script, *words[:-1], "experiment=requeued"))
     assert (code, output) == (0, "All runs are finished.\n"), errors
+
+
+def test_the_tasks_of_an_array_are_the_sweeps_runs_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    """What Slurm is given; what it makes of it is the test before."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='\\n')\n")
+    sbatch.chmod(0o755)
+    folder = tmp_path / "k=1,lr=0.1 (new)"
+    words = ["--time=20", "--", *RUN, f"sweep_dir={folder}", "seed=0,1"]
+    path = os.pathsep.join([str(sbatch.parent), os.environ["PATH"]])
+    code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), *words, PATH=path))
+    assert code == 0 and "--array=0-1\n" in output and "\n--time=20\n" in output, output + errors
+    assert output.splitlines()[-2:-1] == [str(folder / "tasks.txt")]
+    tasks = [shlex.split(line) for line in (folder / "tasks.txt").read_text().splitlines()]
+    assert [task[:4] for task in tasks] == [[sys.executable, "-m", "fr_bench", "train"]] * 2
+    configs = [compose(parse(task[4:])).jobs[0].config for task in tasks]
+    assert [config["seed"] for config in configs] == [0, 1]
+    assert {Path(config["run_dir"]).parent for config in configs} == {folder}
 
 
 def test_what_slurm_would_refuse_is_found_before_anything_is_submitted(
