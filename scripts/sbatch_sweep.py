@@ -36,6 +36,9 @@ def main(words: list[str]) -> int:
         composition = compose(arguments)
         if composition.launcher == SLURM_LAUNCHER:
             raise ConfigError("cluster=slurm: is for `fr-bench train -m`; here sbatch's flags say what a task needs.")
+        folder = Path(str(composition.sweep_dir))
+        if {"\\", "\n"} & set(str(folder)):
+            raise ConfigError(f"sweep_dir={folder}: sbatch and its task file take no backslash and no new line in it.")
         check_jobs(composition, run_elsewhere=True)
     except FrBenchError as error:
         print(f"fr-bench: {error}", file=sys.stderr)
@@ -51,10 +54,10 @@ def main(words: list[str]) -> int:
     if not tasks:
         print("All runs are finished.")
         return 0
-    folder = Path(str(composition.sweep_dir))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tasks.txt").write_text("\n".join(tasks) + "\n")
-    ours = [f"--array=0-{len(tasks) - 1}", "--job-name=fr-bench", f"--output={folder}/slurm-%A_%a.out"]
+    log = f"{str(folder).replace('%', '%%')}/slurm-%A_%a.out"
+    ours = [f"--array=0-{len(tasks) - 1}", "--job-name=fr-bench", f"--output={log}"]
     ours += ["--open-mode=append", "--requeue", "--signal=B:USR2@120"]
     done = subprocess.run(["sbatch", *ours, *flags, str(BATCH_SCRIPT), str(folder / "tasks.txt")])
     if done.returncode == 0:

@@ -704,6 +704,15 @@ def test_a_sweep_runs_every_combination_and_ends_with_a_table(launch, capsys):
     assert launch.started[-1]["run_dir"].endswith(lines[-1].split()[-1])
 
 
+@pytest.mark.parametrize("name", ["wandb.name=run-${seed}", "wandb.name='run-${seed}'"])
+def test_what_a_setting_refers_to_is_that_of_its_own_combination(name, launch):
+    assert train("-m", *SMALL, name, "seed=3,4", "max_steps=${k}", "k=1,2") == 0
+    for configs in (launch.planned, launch.started):
+        assert [(config["wandb"]["name"], config["max_steps"]) for config in configs] == [
+            ("run-3", 1), ("run-3", 2), ("run-4", 1), ("run-4", 2)
+        ]  # fmt: skip
+
+
 def test_a_sweep_runs_on_past_a_failed_job_and_ends_with_1(launch, capsys):
     def fail_on_two(config):
         if config["k"] == 2:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from harness import call
 from hydra.utils import get_object
+from run_files import write_run
 
 from fr_bench.cli import main
 from fr_bench.commands.train import check_jobs, parse
@@ -80,10 +81,17 @@ def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypa
     check_jobs(compose(parse([*sweep, "k=1,3"])), run_elsewhere=False, starts_processes=False)
     assert sorted(planned) == [(1, 0), (3, 0)]
     # What is asked of each by itself still is.
-    (tmp_path / "there").mkdir()
-    assert main(["train", *sweep, "k=1,99", "sweep_dir=there"]) == 2
-    assert "in the combination '" in (told := capsys.readouterr().err) and "k=99" in told and not planned[4:]
-    assert list((tmp_path / "there").iterdir()) == []
+    second = compose(parse([*sweep, "sweep_dir=there"])).jobs[1].config["run_dir"]
+    write_run(Path(second), "bp", seed=1)
+    assert main(["train", *sweep, "sweep_dir=there"]) == 2
+    assert "seed=1 sweep_dir=there': run_dir=" in (told := capsys.readouterr().err) and "other settings" in told
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [Path(second).name]
+
+
+def test_no_config_of_ours_makes_a_sweep_without_the_flag():
+    """So that a config need not be composed to see whether it does."""
+    for file in CONF.rglob("*.yaml"):
+        assert "mode" not in (yaml.safe_load(file.read_text()).get("hydra") or {}), file
 
 
 def test_a_sweep_survives_a_broken_job(tmp_path, monkeypatch):

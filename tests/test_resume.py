@@ -28,6 +28,7 @@ from fr_bench.modules.module import Module
 from fr_bench.records import run_directory
 from fr_bench.records.collector import Collector
 from fr_bench.records.run_directory import RunDirectory
+from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
 
@@ -249,6 +250,20 @@ def test_a_run_that_goes_on_elsewhere_may_be_measured_from_there_on(other: dict[
     assert sigma_of(tmp_path / "run") == {step: alone[step] for step in (7, 10)}
     for name, value in read_weights(tmp_path / "alone").items():
         assert torch.equal(value, read_weights(tmp_path / "run")[name]), name
+
+
+def test_a_window_of_which_a_checkpoint_does_not_tell_where_it_lies_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of earlier versions, which had the sums alone."""
+    config = tiny_config("fr", 3, diagnostics={"sigma": {"every": 3, "window": 2}})
+    train_here(config, tmp_path / "alone")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(SufficientDirection, "state_dict", lambda self, index: self.sums[index].state_dict())
+        run = stopped(config, tmp_path / "run", 3)
+    train_here(config, run)
+    alone = sigma_of(tmp_path / "alone")
+    assert list(alone) == [4, 7, 10] and sigma_of(run) == {step: alone[step] for step in (7, 10)}
 
 
 def test_with_another_k_nothing_is_measured_while_the_pipe_fills(tmp_path: Path) -> None:

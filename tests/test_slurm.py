@@ -160,11 +160,12 @@ def test_the_tasks_of_an_array_are_the_sweeps_runs_whatever_its_folder_is_called
     sbatch.parent.mkdir()
     sbatch.write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='\\n')\n")
     sbatch.chmod(0o755)
-    folder = tmp_path / "k=1,lr=0.1 (new)"
+    folder = tmp_path / "k=1,lr=0.1 (50%a)"
     words = ["--time=20", "--", *RUN, f"sweep_dir={folder}", "seed=0,1"]
     path = os.pathsep.join([str(sbatch.parent), os.environ["PATH"]])
     code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), *words, PATH=path))
     assert code == 0 and "--array=0-1\n" in output and "\n--time=20\n" in output, output + errors
+    assert f"--output={tmp_path}/k=1,lr=0.1 (50%%a)/slurm-%A_%a.out" in output
     assert output.splitlines()[-2:-1] == [str(folder / "tasks.txt")]
     tasks = [shlex.split(line) for line in (folder / "tasks.txt").read_text().splitlines()]
     assert [task[:4] for task in tasks] == [[sys.executable, "-m", "fr_bench", "train"]] * 2

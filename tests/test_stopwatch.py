@@ -163,6 +163,9 @@ def test_only_spans_that_were_made_while_tracing_are_kept_with_the_hosts_time(
     assert (play.end_ns - play.start_ns, step.start_ns - play.end_ns) == pytest.approx((10**7, 3 * 10**6), abs=100)
     assert abs(play.start_ns - time.monotonic_ns()) < 60 * 10**9
     assert device.num_waits == 1
+    watch.tracing = True
+    work(watch, device, "replay", 1, batch=3)
+    assert [span.name for span in watch.take_spans()] == ["replay"] and watch.take_spans() == []
 
 
 def test_every_stretch_sets_the_clock_anew(watch: DeviceStopwatch, device: FakeDevice) -> None:

@@ -13,7 +13,7 @@ import pytest
 from harness import run_processes, tiny_config, train_here
 from test_faults import RunDirectory, run_here, wait_until
 
-from fr_bench.training.extent import Extent
+from fr_bench.processes.reporter import Reporter
 
 K = 4
 
@@ -79,14 +79,27 @@ def test_it_is_there_long_before_the_run_ends(tmp_path: Path) -> None:
     assert plays(run.run_dir) == {1: [2, 3, 4, 5], 2: [2, 3, 4, 5], 3: [2, 3, 4, 5]}
 
 
-def test_a_run_that_goes_on_is_traced_from_there_on_and_once(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_traced_from_there_on(tmp_path: Path) -> None:
     config = tiny_config("fr", 3)
     train_here(config, tmp_path / "source", stop_at=4)
     config = tiny_config("fr", 3, "ipc", trace=2, resume=str(tmp_path / "source"))
     run_processes(config, tmp_path / "run")
     assert plays(tmp_path / "run") == {1: [7, 8], 2: [7, 8], 3: [7, 8]}
-    assert not Extent.of(config, 10, 5, tmp_path / "run").trace
-    assert Extent.of(config, 10, 5, tmp_path / "source").trace == 2
+
+
+def test_what_was_traced_is_not_traced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(Reporter, "send_trace", lambda self, module, spans: sent.append(module))
+    config = tiny_config("fr", 3, trace=2)
+    for has_trace in (True, False):
+        train_here(config, tmp_path / str(has_trace), stop_at=7)
+        assert sent == [1, 2, 3]
+        if has_trace:
+            (tmp_path / str(has_trace) / "trace.json").touch()
+        sent.clear()
+        train_here(config, tmp_path / str(has_trace))
+        assert sent == ([] if has_trace else [1, 2, 3])
+        sent.clear()
 
 
 def test_in_an_iteration_of_fr_the_replay_comes_before_the_wait_and_the_play_before_both(tmp_path: Path) -> None:

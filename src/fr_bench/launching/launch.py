@@ -245,11 +245,17 @@ class Run:
                     if event:
                         book.add(event)
                     if event and event["event"] == "trace" and len(self.collector.spans) == self.plan.size:
-                        write_trace(self.directory.trace, self.collector.spans)
+                        self._write_trace()
         except Interrupted as interruption:
             step = book.last_step
             then = "nothing was saved yet" if step is None else f"run_dir={path} goes on after step {step}"
             raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
+
+    def _write_trace(self) -> None:
+        try:
+            write_trace(self.directory.trace, self.collector.spans)
+        except RunFailed as failure:  # training is worth more than its trace
+            say(f"{self.directory.trace.name} cannot be written ({failure.__cause__}); training goes on without it.")
 
     def _processes(self, board: Board) -> Supervisor | Members:
         path, resumption = self.directory.path, self.start.resumption

@@ -140,7 +140,7 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
         return Start(plan, found=found, notes=["The run there has no checkpoint: it starts anew."])
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
     notes += _moved(found.plan, plan)
-    return _start(plan, checkpoint, found, directory.path, notes)
+    return _start(plan, checkpoint, found, directory.path, notes, has_trace=directory.trace.exists())
 
 
 def _take_over(config: dict[str, Any], complain: Complain) -> Start:
@@ -171,7 +171,14 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     return _start(plan, checkpoint, None, source.path, notes)
 
 
-def _start(plan: Plan, checkpoint: Checkpoint, found: FoundRun | None, source: Path, notes: list[str]) -> Start:
+def _start(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    found: FoundRun | None,
+    source: Path,
+    notes: list[str],
+    has_trace: bool = False,
+) -> Start:
     is_whole = all(module["is_exact"] for module in checkpoint.manifest["modules"])
     if not is_whole:
         notes.append(
@@ -179,7 +186,8 @@ def _start(plan: Plan, checkpoint: Checkpoint, found: FoundRun | None, source: P
             "an empty pipe, weights and optimizer as they were."
         )
     is_exact = is_whole and shape_of(checkpoint) == _shape(plan)
-    return Start(plan, found=found, resumption=Resumption(checkpoint, is_exact), source=source, notes=notes)
+    resumption = Resumption(checkpoint, is_exact, has_trace)
+    return Start(plan, found=found, resumption=resumption, source=source, notes=notes)
 
 
 def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-TRACE_FILE = "trace.json"  # of a run's spans, in its directory
-
 
 class Span(NamedTuple):
     """One stretch of a module's time. Nanoseconds of ``time.monotonic_ns``, which all processes share."""

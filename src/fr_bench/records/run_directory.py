@@ -20,7 +20,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
-from fr_bench.measuring.stopwatch import TRACE_FILE
 from fr_bench.records.run_files import naming_file, read_json, strict_json, write_text
 
 STATES = ("running", "finished", "failed", "interrupted")
@@ -73,7 +72,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.wandb = path / "wandb"
-        self.trace = path / TRACE_FILE
+        self.trace = path / "trace.json"
         self._status_path = path / "status.json"
         self._status: dict[str, Any] = {}
 

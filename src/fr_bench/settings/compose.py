@@ -31,7 +31,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from fr_bench.errors import ConfigError
 from fr_bench.settings.cluster import RESOLVERS, check_cluster
@@ -160,8 +160,8 @@ def compose(arguments: argparse.Namespace) -> Composition:
 
 
 def _may_be_a_sweep(arguments: argparse.Namespace) -> bool:
-    """Whether ``hydra.mode`` may say so without ``-m``: in a file of the user's own, or in a setting of Hydra's. Else
-    a config need not be composed to see, which takes a tenth of a second."""
+    """Whether ``hydra.mode`` may say so without ``-m``: in a file of the user's own, or in a setting of Hydra's (no
+    file of ours does). Else a config need not be composed to see, which takes a tenth of a second."""
     own_files = arguments.config_dir or arguments.config_path or arguments.config_name
     return bool(own_files) or any(word.lstrip("+~").startswith("hydra") for word in arguments.overrides)
 
@@ -260,7 +260,7 @@ class _Composer:
         master = self._load([*self.overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
         HydraConfig.instance().set_config(master)
         sweep_dir = os.path.abspath(str(master.hydra.sweep.dir))
-        arguments = self._parse(list(master.hydra.overrides.task))
+        arguments = self._parse(_as_typed(master.hydra.overrides.task))
         basic = str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
         if basic:
             parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -277,7 +277,7 @@ class _Composer:
 
     def _combine(self, master: DictConfig, overrides: list[str], number: int) -> Job:
         try:
-            shared = list(master.hydra.overrides.hydra)
+            shared = _as_typed(master.hydra.overrides.hydra)
             return self._job(self._load([*shared, *overrides], RunMode.RUN), overrides, number)
         except ConfigError as error:
             raise in_combination(overrides, error) from error
@@ -325,6 +325,13 @@ class _Composer:
             return step()
         except MISTAKES as error:
             raise explain(error, Known(self.loader, self.config_name, overrides or self.overrides)) from error
+
+
+def _as_typed(overrides: ListConfig) -> list[str]:
+    """Without resolving what they refer to: that is for each combination to do."""
+    words = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 def in_combination(overrides: list[str], error: ConfigError) -> ConfigError:

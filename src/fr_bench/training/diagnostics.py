@@ -34,8 +34,8 @@ class Windows:
     """Windows of ``length`` iterations that begin every ``every`` iterations, from iteration ``first`` on.
 
     Attributes:
-        not_before: windows that begin before this iteration are left out: some module did not learn in all of it, or it
-            was not measured from its beginning.
+        not_before: windows that begin before this iteration are left out: after a takeover the pipe was still filling,
+            or they were not measured from their beginning.
     """
 
     every: int
@@ -131,12 +131,15 @@ class SufficientDirection:
     def load_state_dict(self, index: int, state: dict[str, Any] | None, step: int) -> None:
         """Goes on after iteration ``step`` with what :meth:`state_dict` had; None if nothing, or something else, was
         measured until then: with the next whole window."""
-        windows = Windows(**state["windows"]) if state and "windows" in state else self.windows  # older ones have none
-        if state is None or dataclasses.replace(windows, not_before=self.windows.not_before) != self.windows:
+        found = None if state is None else state.get("windows")  # which older checkpoints do not tell
+        if state is None or found is None or found | {"not_before": 0} != self._layout():
             self.leave_out(step)
             return
-        self.windows = windows
+        self.windows = Windows(**found)
         self.sums[index].load_state_dict(state)
+
+    def _layout(self) -> dict[str, int]:
+        return dataclasses.asdict(self.windows) | {"not_before": 0}
 
     def leave_out(self, step: int) -> None:
         """Windows that begin before iteration ``step``."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fr_bench.measuring.stopwatch import TRACE_FILE
-
 WARM = 3  # iterations with a full pipe, before any is profiled
 
 
@@ -35,11 +33,13 @@ class Extent:
     profile_folder: Path
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], num_steps: int, steps_per_epoch: int, folder: Path) -> Extent:
-        """Of a run of ``config`` in ``folder``, where it may have been before."""
+    def of(
+        cls, config: Mapping[str, Any], num_steps: int, steps_per_epoch: int, profile_folder: Path, has_trace: bool
+    ) -> Extent:
+        """Of a run of ``config``; ``has_trace``: from before it was interrupted."""
         periods = {key: config[key] for key in ("eval_every", "log_every", "profile")}
-        trace = 0 if (folder / TRACE_FILE).exists() else config["trace"]
-        return cls(num_steps, steps_per_epoch, trace=trace, profile_folder=folder, **periods)
+        trace = 0 if has_trace else config["trace"]
+        return cls(num_steps, steps_per_epoch, trace=trace, profile_folder=profile_folder, **periods)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the run, ends after ``step`` iterations."""

@@ -292,7 +292,7 @@ class Trainer:
                 self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
 
     def _report_trace(self, step: int) -> None:
-        """Once, as soon as all iterations to trace are over. Of one that is cut off in between nothing is told."""
+        """Once, at the first pause behind all iterations to trace; nothing if the run ends before that."""
         if self._to_trace and (step >= self._to_trace.stop or step == self.extent.num_steps):
             self._to_trace = range(0)
             for player in self.players:

@@ -25,22 +25,24 @@ class Resumption:
         checkpoint: whole, and of this model.
         is_exact: whether it has the same modules and all of their state. If not, weights and optimizer are taken
             and the method begins anew: nothing is kept, nothing in flight.
+        has_trace: whether there is a trace.json of the run already.
     """
 
     checkpoint: Checkpoint
     is_exact: bool
+    has_trace: bool = False
 
     def description(self) -> dict[str, Any]:
         """As JSON."""
         folder, manifest = str(self.checkpoint.folder.absolute()), self.checkpoint.manifest
-        return {"folder": folder, "manifest": manifest, "is_exact": self.is_exact}
+        return {"folder": folder, "manifest": manifest, "is_exact": self.is_exact, "has_trace": self.has_trace}
 
     @classmethod
     def from_description(cls, found: dict[str, Any] | None) -> Resumption | None:
         """What :meth:`description` told of."""
         if found is None:
             return None
-        return cls(Checkpoint(Path(found["folder"]), found["manifest"]), found["is_exact"])
+        return cls(Checkpoint(Path(found["folder"]), found["manifest"]), found["is_exact"], found["has_trace"])
 
     @property
     def step(self) -> int:

@@ -129,7 +129,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
         players.append(Player(module, method(module, link), link, side, device, own_stream(plan, device)))
-    extent = Extent.of(plan.config, plan.num_steps, plan.steps_per_epoch, task.run_directory)
+    has_trace = task.resumption is not None and task.resumption.has_trace
+    extent = Extent.of(plan.config, plan.num_steps, plan.steps_per_epoch, task.run_directory, has_trace)
     direction = make_direction(plan, modules, sides, sources)
     checkpointer = make_checkpointer(task, reporter, relay, extent)
     trainer = Trainer(
