@@ -706,7 +706,8 @@ def test_a_sweep_runs_every_combination_and_ends_with_a_table(launch, capsys):
 
 @pytest.mark.parametrize("name", ["wandb.name=run-${seed}", "wandb.name='run-${seed}'"])
 def test_what_a_setting_refers_to_is_that_of_its_own_combination(name, launch):
-    assert train("-m", *SMALL, name, "seed=3,4", "max_steps=${k}", "k=1,2") == 0
+    assert train("-m", *SMALL, name, "seed=3,4", "max_steps=${k}", "k=1,2", "sweep_dir=runs") == 0
+    assert launch.planned == launch.started
     for configs in (launch.planned, launch.started):
         assert [(config["wandb"]["name"], config["max_steps"]) for config in configs] == [
             ("run-3", 1), ("run-3", 2), ("run-4", 1), ("run-4", 2)

@@ -14,6 +14,8 @@ from harness import run_processes, tiny_config, train_here
 from test_faults import RunDirectory, run_here, wait_until
 
 from fr_bench.processes.reporter import Reporter
+from fr_bench.records import trace
+from fr_bench.records.run_files import naming_file
 
 K = 4
 
@@ -77,6 +79,20 @@ def test_it_is_there_long_before_the_run_ends(tmp_path: Path) -> None:
     run = run_here(tmp_path, "trace=4", meanwhile=befall)
     assert run.end()[0] == 1
     assert plays(run.run_dir) == {1: [2, 3, 4, 5], 2: [2, 3, 4, 5], 3: [2, 3, 4, 5]}
+
+
+def test_one_that_cannot_be_written_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, _: str) -> None:
+        with naming_file(path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trace, "write_text", fail)
+    run = run_processes(tiny_config("fr", 2, "ipc", trace=2), tmp_path)
+    assert len(run.losses) == 10
+    told = capsys.readouterr().err
+    assert told.count("trace.json cannot be written") == 1 and "No space left on device" in told
 
 
 def test_a_run_that_goes_on_is_traced_from_there_on(tmp_path: Path) -> None:
