@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -482,6 +483,18 @@ def test_nothing_to_report_on_is_a_mistake(name, tmp_path, capsys):
     assert report(tmp_path / name) == 2
     captured = capsys.readouterr()
     assert "no run with records" in captured.err and not captured.out and "Traceback" not in captured.err
+
+
+def test_the_files_are_there_even_if_nobody_reads_the_tables(tmp_path):
+    """As in ``fr-bench report RUN_DIR --out DIR | head -1``."""
+    write_run(tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fr_bench", "report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    os.close(writer)
+    assert done.returncode == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.json", "report.csv", "report.md"]
 
 
 def test_an_unwritable_folder_is_a_mistake(tmp_path, capsys):

@@ -52,10 +52,10 @@ def main(argv: list[str]) -> int:
         return int(stop.code or 0)
     found = pairs(read_groups(arguments.run_dir))
     rows = {pair: make_rows(groups, arguments.target) for pair, groups in found.items()}
-    print(_text(rows, arguments.csv), end="")
-    if arguments.out is not None:
+    if arguments.out is not None:  # first: who reads what is printed may stop reading
         texts = {pair: (as_markdown(rows[pair]), as_csv(rows[pair]), as_curves(found[pair])) for pair in found}
         _write(texts, Path(arguments.out))
+    print(_text(rows, arguments.csv), end="")
     return 0
 
 
