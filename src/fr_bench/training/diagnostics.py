@@ -131,15 +131,15 @@ class SufficientDirection:
     def load_state_dict(self, index: int, state: dict[str, Any] | None, step: int) -> None:
         """Goes on after iteration ``step`` with what :meth:`state_dict` had; None if nothing, or something else, was
         measured until then: with the next whole window."""
-        found = None if state is None else state.get("windows")  # which older checkpoints do not tell
-        if state is None or found is None or found | {"not_before": 0} != self._layout():
+        if state is None or "windows" not in state:  # which older checkpoints do not tell
             self.leave_out(step)
             return
-        self.windows = Windows(**found)
+        windows = Windows(**state["windows"])
+        if dataclasses.replace(self.windows, not_before=windows.not_before) != windows:
+            self.leave_out(step)
+            return
+        self.windows = windows
         self.sums[index].load_state_dict(state)
-
-    def _layout(self) -> dict[str, int]:
-        return dataclasses.asdict(self.windows) | {"not_before": 0}
 
     def leave_out(self, step: int) -> None:
         """Windows that begin before iteration ``step``."""

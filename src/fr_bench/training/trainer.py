@@ -292,7 +292,7 @@ class Trainer:
                 self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
 
     def _report_trace(self, step: int) -> None:
-        """Once, at the first pause behind all iterations to trace; nothing if the run ends before that."""
+        """Once, at the first pause behind all iterations to trace; nothing if the run is stopped before that."""
         if self._to_trace and (step >= self._to_trace.stop or step == self.extent.num_steps):
             self._to_trace = range(0)
             for player in self.players:
