@@ -15,6 +15,7 @@ from fr_bench.bench.contenders import make_contenders
 from fr_bench.bench.settings import make_settings
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
+from fr_bench.planning.compilation import check_compiler
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.trainer import Trainer
 
@@ -100,6 +101,11 @@ def test_without_a_compiler_it_says_what_is_missing(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"compile=true: .* needs a C\+\+ compiler"):
         make_plan(config_of("fr", 2))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match=r"compile=true: on a GPU .* needs a C compiler"):
+        check_compiler(config_of("fr", 2), ["cuda:0", "cuda:0"])
+    monkeypatch.setenv("CC", "/opt/cc")
+    check_compiler(config_of("fr", 2), ["cuda:0", "cuda:0"])
 
 
 def test_blocks_that_are_timed_are_not_compiled_and_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

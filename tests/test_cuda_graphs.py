@@ -16,6 +16,7 @@ import torch
 from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
 from torch import Tensor
 
+from fr_bench.bench.time_prediction import predict_time
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.modules import passes as passes_file
@@ -226,6 +227,19 @@ def test_where_there_are_no_graphs_it_is_refused(
 def test_the_command_says_so_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "debug=fast", "cuda_graphs=true", "device=cpu"]) == 2
     assert "cuda_graphs=true: a mode of NVIDIA GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("graphs")
+def test_blocks_that_are_timed_are_not_captured_and_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = make_plan(tiny_config("fr", 2, partition="measured", cuda_graphs=True))
+    assert any(line.startswith("partition=measured: kernels were timed") for line in plan.warnings)
+    plain = make_plan(tiny_config("fr", 2, partition="measured"))
+    assert plain.warnings == []
+    for each, says_so in ((plan, True), (plain, False)):
+        prediction = predict_time(each)
+        assert prediction is not None
+        assert any("those of a graph may take less" in note for note in prediction.notes) == says_so
 
 
 @pytest.mark.usefixtures("graphs")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from harness import ListConnection, tiny_config
 
+from fr_bench.checkpoints.files import Checkpoint
 from fr_bench.errors import RunFailed
 from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.planning.out_of_memory import explain
 from fr_bench.planning.plan import make_plan
 from fr_bench.processes.reporter import BEFORE_TRAINING, Reporter
 from fr_bench.transport.open import ModulePorts
+from fr_bench.transport.spec import PeerLost
+from fr_bench.workers.resumption import Resumption, restore
 from fr_bench.workers.worker import WorkerTask
 
 
@@ -72,6 +76,26 @@ def test_where_memory_cannot_be_predicted_the_message_says_why(tmp_path: Path) -
 )
 def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), torch.OutOfMemoryError),
+        (PeerLost("module 2 is gone"), PeerLost),
+        (RuntimeError("size mismatch for weight"), RunFailed),
+    ],
+)
+def test_a_checkpoint_is_blamed_for_what_it_is_to_blame_for(
+    error: Exception, told: type[Exception], tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise error
+
+    trainer: Any = SimpleNamespace(synchronize=fail)
+    with pytest.raises(told) as caught:
+        restore(trainer, Resumption(Checkpoint(tmp_path, {"step": 3, "modules": []}), is_exact=True))
+    assert ("does not fit" in str(caught.value)) == (told is RunFailed)
 
 
 def test_with_cuda_graphs_it_says_that_they_take_memory() -> None:

@@ -14,7 +14,8 @@ from harness import assert_same_run
 from test_faults import wait_until
 
 from fr_bench.cli import main
-from fr_bench.commands.train import parse
+from fr_bench.commands.train import check_jobs, parse
+from fr_bench.errors import ConfigError
 from fr_bench.settings.compose import compose
 from fr_bench.sweeps.slurm_queue import ENDED, job_states
 
@@ -68,6 +69,15 @@ def train(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
+
+
+def fake_sbatch(folder: Path) -> str:
+    """A folder for PATH whose ``sbatch`` prints what it is given."""
+    sbatch = folder / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='\\n')\n")
+    sbatch.chmod(0o755)
+    return str(sbatch.parent)
 
 
 def run_dir(folder: Path, name: str) -> Path:
@@ -156,13 +166,9 @@ def test_the_array_is_submitted_at_once_and_its_tasks_go_on_too(folder: Path, sl
 
 def test_the_tasks_of_an_array_are_the_sweeps_runs_whatever_its_folder_is_called(tmp_path: Path) -> None:
     """What Slurm is given; what it makes of it is the test before."""
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f"#!{sys.executable}\nimport sys\nprint(*sys.argv[1:], sep='\\n')\n")
-    sbatch.chmod(0o755)
     folder = tmp_path / "k=1,lr=0.1 (50%a)"
     words = ["--time=20", "--", *RUN, f"sweep_dir={folder}", "seed=0,1"]
-    path = os.pathsep.join([str(sbatch.parent), os.environ["PATH"]])
+    path = os.pathsep.join([fake_sbatch(tmp_path), os.environ["PATH"]])
     code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), *words, PATH=path))
     assert code == 0 and "--array=0-1\n" in output and "\n--time=20\n" in output, output + errors
     assert f"--output={tmp_path}/k=1,lr=0.1 (50%%a)/slurm-%A_%a.out" in output
@@ -172,6 +178,54 @@ def test_the_tasks_of_an_array_are_the_sweeps_runs_whatever_its_folder_is_called
     configs = [compose(parse(task[4:])).jobs[0].config for task in tasks]
     assert [config["seed"] for config in configs] == [0, 1]
     assert {Path(config["run_dir"]).parent for config in configs} == {folder}
+
+
+def test_started_again_a_sweep_of_runs_on_whatever_devices_leaves_out_the_finished_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([fake_sbatch(tmp_path), os.environ["PATH"]]))
+    sweep = [word for word in RUN if word != "device=cpu"]  # by default that of the node
+    sweep += ["transport=serial", "max_steps=2", f"sweep_dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *sweep, "seed=0"]) == 0
+    code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), "--", *sweep, "seed=0,1"))
+    assert code == 0 and "1 of 2 runs" in output, output + errors
+
+
+ON_GPUS = [
+    ["cuda_graphs=true", "precision=tf32"],
+    ["device=cuda", "devices=[0,1]"],
+    ["compile=true"],
+    ["partition=measured"],
+    ["transport=nccl"],
+]
+
+
+@pytest.mark.parametrize("words", ON_GPUS, ids=" ".join)
+def test_what_a_job_can_have_is_for_its_node_to_say(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")  # nor is there a compiler
+    job = [word for word in RUN if not word.startswith(("device=", "partition="))]
+    check_jobs(compose(parse(["-m", *job, *words, "seed=0,1"])), run_elsewhere=True)
+    assert capfd.readouterr().err == ""  # nothing was timed
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["cuda_graphs=true", "device=cpu"], "cuda_graphs=true"),
+        (["cuda_graphs=true", "replicas=2"], "cuda_graphs=true"),
+        (["cuda_graphs=true", "model.dropout=0.5"], "cuda_graphs=true"),
+        (["precision=tf32", "device=cpu"], "precision=tf32"),
+        (["compile=true", "method=gpipe"], "compile=true"),
+        (["transport=ipc", "method=gpipe"], "transport=ipc"),
+        (["transport=serial", "replicas=2"], "transport=serial"),
+    ],
+)
+def test_what_no_node_can_have_is_refused_before(words: list[str], named: str) -> None:
+    job = [word for word in RUN if word != "device=cpu"]
+    with pytest.raises(ConfigError, match=named):
+        check_jobs(compose(parse(["-m", *job, *words])), run_elsewhere=True)
 
 
 def test_what_slurm_would_refuse_is_found_before_anything_is_submitted(

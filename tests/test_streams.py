@@ -6,7 +6,7 @@ That streams change no bit is for a GPU to show: gpu/test_gpu_graphs.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from harness import METHODS, run_serial, tiny_config
 
 from fr_bench.methods.base import Method
 from fr_bench.modules.module import Module
+from fr_bench.training.lead import Lead
 from fr_bench.training.trainer import Player
 from fr_bench.transport.channel import LocalChannel
 
@@ -88,3 +89,45 @@ def test_who_receives_waits_on_its_stream_for_what_the_sender_queued_and_holds_t
     current = stream_of("receiver's")
     assert channel.receive(3) is message
     assert done == [("made on", "sender's"), ("waits", "receiver's"), ("used on", "receiver's")]
+
+
+class CountedStream:
+    """Notes in which order it is given work, its iterations' ends, and who waits for them."""
+
+    def __init__(self, name: str, done: list[str]) -> None:
+        self.name, self._done, self._num_ends = name, done, 0
+
+    def record_event(self, event: Any) -> Any:
+        number, self._num_ends = self._num_ends, self._num_ends + 1
+        self._done.append(f"{self.name} ends {number}")
+        return SimpleNamespace(synchronize=lambda: self._done.append(f"wait for {self.name} {number}"))
+
+
+def test_the_host_is_at_most_two_iterations_ahead_of_its_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    names = iter(["one", "two"])
+    monkeypatch.setattr("fr_bench.workers.worker.own_stream", lambda *_: CountedStream(next(names), done))
+    monkeypatch.setattr(Player, "on_stream", lambda self: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: None)
+    play = Method.play
+
+    def watched(self: Method, t: int) -> None:
+        done.append(f"{self.module.k} plays {t}")
+        play(self, t)
+
+    monkeypatch.setattr(Method, "play", watched)
+    plain = run_serial(tiny_config("fr", 2, max_steps=4), tmp_path)
+    assert len(plain.losses) == 4
+    assert done == [
+        "1 plays 0", "2 plays 0", "one ends 0", "two ends 0",
+        "1 plays 1", "2 plays 1", "one ends 1", "two ends 1",
+        "1 plays 2", "2 plays 2", "one ends 2", "two ends 2", "wait for one 0", "wait for two 0",
+        "1 plays 3", "2 plays 3", "one ends 3", "two ends 3", "wait for one 1", "wait for two 1",
+    ]  # fmt: skip
+
+
+def test_a_process_without_streams_of_its_own_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cuda, "Event")
+    Lead([]).end_iteration()

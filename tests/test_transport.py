@@ -121,7 +121,7 @@ def test_modules_of_one_process_are_on_one_gpu_however_many_there_are(monkeypatc
 
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_memory_that_cannot_be_shared_rules_ipc_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "backend:native,expandable_segments:True")
+    monkeypatch.setenv(name, "backend:native, expandable_segments: True")
     assert f"unset {name}" in str(why_not("ipc", ["cuda:0", "cuda:0"], 0))
     assert choose_transport("auto", ["cuda:0", "cuda:0"], 0)[0] == "gloo"
 

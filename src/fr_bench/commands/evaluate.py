@@ -119,7 +119,7 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     weights = read_weights(folder)
     plan = make_plan(without_tf32(config))
-    configure_process(plan)
+    configure_process(plan, 1)
     numbers = list(range(1, plan.k + 1))
     modules = build_modules(plan, numbers)
     for module in modules:

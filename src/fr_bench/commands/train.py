@@ -33,7 +33,7 @@ from fr_bench.commands.train_help import help_text
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
 from fr_bench.processes.signals import held_back
 from fr_bench.processes.torchrun import Torchrun
-from fr_bench.settings.cluster import SLURM_LAUNCHER, check_launcher, without_devices
+from fr_bench.settings.cluster import SLURM_LAUNCHER, check_launcher
 from fr_bench.settings.compose import (
     CONFIG_NAME,
     CONFIG_PATH,
@@ -180,7 +180,7 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
         from fr_bench.launching.launch import check_plan  # imports torch, which --help and --cfg must not
 
     planned: set[str] = set()
-    _check_all(jobs, lambda job: check_plan(without_devices(job.config) if run_elsewhere else job.config, planned))
+    _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere))
     if starts_processes and not run_elsewhere and not _is_dry_run(jobs):
         from fr_bench.processes import nursery
 

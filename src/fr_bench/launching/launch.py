@@ -33,12 +33,13 @@ from fr_bench.workers.resumption import Resumption
 WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
 
 
-def check_plan(config: dict[str, Any], planned: set[str] | None = None) -> None:
+def check_plan(config: dict[str, Any], planned: set[str] | None = None, *, runs_here: bool = True) -> None:
     """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
 
     Args:
         planned: what other configs of the sweep were planned as, which this one is added to. Of those that differ in
             the seed alone one is planned: it takes half a second, and a sweep has many.
+        runs_here: see :func:`make_plan`.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -48,7 +49,7 @@ def check_plan(config: dict[str, Any], planned: set[str] | None = None) -> None:
     check_wandb(resolve_mode(config["wandb"]["mode"]))
     likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
     if planned is None or likeness not in planned:
-        make_plan(config)  # last, since it may download a data set
+        make_plan(config, runs_here=runs_here)  # last, since it may download a data set
     if planned is not None:
         planned.add(likeness)
 

@@ -90,8 +90,6 @@ class PeerTask:
         the allocator's) and, if it was profiled, what an iteration is for the GPU."""
         # As our own modules, which it is compared with.
         configure_torch(self.device, self.threads, self.config["precision"], self.config["deterministic"])
-        if self.device != "cpu":
-            torch.cuda.set_device(self.device)
         if self.store_port is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)

@@ -36,6 +36,7 @@ class Balance:
         threads: of a module.
         transport: by name; the memory of its buffers counts.
         num_per_machine: of modules in all replicas; the next ones are on another machine. None if there is one.
+        runs_here: whether the run is on this machine; one that is not measures nothing here.
     """
 
     config: dict[str, Any]
@@ -48,6 +49,7 @@ class Balance:
     threads: int
     transport: str
     num_per_machine: int | None = None
+    runs_here: bool = True
 
     @property
     def num_modules(self) -> int:
@@ -60,7 +62,7 @@ class Balance:
         costs = network_costs(
             self.blocks, self.x, OperationMeter(), self._companion, companion_gradient=not self.method.sends_gradients
         )
-        if self.config["partition"] == "measured" and self.num_modules > 1:
+        if self.config["partition"] == "measured" and self.num_modules > 1 and self.runs_here:
             costs = self.measured_costs("partition=measured", any(costs.companions))
         policy = self.method.policy(**self.hyper_parameters)
         trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]

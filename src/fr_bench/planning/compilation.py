@@ -18,8 +18,8 @@ def is_compiled(config: Mapping[str, Any]) -> bool:
     return bool(config.get("compile"))
 
 
-def check_compile(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
-    """Raises ConfigError where ``compile`` cannot be had."""
+def check_compile(config: Mapping[str, Any], method: type[Method], policy: Policy) -> None:
+    """Raises ConfigError where ``compile`` cannot be had, on whatever machine."""
     if not is_compiled(config):
         return
     name = config["method"]["name"]
@@ -32,8 +32,17 @@ def check_compile(config: Mapping[str, Any], method: type[Method], policy: Polic
             "compile=true: method.checkpoint_activations recomputes blocks as they are, which a compiled one need not "
             "match; use one of the two"
         )
+
+
+def check_compiler(config: Mapping[str, Any], devices: Sequence[str]) -> None:
+    """Raises ConfigError where this machine lacks what ``compile`` needs to compile for ``devices``."""
+    if not is_compiled(config):
+        return
     if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
+    # Triton builds what launches its kernels, and takes CC as it is.
+    if set(devices) != {"cpu"} and not os.environ.get("CC") and not any(map(shutil.which, ["gcc", "clang"])):
+        raise ConfigError("compile=true: on a GPU torch.compile needs a C compiler, such as gcc; install one")
 
 
 def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:

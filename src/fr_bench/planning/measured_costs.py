@@ -148,8 +148,6 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     """Measures in this process, whose settings of torch it changes."""
     configure_torch(task.device, task.threads, task.precision, task.deterministic)
     device = torch.device(task.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dtype = torch.float64 if task.precision == "fp64" else torch.float32
     layout = torch.channels_last if task.channels_last else torch.contiguous_format
 

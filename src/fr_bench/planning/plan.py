@@ -16,13 +16,19 @@ from fr_bench.methods.base import Method
 from fr_bench.models import build_blocks
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_cuda_graphs, uses_cuda_graphs
+from fr_bench.planning.compilation import (
+    check_captured_blocks,
+    check_compile,
+    check_compiler,
+    check_cuda_graphs,
+    uses_cuda_graphs,
+)
 from fr_bench.planning.environment import usable_cores
 from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
 from fr_bench.planning.never_learning import never_learning
 from fr_bench.planning.partition import check_num_modules, module_slices, module_table
 from fr_bench.planning.tracing import place_on_meta, ring_bytes, trace_modules
-from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices
+from fr_bench.planning.transport_choice import check_precision, check_usable, choose_transport, module_devices
 from fr_bench.processes.torchrun import Torchrun
 
 
@@ -150,25 +156,30 @@ class Plan:
         }
 
 
-def make_plan(config: dict[str, Any]) -> Plan:
+def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
     """Plans the run that ``config`` (resolved, plain) describes.
 
     Downloads the data set if it may, once nothing else is wrong; for a dry run nothing is downloaded.
+
+    Args:
+        config: of the run.
+        runs_here: whether on this machine. If not, its devices are nobody's business here, and the plan is as if they
+            were CPUs, with analytic costs: what depends on them the run itself finds.
 
     Raises:
         ConfigError: whatever is wrong with it, naming the key.
     """
     declared = outline_dataset(config["dataset"])
     if declared is None:
-        return _plan_with(config, fetch_dataset(config))
-    plan = _plan_with(config, declared)
+        return _plan_with(config, fetch_dataset(config), runs_here)
+    plan = _plan_with(config, declared, runs_here)
     if config.get("dry_run"):  # configs of older runs lack it
         return plan
     found = fetch_dataset(config)
-    return plan if found == declared else _plan_with(config, found)
+    return plan if found == declared else _plan_with(config, found, runs_here)
 
 
-def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
+def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Plan:
     if config["batch_size"] > dataset.num_train:
         raise ConfigError(
             f"batch_size={config['batch_size']}: the training set has {dataset.num_train} images, so no full batch "
@@ -185,10 +196,12 @@ def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
         check_num_modules(k, len(blocks))
     elif k > config["batch_size"]:
         raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
-    site = find_site(config, method)
-    check_precision(config["precision"], site.devices)
-    check_compile(config, method, policy, site.devices)
-    check_cuda_graphs(config, method, policy, site.devices)
+    site = find_site(config, method) if runs_here else site_elsewhere(config, method)
+    check_precision(config["precision"], site.known_devices)
+    check_compile(config, method, policy)
+    if runs_here:
+        check_compiler(config, site.devices)
+    check_cuda_graphs(config, method, policy, site.known_devices)
     transport, _ = site.transport(0)
     method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
@@ -197,7 +210,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
     )
     balance = Balance(
         config, method, hyper_parameters, blocks, x, dataset.num_classes, site.devices, site.threads, transport,
-        site.num_per_machine,
+        site.num_per_machine, runs_here,
     )  # fmt: skip
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes, method.sends_gradients)
@@ -209,6 +222,12 @@ def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
     is_predictable = policy.is_predictable and unpredictable(config) is None
     num_modules = len(site.devices) // num_replicas
     steps_per_epoch, num_steps = count_steps(config, dataset.num_train)
+    warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
+    if uses_cuda_graphs(config) and config["partition"] == "measured":
+        warnings.append(
+            "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
+            "graphs may be less balanced than with partition=auto."
+        )
     evaluated = {"test": dataset.num_test, "validation": dataset.num_validation}
     return Plan(
         config=config,
@@ -232,7 +251,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline) -> Plan:
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
-        warnings=never_learning(config, policy, num_modules, steps_per_epoch, num_steps),
+        warnings=warnings,
     )
 
 
@@ -242,12 +261,14 @@ class Site:
 
     Attributes:
         devices: of modules 1..K, replica by replica.
+        known_devices: the same; none where the run is not here and others are what it may have.
         num_per_machine: of them.
         threads: CPU threads of a module.
         transport: bytes of shared memory that rings would need -> (transport, reason), or a ConfigError.
     """
 
     devices: list[str]
+    known_devices: list[str]
     num_per_machine: int
     threads: int
     transport: Callable[[int], tuple[str, str]]
@@ -269,11 +290,31 @@ def find_site(config: dict[str, Any], method: type[Method]) -> Site:
     threads = config["threads"] or max(1, (usable_cores() or 1) // num_here)
     return Site(
         devices,
+        devices,
         num_here,
         threads,
         lambda num_bytes: choose_transport(
             config["transport"], devices, num_bytes, method.transports, replicas, launch, uses_cuda_graphs(config)
         ),
+    )
+
+
+def site_elsewhere(config: dict[str, Any], method: type[Method]) -> Site:
+    """Where the modules of a run go that is on another machine: CPUs stand in for whatever it has.
+
+    Raises:
+        ConfigError: a transport that no machine can serve for the method.
+    """
+    replicas, requested = config.get("replicas", 1), config["transport"]
+    devices = ["cpu"] * (config["k"] * replicas)
+    if requested != "auto":
+        check_usable(requested, method.transports, replicas)
+    return Site(
+        devices,
+        devices if config["device"] == "cpu" else [],
+        len(devices),
+        config["threads"] or 1,
+        lambda num_bytes: choose_transport("auto", devices, num_bytes, method.transports, replicas),
     )
 
 

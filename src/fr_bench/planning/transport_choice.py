@@ -51,6 +51,16 @@ def choose_transport(
         return _automatic(devices, ring_bytes, cuda_graphs and replicas == 1)
     if requested not in usable and launch is not None:
         raise ConfigError(f"transport={requested}: cannot join processes that torchrun started; use gloo, nccl or auto")
+    check_usable(requested, usable, replicas)
+    problem = why_not(requested, devices, ring_bytes)
+    if problem:
+        raise ConfigError(f"transport={requested}: {problem}")
+    return requested, "as asked for"
+
+
+def check_usable(requested: str, usable: Sequence[str], replicas: int) -> None:
+    """Raises ConfigError where ``requested``, a transport by name, is not one of those ``usable`` by the method, or by
+    ``replicas``, on whatever machine."""
     if requested not in usable:
         raise ConfigError(
             f"transport={requested}: the method's messages are carried by a library of its own, which can use "
@@ -58,10 +68,6 @@ def choose_transport(
         )
     if requested == "serial" and replicas > 1:
         raise ConfigError(f"transport=serial: one process does not share a batch; use replicas=1 instead of {replicas}")
-    problem = why_not(requested, devices, ring_bytes)
-    if problem:
-        raise ConfigError(f"transport={requested}: {problem}")
-    return requested, "as asked for"
 
 
 def _automatic(devices: Sequence[str], ring_bytes: int, launches_from_one: bool) -> tuple[str, str]:
@@ -112,7 +118,7 @@ def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | No
         if len(distinct) > 1:
             return "ipc joins modules that share one device, and these have several; use nccl or gloo"
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the second is its newer name
-            if "expandable_segments:True" in os.environ.get(name, ""):
+            if "expandable_segments:True" in "".join(os.environ.get(name, "").split()):
                 return f"CUDA IPC does not work with expandable_segments:True; unset {name}"
     return None
 
@@ -158,12 +164,13 @@ def module_devices(device: str, devices: Sequence[int] | None, k: int, launch: T
 
 
 def check_precision(precision: str, devices: Sequence[str]) -> None:
-    """Raises ConfigError where a device lacks ``precision``."""
+    """Raises ConfigError where one of ``devices`` lacks ``precision``."""
+    gpus = [name for name in dict.fromkeys(devices) if name != "cpu"]
     if precision == "tf32":
-        if devices[0] == "cpu":
+        if "cpu" in devices:
             raise ConfigError("precision=tf32: a mode of NVIDIA GPUs from Ampere on; on the CPU use fp32 or bf16")
-        too_old = [name for name in set(devices) if torch.cuda.get_device_capability(name)[0] < 8]
+        too_old = [name for name in gpus if torch.cuda.get_device_capability(name)[0] < 8]
         if too_old:
             raise ConfigError(f"precision=tf32: {too_old[0]} is older than Ampere; use fp32")
-    if precision == "bf16" and devices[0] != "cpu" and not torch.cuda.is_bf16_supported():
-        raise ConfigError(f"precision=bf16: {devices[0]} does not support it; use fp32")
+    if precision == "bf16" and gpus and not torch.cuda.is_bf16_supported():
+        raise ConfigError(f"precision=bf16: {gpus[0]} does not support it; use fp32")

@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def configure_torch(device: str, threads: int, precision: str, deterministic: bool) -> None:
-    """Sets this process up for a run; before its first use of CUDA.
+    """Sets this process up for a run; before its first use of CUDA, in the thread that trains.
 
     Args:
         device: of the process's modules: ``cpu``, or a GPU by name.
@@ -23,6 +23,7 @@ def configure_torch(device: str, threads: int, precision: str, deterministic: bo
     torch.set_num_threads(threads)
     choose_algorithms(deterministic)
     if device != "cpu":
+        torch.cuda.set_device(device)  # what names no device is done there, and no other GPU is touched
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

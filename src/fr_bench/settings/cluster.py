@@ -82,10 +82,3 @@ def check_launcher(config: dict[str, Any], launcher: dict[str, Any], used: str |
         )
     if config["resume"] == "never" and launcher["max_num_timeout"]:
         raise ConfigError("resume=never: a job that is requeued could not go on; drop it, or set cluster.requeue=0.")
-
-
-def without_devices(config: dict[str, Any]) -> dict[str, Any]:
-    """The config to plan a run with on another machine than the one that will run it: all but the devices is checked,
-    as if they were CPUs; the run itself checks the rest."""
-    precision = "fp32" if config["precision"] == "tf32" else config["precision"]
-    return {**config, "device": "cpu", "devices": None, "transport": "auto", "precision": precision}

@@ -22,6 +22,7 @@ from fr_bench.processes.reporter import Reporter
 from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.evaluation import EvaluationSet, evaluate
 from fr_bench.training.extent import Extent
+from fr_bench.training.lead import Lead
 from fr_bench.training.lockstep import play_in_lockstep
 from fr_bench.training.memory import Account, PeakMemory
 from fr_bench.transport.link import Batches, ModuleLink
@@ -91,6 +92,7 @@ class Trainer:
         self.in_first_replica = players[0].module.replica == 1  # which evaluates, and tells loss and error, for all
         has_graphs = any(player.module.passes.are_captured for player in players)
         self._peaks = {player.device: PeakMemory(player.device, has_graphs) for player in players}
+        self._lead = Lead([player.stream for player in players if player.stream is not None])
         self._to_trace = self._to_profile = range(0)  # known when it is known where the run starts
         self._has_profiled = False
         self._trained_ns = 0  # since the last `time` record
@@ -207,6 +209,7 @@ class Trainer:
                     with player.on_stream():
                         player.method.start_epoch()
             result = self._iterate(t)
+            self._lead.end_iteration()
             if self.checkpointer.pauses_at(t + 1):
                 stop = t + 1
             is_logged = self.extent.logs(t + 1)

@@ -24,8 +24,6 @@ def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> N
     """Joins the gloo group of all modules: rehearsal, evaluation and barriers use it under every transport."""
     if is_one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if plan.devices[k - 1] != "cpu":
-        torch.cuda.set_device(plan.devices[k - 1])
     dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
 
 

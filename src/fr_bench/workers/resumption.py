@@ -14,7 +14,9 @@ from torch import Tensor
 from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
 from fr_bench.errors import RunFailed
+from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.training.trainer import Trainer
+from fr_bench.transport.spec import is_lost_peer
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
 
     Raises:
         RunFailed: the checkpoint is not of this model.
+        PeerLost, or what torch raises where memory is missing: as they are, since the checkpoint is not to blame.
     """
     trainer.start = resumption.step
     try:
@@ -63,6 +66,8 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
         else:
             _restore_weights(trainer, resumption.checkpoint)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if is_out_of_memory(error) or is_lost_peer(error):
+            raise
         folder, text = resumption.checkpoint.folder, " ".join(str(error).split())
         raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
 

@@ -104,7 +104,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         ConfigError, RunFailed: with their messages.
     """
     plan = task.plan
-    configure_process(plan)
+    configure_process(plan, task.modules[0])
     if store is not None:
         join_group(plan, task.modules[0], store, task.launch is None or task.launch.num_machines == 1)
         if task.launch is not None:
@@ -202,9 +202,9 @@ def make_checkpointer(task: WorkerTask, reporter: Reporter, relay: Relay | None,
     )
 
 
-def configure_process(plan: Plan) -> None:
-    """Threads, precision and determinism of this process."""
-    configure_torch(plan.devices[0], plan.threads, plan.config["precision"], plan.config["deterministic"])
+def configure_process(plan: Plan, number: int) -> None:
+    """Threads, device, precision and determinism of this process, whose first module has ``number``."""
+    configure_torch(plan.devices[number - 1], plan.threads, plan.config["precision"], plan.config["deterministic"])
     if is_compiled(plan.config):
         configure_compiler()
 
