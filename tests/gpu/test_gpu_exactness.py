@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from harness import METHODS, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
+from harness import (
+    METHODS,
+    assert_close,
+    assert_same,
+    assert_same_run,
+    call,
+    run_processes,
+    run_serial,
+    tiny_config,
+    train_here,
+)
 from test_exactness import SIMULATIONS, assert_matches_reference
 from test_methods import GradientLog
+from test_replicas import config_of as replicas_config
+from test_torchrun import SETTINGS, environment, free_port, torchrun
 
 from fr_bench.planning.plan import make_plan
 
@@ -93,3 +106,26 @@ def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, gpu: di
     train_here(tiny_config(method, 3, **gpu), tmp_path / "run", stop_at=4)
     train_here(tiny_config(method, 3, **gpu), tmp_path / "run")
     assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+@pytest.mark.parametrize("transport", ["ipc", "gloo"])
+@pytest.mark.parametrize("method", ["bp", "ddg", "dgl", "fr"])
+def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
+    method: str, transport: str, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two replicas of two modules, four processes on the one GPU; but for the order of sums."""
+    one = run_processes(replicas_config(method, 2, transport, **gpu), tmp_path / "one")
+    two = run_processes(replicas_config(method, 2, transport, replicas=2, **gpu), tmp_path / "two")
+    assert_close(two, one, 1e-10)
+
+
+def test_modules_that_torchrun_starts_are_those_of_a_run(gpu: dict[str, Any], tmp_path: Path) -> None:
+    words = ["k=2", "replicas=2", "method=fr", "epochs=2", "deterministic=true", f"device={gpu['device']}"]
+    words += [] if gpu["devices"] is None else ["devices=[0]"]
+    one = call(tmp_path, *SETTINGS, *words, "transport=gloo", f"run_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    command = torchrun("--nproc-per-node=4", "--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    command += [*words, f"run_dir={tmp_path / 'two'}"]
+    two = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert two.returncode == 0, two.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")
