@@ -92,6 +92,10 @@ def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts(
         ({"methods": ["ddp"], "k": [3]}, "batch_size=8: cannot be shared equally by 3"),
         ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
         ({"methods": ["ddp precision=bf16"], "k": [2]}, "this peer runs in fp32 or fp64"),
+        (
+            {"methods": ["fr"], "k": [2], "steps": 10**4},
+            r"epochs=2: 2 of 5 steps are fewer than the 100\d\d that .* use at",
+        ),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], message: str) -> None:

@@ -71,9 +71,9 @@ def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
 def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypatch, capsys):
     planned = []
 
-    def plan(config):
+    def plan(config, **settings):
         planned.append((config["k"], config["seed"]))
-        return make_plan(config)
+        return make_plan(config, **settings)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "make_plan", plan)
@@ -86,6 +86,35 @@ def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypa
     assert main(["train", *sweep, "sweep_dir=there"]) == 2
     assert "seed=1 sweep_dir=there': run_dir=" in (told := capsys.readouterr().err) and "other settings" in told
     assert [path.name for path in (tmp_path / "there").iterdir()] == [Path(second).name]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["schedule.gamma=x"], "schedule.gamma=x: must be a number"),
+        (["schedule.gamma=null"], "schedule.gamma=None: must be a number"),
+        (["schedule.gamma=-1"], "schedule.gamma=-1: must be 0 or more"),
+        (["schedule=cosine", "schedule.final=-1"], "schedule.final=-1: must be 0 or more"),
+        (["optimizer.nesterov=x"], "optimizer.nesterov=x: must be true or false"),
+        (["optimizer.foreach=x"], "optimizer.foreach=x: must be true or false or null"),
+        (["optimizer=adam", "optimizer.betas=[0.9]"], "optimizer: torch.optim.Adam: IndexError"),
+        (
+            ["method=dni", "method.optimizer.lr=-1"],
+            "method.optimizer: torch.optim.SGD: ValueError: Invalid learning rate",
+        ),
+        (["method=dni", "method.optimizer=null"], "method.optimizer=None: must have a _target_"),
+        (["method=dni", "method.conditional=x"], "method.conditional=x: must be true or false"),
+        (["method=dni", "method.num_hidden=true"], "method.num_hidden=True: must be an integer"),
+        (["method=dni", "method.clip_norm=true"], "method.clip_norm=True: must be a number or null"),
+        (["method=dgl", "batch_size=1", "model.norm=none"], "method: what it trains beside the model cannot run"),
+        (["precision=bf16", "memory_limit_gb=4"], "memory_limit_gb=4: memory is not predicted under bf16"),
+    ],
+)
+def test_what_a_component_cannot_be_called_with_is_a_mistake(words, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "debug=fast", "k=2", "partition=equal", *words]) == 2
+    told = capsys.readouterr().err
+    assert named in told and told.count("\n") == 1 and not list(tmp_path.iterdir()), told
 
 
 def test_no_config_of_ours_makes_a_sweep_without_the_flag():

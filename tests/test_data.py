@@ -558,7 +558,13 @@ def mine(wrong: str = "") -> Dataset:
         split = Split(split.images, split.labels[:-1])
     if wrong == "type":
         return split  # type: ignore[return-value]
-    return Dataset(split, split, None, 1 if wrong == "num_classes" else 2, (0.5,), (0.5,))
+    validation = Split(random_images(3, 1, 4, 4), torch.arange(3) % 2) if wrong == "" else None
+    if wrong.startswith("validation"):
+        size = 5 if wrong == "validation shape" else 4
+        validation = Split(
+            random_images(3, 1, size, size), torch.arange(3) % (3 if wrong == "validation labels" else 2)
+        )
+    return Dataset(split, split, validation, 1 if wrong == "num_classes" else 2, (0.5,), (0.5,))
 
 
 @pytest.mark.parametrize(
@@ -568,11 +574,16 @@ def mine(wrong: str = "") -> Dataset:
         ("labels", r"train labels must be int64 \[8\]"),
         ("num_classes", "labels must be 0 to 0, not 0 to 1"),
         ("type", "must return a fr_bench.data.Dataset, not Split"),
+        ("validation labels", "validation labels must be 0 to 1, not 0 to 2"),
+        ("validation shape", "training and validation images have different shapes"),
     ],
 )
 def test_what_a_users_loader_returns_is_checked(wrong: str, words: str) -> None:
     config = {"_target_": "test_data.mine", "name": "mine", "limit": 4}
-    assert len(build_dataset(config).train.labels) == 4
+    limited = build_dataset(config)
+    assert len(limited.train.labels) == 4 and limited.validation is not None and len(limited.validation.labels) == 3
+    held_out = build_dataset(config | {"validation": 2}).validation
+    assert held_out is not None and len(held_out.labels) == 2
     with pytest.raises(ConfigError, match=words):
         build_dataset(config | {"wrong": wrong})
 

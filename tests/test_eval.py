@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from harness import read_records, read_weights, run_processes, tiny_config, train_here
+from safetensors.torch import save
 
+from fr_bench.checkpoints.files import weights_file
 from fr_bench.cli import main
+from fr_bench.commands import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,16 @@ def test_what_training_needed_an_evaluation_does_without(
     expected = capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == expected
+
+
+def test_of_replicas_the_first_counts_however_many_there_are(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 10):  # modules 1 and 2 of replicas 1, 2 and 5
+        name = f"block{1 + (number - 1) % 2}.running_mean"
+        (tmp_path / weights_file(number)).write_bytes(save({name: torch.tensor(float(number))}))
+    assert {name: int(value) for name, value in evaluate.read_weights(tmp_path).items()} == {
+        "block1.running_mean": 1,
+        "block2.running_mean": 2,
+    }
 
 
 def test_weights_that_are_tied_are_saved_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

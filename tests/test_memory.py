@@ -46,6 +46,16 @@ def test_prediction_and_measurement_agree(method: str, k: int, tmp_path: Path) -
         assert account["predicted"] == sum(account[f"predicted_{category}"] for category in CATEGORIES)
 
 
+def test_under_bf16_what_is_recomputed_is_counted_as_it_is_computed(tmp_path: Path) -> None:
+    recomputed = {}
+    for precision in ("fp32", "bf16"):
+        for k in (1, 2):
+            run = run_serial(checkpointed(k, model=RESNET20, precision=precision), tmp_path / f"{precision}-{k}")
+            recomputed[precision, k] = sum(account["activations"] for account in last_accounts(run, k))
+    assert 0.4 < recomputed["bf16", 1] / recomputed["fp32", 1] < 0.8
+    assert 0.4 < recomputed["bf16", 2] / recomputed["fp32", 2] < 0.8
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("method", "k"), [("bp", 1), ("bp", 2), ("fr", 2), ("ddg", 3), ("checkpointed", 2)])

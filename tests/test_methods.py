@@ -337,3 +337,18 @@ def test_what_wants_no_gradient_stays_as_it_was(method: str, settings: dict[str,
     after = run_serial(config, tmp_path).weights
     for name, parameter in before.items():
         assert torch.equal(after[name], parameter) is not parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("what", ["spectral", "instance"])
+def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) -> None:
+    """Not in the rehearsal, nor for accounts and sigma; and once an iteration, whether FR replays or not."""
+    model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}
+    one = run_serial(tiny_config("bp", 1, model=model), tmp_path / "1")
+    assert_same(run_serial(tiny_config("bp", 3, model=model), tmp_path / "3"), one)
+    assert_same(run_serial(tiny_config("fr", 1, model=model), tmp_path / "fr-1"), one)
+    changes: list[dict[str, Any]] = [{"eval_every": 2}, {"diagnostics": {"sigma": {"every": 2, "window": 2}}}]
+    fr = run_serial(tiny_config("fr", 3, model=model), tmp_path / "fr")
+    for index, change in enumerate(changes):
+        other = run_serial(tiny_config("fr", 3, model=model, **change), tmp_path / f"other{index}")
+        assert other.losses == fr.losses
+        assert all(torch.equal(value, other.weights[name]) for name, value in fr.weights.items())

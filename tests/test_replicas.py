@@ -51,6 +51,18 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     assert_close(several, one)
 
 
+def test_the_cuts_of_several_are_those_of_one() -> None:
+    """Though what does not fit into the cache with a whole batch may do so with a part of it."""
+    model = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20, "norm": "group"}
+    images = {"height": 32, "width": 32, "num_train": 128}
+    for method in ("fr", "ddg"):
+        changes = {"model": model, "dataset": images, "batch_size": 64, "partition": "auto"}
+        plans = [make_plan(tiny_config(method, 4, "gloo", replicas=replicas, **changes)) for replicas in (1, 2, 4)]
+        assert plans[0].cuts == plans[1].cuts == plans[2].cuts
+        one, two = (sum(plan.predicted_memory[0][kind] for kind in ("history", "activations")) for plan in plans[:2])
+        assert two < 0.6 * one  # memory is that of its share
+
+
 @pytest.mark.parametrize(
     "model",
     [

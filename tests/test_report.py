@@ -58,6 +58,15 @@ def test_errors_are_means_over_seeds_with_their_spread(tmp_path, capsys):
     assert row["seeds"] == "n = 2"
 
 
+def test_a_best_error_of_many_evaluations_is_not_averaged_with_one_of_few(tmp_path, capsys):
+    for seed, every in enumerate((1, 3)):
+        write_run(tmp_path / str(seed), seed=seed, settings={"eval_every": every})
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Test error")
+    assert [row["seeds"] for row in rows.values()] == ["n = 1", "n = 1"]
+    assert {name.partition("eval_every=")[2][:1] for name in rows} == {"1", "3"}
+
+
 def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     write_run(tmp_path / "bp1", "bp", k=1, step_s=0.4)
     write_run(tmp_path / "bp4", "bp", k=4, step_s=0.5)

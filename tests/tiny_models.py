@@ -50,6 +50,19 @@ def residual(
     return [*blocks, ("head", Head(width, num_classes))]
 
 
+def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> list[tuple[str, nn.Module]]:
+    """Residual blocks with buffers that move in every pass and are no batch norm's: the vectors of spectral norm, or
+    the running statistics of instance norm."""
+    blocks = residual(input_shape, num_classes)
+    for _, block in blocks[1:-1]:
+        assert isinstance(block, Residual)
+        if what == "spectral":
+            nn.utils.parametrizations.spectral_norm(block.conv)
+        else:
+            block.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+    return blocks
+
+
 class OddlyNormed(nn.Module):
     """One batch norm that is used twice, and one that stays as it was trained before."""
 

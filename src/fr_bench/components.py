@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pydoc import ErrorDuringImport, locate
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hydra.errors import InstantiationException
@@ -52,20 +53,27 @@ def refusing(key: str, config: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def check_optimizer(config: dict[str, Any]) -> None:
+def check_optimizer(config: Any, key: str = "optimizer") -> None:
     """Binds the optimizer's settings to its signature, and lets it check their values on a parameter of its own.
+
+    Args:
+        config: its node; what else stands there is refused.
+        key: where it stands, for messages.
 
     Raises:
         ConfigError: see :func:`check_callable`; or a value that the optimizer refuses.
     """
-    check_callable("optimizer", config, ("params",))
+    if not isinstance(config, dict):
+        raise ConfigError(f"{key}={config}: must have a _target_, such as torch.optim.SGD, and its settings")
+    config = {name: value for name, value in config.items() if name != "_partial_"}  # of one inside another node
+    check_callable(key, config, ("params",))
     try:
         parameter = nn.Parameter(torch.zeros(1))
         optimizer = bind(config)([parameter])
         parameter.grad = torch.zeros(1)
         optimizer.step()
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"optimizer: {config['_target_']}: {error}") from error
+    except Exception as error:  # each has its own way of refusing what it is given
+        raise ConfigError(f"{key}: {config['_target_']}: {type(error).__name__}: {error}") from error
 
 
 def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -> Any:
@@ -77,8 +85,8 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
         runtime: positional arguments that are added when the object is built.
 
     Raises:
-        ConfigError: an unknown target, an unknown or missing argument, or a value that the target's own
-            ``check`` refuses.
+        ConfigError: an unknown target, an unknown or missing argument, a value that is not of the type that the target
+            declares, or one that its own ``check`` refuses.
     """
     target = config.get("_target_")
     if not target:
@@ -106,7 +114,28 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
         signature.bind(*runtime, **arguments)
     except TypeError as error:
         raise ConfigError(f"{key}: {target}: {error}") from error
+    _check_types(key, function, arguments)
     if hasattr(function, "check"):
         with refusing(key, config):
             function.check(**arguments)
     return function
+
+
+# As they are written in a config. Whatever else a signature declares is for the target to check.
+IN_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "null"}
+
+
+def _check_types(key: str, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    try:
+        declared = get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+    except Exception:  # names that are known to a type checker alone, or no annotations at all
+        return
+    for name, value in arguments.items():
+        hint = declared.get(name)
+        types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not set(types) <= IN_WORDS.keys():
+            continue
+        accepted = {*types, int} if float in types else {*types}
+        if type(value) not in accepted:
+            words = " or ".join(IN_WORDS[each] for each in types)
+            raise ConfigError(f"{key}.{name}={value}: must be {words}")

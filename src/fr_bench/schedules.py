@@ -26,8 +26,7 @@ class Schedule:
     warmup_epochs: float = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise ConfigError(f"schedule.warmup_epochs={self.warmup_epochs}: must be 0 or more")
+        _check_not_negative("warmup_epochs", self.warmup_epochs)
 
     def factor(self, t: int, steps_per_epoch: int, epochs: float) -> float:
         """Returns the factor of iteration ``t`` (from 0) of ``epochs`` epochs, of which the run may make fewer."""
@@ -64,6 +63,7 @@ class MultiStep(Schedule):
             )
         if any(milestone <= 0 for milestone in self.milestones):
             raise ConfigError(f"schedule.milestones={list(self.milestones)}: must be positive")
+        _check_not_negative("gamma", self.gamma)
 
     def after_warmup(self, epoch: float, epochs: float) -> float:
         """Returns ``gamma`` to the number of milestones passed."""
@@ -77,7 +77,16 @@ class Cosine(Schedule):
 
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_not_negative("final", self.final)
+
     def after_warmup(self, epoch: float, epochs: float) -> float:
         """Returns the cosine's value at ``epoch``."""
         progress = min(epoch / epochs, 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _check_not_negative(key: str, value: float) -> None:
+    if value < 0:
+        raise ConfigError(f"schedule.{key}={value}: must be 0 or more")

@@ -107,9 +107,16 @@ def _make(
     own = [f"method={'bp' if is_peer else method}", f"k={modules}", *own]
     # The pipe fills first.
     extent = [f"trace={num_steps}", f"profile={settings.profile}"]
-    extent.append(f"max_steps={modules - 1 + num_steps + settings.profile}")
+    num_all = modules - 1 + num_steps + settings.profile
+    extent.append(f"max_steps={num_all}")
     try:
         plan = make_plan(config_of([*own, *extent]))
+        if plan.num_steps < num_all:
+            epochs = plan.config["epochs"]
+            raise ConfigError(
+                f"epochs={epochs}: {epochs} of {plan.steps_per_epoch} steps are fewer than the {num_all} that are made "
+                f"to time some; use at least {-(-num_all // plan.steps_per_epoch)}"
+            )
         plan = replace(plan, num_evaluation_images={})  # evaluations take no part
         if not is_peer:
             if k > 1 and plan.transport == "serial" and plan.devices[0] == "cpu":

@@ -154,7 +154,7 @@ def read_weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     weights: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.name), path.name)):  # by number
         try:
             weights = load_file(path) | weights  # of processes with the whole network the first counts
         except (SafetensorError, OSError) as error:

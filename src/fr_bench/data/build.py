@@ -41,7 +41,8 @@ def prepare_dataset(config: dict[str, Any]) -> None:
 
 
 def build_dataset(config: dict[str, Any]) -> Dataset:
-    """Loads the data set, holds ``validation`` images out of training and keeps ``limit`` of the others.
+    """Loads the data set, holds ``validation`` images out of training and keeps ``limit`` of the others. A validation
+    set that the data set brings stays, unless others are held out.
 
     Which images these are does not depend on the run's seed: runs with different seeds are compared on the
     same data. Nothing is downloaded.
@@ -77,9 +78,9 @@ def outline_dataset(config: dict[str, Any]) -> Outline | None:
     if whole is None:
         return None
     check_common(config)
-    num_validation = config.get("validation", 0)
-    num_train = num_kept(whole.num_train, config.get("limit"), num_validation)
-    return dataclasses.replace(whole, num_train=num_train, num_validation=num_validation)
+    num_held_out = config.get("validation", 0)
+    num_train = num_kept(whole.num_train, config.get("limit"), num_held_out)
+    return dataclasses.replace(whole, num_train=num_train, num_validation=num_held_out or whole.num_validation)
 
 
 def _bound_loader(config: dict[str, Any]) -> Any:
@@ -98,7 +99,7 @@ def _hold_out(dataset: Dataset, limit: int | None, num_validation: int) -> Datas
     return dataclasses.replace(
         dataset,
         train=dataset.train.select(kept.sort().values),
-        validation=dataset.train.select(held_out.sort().values) if num_validation else None,
+        validation=dataset.train.select(held_out.sort().values) if num_validation else dataset.validation,
     )
 
 

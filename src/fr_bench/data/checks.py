@@ -37,13 +37,16 @@ def check_dataset(dataset: Any, target: str) -> None:
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"dataset: {target} must return a fr_bench.data.Dataset, not {type(dataset).__name__}.")
-    for name in ("train", "test"):
-        problem = _problem(getattr(dataset, name), dataset.num_classes)
+    splits = {name: getattr(dataset, name) for name in ("train", "test", "validation")}
+    for name, split in splits.items():
+        if split is None and name == "validation":
+            continue
+        problem = _problem(split, dataset.num_classes)
         if problem:
             raise ConfigError(f"dataset: {target}: the {name} {problem}.")
-    if dataset.test.images.shape[1:] != dataset.input_shape:
-        shapes = f"{dataset.input_shape} and {tuple(dataset.test.images.shape[1:])}"
-        raise ConfigError(f"dataset: {target}: training and test images have different shapes, {shapes}.")
+        if split.images.shape[1:] != dataset.input_shape:
+            shapes = f"{dataset.input_shape} and {tuple(split.images.shape[1:])}"
+            raise ConfigError(f"dataset: {target}: training and {name} images have different shapes, {shapes}.")
     channels = dataset.input_shape[0]
     if len(dataset.mean) != channels or len(dataset.std) != channels or min(dataset.std) <= 0:
         raise ConfigError(

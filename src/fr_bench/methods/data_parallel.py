@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fr_bench.errors import ConfigError
@@ -37,6 +38,17 @@ class DataParallel(Method):
         self._replica = DistributedDataParallel(
             module.network, process_group=link.group, gradient_as_bucket_view=True
         )  # fmt: skip
+        self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """One pass that changes nothing. After the first one DistributedDataParallel orders its buckets anew, as their
+        gradients came, and with them the order of sums: a run that goes on from a checkpoint would otherwise begin with
+        other sums than one that was left alone."""
+        assert self.module.input_like is not None, "known after the rehearsal"
+        x = torch.zeros_like(self.module.input_like, device=next(self.module.network.parameters()).device)
+        with self.module.network.unchanged_buffers(), self.module.autocast():
+            self._replica(x, self.module.stream(0)).sum().backward()
+        self.module.optimizer.zero_grad(set_to_none=True)
 
     def play(self, t: int) -> None:
         """Plays this process's share of batch ``t`` with a graph."""

@@ -36,6 +36,14 @@ class Network(nn.Module):
         self._seed = seed
         self._draws: dict[str, bool] = {}
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        # Buffers that other layers have, by owner and name: those that passes move, as far as passes have shown.
+        self._moving = [
+            (layer, name)
+            for layer in self.modules()
+            if layer not in self._batch_norms
+            for name, buffer in layer.named_buffers(recurse=False)
+            if buffer is not None
+        ]
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
@@ -128,9 +136,32 @@ class Network(nn.Module):
 
     @contextmanager
     def statistics(self, update: bool) -> Iterator[None]:
-        """Batch norm normalises with the batch's statistics either way; the running ones move only if ``update``."""
-        with nullcontext() if update else still_statistics(self._batch_norms):
+        """Batch norm normalises with the batch's statistics either way; the running ones, and buffers of other layers,
+        move only if ``update``."""
+        if update:
             yield
+            return
+        with still_statistics(self._batch_norms), self._moving_aside():
+            yield
+
+    @contextmanager
+    def _moving_aside(self) -> Iterator[None]:
+        """Layers that are not batch norms move copies of their buffers, such as spectral norm's vectors: a graph may
+        hold what they moved, so that it cannot be put back in place."""
+        aside = []
+        for layer, name in self._moving:
+            buffer = layer._buffers[name]
+            assert buffer is not None
+            layer._buffers[name] = copy = buffer.clone()
+            aside.append((layer, name, buffer, copy, copy._version))
+        try:
+            yield
+        finally:
+            self._moving = []
+            for layer, name, buffer, copy, version in aside:
+                if layer._buffers[name] is not copy or copy._version != version:
+                    self._moving.append((layer, name))
+                layer._buffers[name] = buffer
 
     @contextmanager
     def counted_together(self, update: bool) -> Iterator[None]:

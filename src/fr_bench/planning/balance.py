@@ -30,13 +30,15 @@ class Balance:
         config: of the run.
         method, hyper_parameters: what it trains with; nested nodes built.
         blocks: of the network, on ``meta``, in the run's dtype and memory format.
-        x: a mini-batch, on ``meta``.
+        x: a mini-batch, or the part of one that modules see at once, of one replica with the whole batch, on ``meta``:
+            the cuts of several are those of one.
         num_classes: of the data set.
         devices: of modules 1..K, replica by replica.
         threads: of a module.
         transport: by name; the memory of its buffers counts.
         num_per_machine: of modules in all replicas; the next ones are on another machine. None if there is one.
         runs_here: whether the run is on this machine; one that is not measures nothing here.
+        share: what a replica sees of ``x``, by which memory is counted; None for all of it.
     """
 
     config: dict[str, Any]
@@ -50,6 +52,7 @@ class Balance:
     transport: str
     num_per_machine: int | None = None
     runs_here: bool = True
+    share: Tensor | None = None
 
     @property
     def num_modules(self) -> int:
@@ -134,8 +137,8 @@ class Balance:
         """
         optimizer_of = bind(self.config["optimizer"])
         memory = BlockMemory(
-            self.blocks, self.x, self.num_modules, self.method, self.hyper_parameters, optimizer_of, self.transport,
-            self.num_classes, self.config.get("replicas", 1) > 1,
+            self.blocks, self.x if self.share is None else self.share, self.num_modules, self.method,
+            self.hyper_parameters, optimizer_of, self.transport, self.num_classes, self.config.get("replicas", 1) > 1,
         )  # fmt: skip
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]

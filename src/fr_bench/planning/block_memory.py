@@ -12,6 +12,7 @@ from fr_bench.measuring.saved_tensors import optimizer_state_bytes
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
+from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.planning.memory_model import ModuleShapes, predict, shape_pass
 
 
@@ -55,10 +56,13 @@ class BlockMemory:
             optimizer_state_bytes(optimizer_of, [p for p in shapes.parameters if p.requires_grad])
             for shapes in self._shapes
         ]
-        self._beside = [
-            method.predict_memory(shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters)
-            for shapes in self._shapes[:-1]  # no module below the top ends with the last block
-        ]
+        self._beside = []
+        for shapes in self._shapes[:-1]:  # no module below the top ends with the last block
+            with able_to_run(COMPANION, shapes.output):
+                found = method.predict_memory(
+                    shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
+                )
+            self._beside.append(found)
 
     def __call__(self, first: int, last: int, k: int, frozen: bool = False) -> int:
         """Bytes of module ``k`` made of blocks[first:last] with a full pipe."""

@@ -33,6 +33,7 @@ CACHE_BYTES = 32e6  # that the tensors of one operator may have before the surch
 BEYOND_CACHE_BYTES_PER_S = 6.8e9  # the surcharge: main memory, and pages that the system hands out anew
 BACKWARD_PER_FORWARD = 2.0  # where an operator has no backward for shapes alone
 
+COMPANION = "method: what it trains beside the model"  # for messages
 Result = TypeVar("Result")
 NO_CONTEXT: Callable[[], AbstractContextManager[Any]] = nullcontext
 
@@ -148,18 +149,18 @@ def network_costs(
     for name, block in blocks:
         key = _likeness(block, x, needs_gradient)
         if key not in known:
-            with _able_to_run(f"model: block '{name}'", x):
+            with able_to_run(f"model: block '{name}'", x):
                 known[key] = _cost(block, (x,), meter, context, needs_gradient, optimizer_of)
         cost, x = known[key]
         found.blocks.append(cost)
-        what = f"method: what it trains beside the model, behind block '{name}',"
-        with _able_to_run(what, x):
+        what = f"{COMPANION}, behind block '{name}',"
+        with able_to_run(what, x):
             companion, seconds = companion_of(x), 0.0
         if companion is not None:
             key = _likeness(companion, x, companion_gradient)
             if key not in known:
                 labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-                with _able_to_run(what, x):
+                with able_to_run(what, x):
                     known[key] = _cost(companion, (x, labels), meter, context, companion_gradient)
             seconds = known[key][0].forward + known[key][0].backward
         found.companions.append(seconds)
@@ -168,7 +169,7 @@ def network_costs(
 
 
 @contextmanager
-def _able_to_run(what: str, x: Tensor) -> Iterator[None]:
+def able_to_run(what: str, x: Tensor) -> Iterator[None]:
     """``what`` runs on ``x`` inside."""
     try:
         yield

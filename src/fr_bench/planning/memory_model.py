@@ -19,6 +19,7 @@ from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes
 from fr_bench.methods.base import Method
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import is_compiled
+from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.transport.open import buffer_bytes
 
 
@@ -150,9 +151,10 @@ def predict(
     if sums_gradients:
         found["buffers"] += found["gradients"]
     if is_lower:
-        found |= method.predict_memory(
-            shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
-        )
+        with able_to_run(COMPANION, shapes.output):
+            found |= method.predict_memory(
+                shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
+            )
     if method.plays_itself:
         found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
     return {category: found[category] for category in CATEGORIES}

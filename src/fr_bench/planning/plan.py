@@ -189,6 +189,9 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     policy = method.policy(**hyper_parameters)
+    limit_gb, unknown = config.get("memory_limit_gb"), unpredictable(config)
+    if limit_gb is not None and unknown is not None:
+        raise ConfigError(f"memory_limit_gb={limit_gb:g}: memory is not predicted {unknown}; leave it out")
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
     check_replicas(config, replicas, method)
@@ -205,12 +208,13 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     transport, _ = site.transport(0)
     method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
-    x = place_on_meta(
-        config, blocks, dataset.input_shape, config["batch_size"] // (num_replicas * policy.num_microbatches)
+    num_at_once = config["batch_size"] // policy.num_microbatches
+    batch, x = (
+        place_on_meta(config, blocks, dataset.input_shape, num) for num in (num_at_once, num_at_once // num_replicas)
     )
     balance = Balance(
-        config, method, hyper_parameters, blocks, x, dataset.num_classes, site.devices, site.threads, transport,
-        site.num_per_machine, runs_here,
+        config, method, hyper_parameters, blocks, batch, dataset.num_classes, site.devices, site.threads, transport,
+        site.num_per_machine, runs_here, share=x,
     )  # fmt: skip
     cuts = balance.cuts()
     shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes, method.sends_gradients)
@@ -219,7 +223,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
-    is_predictable = policy.is_predictable and unpredictable(config) is None
+    is_predictable = policy.is_predictable and unknown is None
     num_modules = len(site.devices) // num_replicas
     steps_per_epoch, num_steps = count_steps(config, dataset.num_train)
     warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
@@ -384,6 +388,8 @@ def check_components(config: dict[str, Any]) -> type[Method]:
         ConfigError: an unknown target or argument, or a value that it refuses.
     """
     method = check_callable("method", config["method"], ("module", "link"))
+    if "optimizer" in config["method"]:  # of what it trains beside the model
+        check_optimizer(config["method"]["optimizer"], "method.optimizer")
     check_optimizer(config["optimizer"])
     check_callable("schedule", config["schedule"], ())
     with refusing("schedule", config["schedule"]):

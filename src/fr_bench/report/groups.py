@@ -35,7 +35,7 @@ METHOD_NAMES = {
 # Settings that change neither what is computed nor how fast (of `resume` see `_taken_over`), and those that the plan
 # settles (see `settings_of`).
 WITHOUT_EFFECT = (
-    "checkpoint", "console", "diagnostics", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "profile",
+    "checkpoint", "console", "diagnostics", "dry_run", "hang_timeout", "log_every", "max_time", "profile",
     "resume", "run_dir", "seed", "sweep_dir", "trace", "wandb",
 )  # fmt: skip
 SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")

@@ -66,9 +66,11 @@ class GradientSums:
     def __init__(self, module: Module) -> None:
         self._module = module
         self.parameters = [
-            layer.weight
+            parameter
             for layer in module.network.modules()
-            if isinstance(layer, WEIGHTED) and layer.weight.requires_grad
+            if isinstance(layer, WEIGHTED)
+            for name, parameter in layer.named_parameters()
+            if "weight" in name and parameter.requires_grad  # one that is computed, as by spectral norm, has others
         ]
         self._true = [torch.zeros_like(p) for p in self.parameters]
         self._used = [torch.zeros_like(p) for p in self.parameters]
@@ -160,7 +162,8 @@ class SufficientDirection:
             else:
                 output, d = live.h, side.receive_from_above()
             wanted = [live.x, *sums.parameters] if module.k > 1 else sums.parameters
-            gradients = list(torch.autograd.grad(output, wanted, d))
+            found = torch.autograd.grad(output, wanted, d, allow_unused=True)
+            gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
             if module.k > 1:
                 side.send_down(gradients.pop(0))
             if module.replicas is not None:

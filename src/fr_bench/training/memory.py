@@ -39,7 +39,8 @@ class Account:
             if self._module.is_top:
                 self._module.loss(live, self._method.link.targets(t))
         if self._module.network.checkpointing:  # one block at a time is recomputed: the largest counts
-            self._recomputed_bytes = max(self._module.network.block_graph_bytes(live.x, t))
+            with self._module.autocast():
+                self._recomputed_bytes = max(self._module.network.block_graph_bytes(live.x, t))
         return live
 
     def play_iteration(self, t: int) -> None:
