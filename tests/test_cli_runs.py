@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,21 @@ def test_the_authors_code_can_be_planned_and_its_rates_be_others(tmp_path, monke
     assert "module  device" in capsys.readouterr().out
     assert main(["train", *words, "k=3", "module_lr=[1,1]"]) == 2
     assert "2 multipliers for k=3 modules" in capsys.readouterr().err
+
+
+def test_a_run_ends_well_whose_output_has_no_room_and_no_letters_for_it(tmp_path):
+    words = ["debug=fast", "max_steps=5", "k=1", "console=plain", f"run_dir={tmp_path / 'é'}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "ascii"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fr_bench", "train", *words],
+            cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0 and "No space left on device); training goes on" in done.stderr, done.stderr
+        report = [sys.executable, "-m", "fr_bench", "report", str(tmp_path / "é")]
+        told = subprocess.run(report, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1) and "the output cannot be written" in told.stderr
+    shown = subprocess.run(report, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0 and "n = 1" in shown.stdout, shown.stderr
+    closed = subprocess.run(f"{shlex.join(report)} >&-", shell=True, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")

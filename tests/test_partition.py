@@ -7,9 +7,13 @@ import math
 import random
 
 import pytest
+import torch
+from harness import tiny_config
 
 from fr_bench.errors import ConfigError
+from fr_bench.modules.network import Network
 from fr_bench.planning.partition import balanced_cuts, equal_cuts, make_cuts, module_slices, module_table
+from fr_bench.planning.plan import make_plan
 
 
 def modules_of(cuts, num_blocks):
@@ -117,3 +121,18 @@ def test_the_table_has_a_line_for_each_module() -> None:
         ["3", "head", "5", "25", "%"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_weight_of_two_modules_is_refused() -> None:
+    """Each would train one of its own, from the same beginning."""
+    model = {"_target_": "tiny_models.shared", "name": "shared"}
+    with pytest.raises(ConfigError, match=r"blocks 'block1' and 'again' share a parameter, and are in modules 1 and 2"):
+        make_plan(tiny_config("bp", 2, model=model, partition=[2]))
+    assert make_plan(tiny_config("bp", 2, model=model, partition=[3])).cuts == [3]
+
+
+def test_a_block_that_is_there_twice_runs_twice() -> None:
+    torch.manual_seed(0)
+    block, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    network = Network([("once", block), ("again", block)], seed=0)
+    assert torch.equal(network(x, 0), block(block(x))) and torch.equal(network.eval()(x, 0), block(block(x)))

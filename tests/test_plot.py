@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -574,3 +577,14 @@ def test_nothing_is_drawn_from_numbers_that_are_none(tmp_path):
     write_run(tmp_path / "0", records=records)
     (line,) = curves(panels(draw(tmp_path)["loss-k2"])[0], LOOKS["fr"].color)
     assert len(line.get_xdata()) == 5 and np.isfinite(line.get_ydata()).all()
+
+
+def test_all_is_drawn_even_if_nobody_reads_what(tmp_path):
+    """As in ``fr-bench plot RUN_DIR | head -1``."""
+    write_run(tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fr_bench", "plot", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    os.close(writer)
+    assert {"loss", "memory", "test"} <= {path.name.partition("-")[0] for path in (tmp_path / "out").glob("*.pdf")}

@@ -28,6 +28,7 @@ from fr_bench.modules.module import Module
 from fr_bench.records import run_directory
 from fr_bench.records.collector import Collector
 from fr_bench.records.run_directory import RunDirectory
+from fr_bench.records.runs import find_runs
 from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
@@ -685,3 +686,20 @@ def test_a_checkpoint_is_read_without_running_code_and_named_by_blocks(tmp_path:
     assert [batch for batch, _ in state["method"]["kept"]] == [3, 4]
     manifest = read_manifest(folder)
     assert manifest["cuts"] == [2, 4] and manifest["config"]["method"]["name"] == "fr"
+
+
+def test_a_run_that_takes_over_from_itself_goes_on(tmp_path: Path) -> None:
+    """And is, for the tables, one that was never stopped."""
+    config = tiny_config("fr", 2, max_steps=7)
+    run = stopped(config, tmp_path, 5)
+    run_training(config | {"resume": str(run), "run_dir": str(run)}, run)
+    (found,) = find_runs([str(run)], print)
+    assert found.end == "finished" and not found.takes_over
+
+
+def test_a_run_that_could_go_on_for_longer_says_how(tmp_path: Path) -> None:
+    run = stopped(tiny_config("fr", 2), tmp_path, 5)
+    with pytest.raises(ConfigError, match="resume=RUN_DIR, with this one, goes on from its last checkpoint"):
+        check_plan(tiny_config("fr", 2, epochs=9, run_dir=str(run)))
+    with pytest.raises(ConfigError, match=r"choose another run_dir[.]$"):
+        check_plan(tiny_config("fr", 2, optimizer={"lr": 0.5}, epochs=9, run_dir=str(run)))

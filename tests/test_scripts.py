@@ -38,6 +38,12 @@ def test_the_poster_is_drawn_and_a_finished_run_is_not_run_twice(tmp_path: Path)
     assert list((tmp_path / "figures").glob("loss-*.png")) and (tmp_path / "report.md").read_text().count("|") > 10
 
 
+def test_the_poster_of_other_settings_is_not_drawn_from_these_runs(tmp_path: Path) -> None:
+    assert reproduce(tmp_path, "max_steps=3").returncode == 0
+    done = reproduce(tmp_path, "max_steps=4")
+    assert done.returncode == 2 and "max_steps is 3 there and 4 here" in done.stderr, done.stderr
+
+
 def test_a_mistake_ends_the_script_at_once(tmp_path: Path) -> None:
     done = reproduce(tmp_path, "optimizer.lrr=1")
     assert done.returncode == 2 and done.stderr.count("unknown key") == 1

@@ -145,6 +145,12 @@ def tied(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str,
     return blocks
 
 
+def shared(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A model with two blocks of the same weights."""
+    blocks = residual(input_shape, num_classes)
+    return [*blocks[:2], ("again", blocks[1][1]), *blocks[2:]]
+
+
 class RaisesAt(nn.Module):
     """A block that raises in its ``at``-th training forward."""
 

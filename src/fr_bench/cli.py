@@ -6,6 +6,7 @@ neither torch nor Hydra: help and completion must answer at once.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -17,7 +18,7 @@ from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
 from fr_bench.processes.signals import catch_early
 from fr_bench.processes.torchrun import Torchrun
-from fr_bench.unread import is_unread
+from fr_bench.unread import is_unread, lead_nowhere, open_to_all
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def console() -> int:
     gc.set_threshold(200_000, 10, 10)
     if sys.argv[1:2] == ["train"]:
         catch_early()
+    open_to_all()
     try:
         return main()
     finally:
@@ -66,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not is_unread(sys.stdout):
             raise
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        lead_nowhere(sys.stdout)
+        print(f"fr-bench: the output cannot be written ({error.strerror})", file=sys.stderr)
         return 1
     except FrBenchError as error:
         print(f"fr-bench: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""Output that nobody reads any more, as of ``fr-bench train | head``."""
+"""Output that nobody reads any more, as of ``fr-bench train | head``, or that has no room where it goes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -17,16 +18,41 @@ def is_unread(stream: TextIO) -> bool:
     poll.register(stream.fileno(), 0)
     found = any(event & select.POLLERR for _, event in poll.poll(0))
     if found:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        lead_nowhere(stream)
     return found
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """What was and will be written to ``stream`` is lost."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_to_all() -> None:
+    """Has stdout and stderr take whatever is printed: where they are closed, and letters that a terminal lacks."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+        else:
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
 def heard_or_not() -> Iterator[None]:
-    """What is printed inside is for whoever reads stdout; a run does not end because that one has gone."""
+    """What is printed inside is for whoever reads stdout; a run does not end because that one has gone, or has no
+    room."""
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         if not is_unread(sys.stdout):
             raise
-        print("fr-bench: nobody reads the output any more; training goes on, and is logged as ever", file=sys.stderr)
+        _tell("nobody reads the output any more")
+    except OSError as error:
+        lead_nowhere(sys.stdout)
+        _tell(f"the output cannot be written ({error.strerror})")
+
+
+def _tell(why: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"fr-bench: {why}; training goes on, and is logged as ever", file=sys.stderr)

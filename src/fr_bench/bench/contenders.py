@@ -112,10 +112,9 @@ def _make(
     try:
         plan = make_plan(config_of([*own, *extent]))
         if plan.num_steps < num_all:
-            epochs = plan.config["epochs"]
             raise ConfigError(
-                f"epochs={epochs}: {epochs} of {plan.steps_per_epoch} steps are fewer than the {num_all} that are made "
-                f"to time some; use at least {-(-num_all // plan.steps_per_epoch)}"
+                f"epochs={plan.config['epochs']}: with {plan.steps_per_epoch} steps in each that is less than the "
+                f"{num_all} steps of a round; use at least {-(-num_all // plan.steps_per_epoch)}"
             )
         plan = replace(plan, num_evaluation_images={})  # evaluations take no part
         if not is_peer:

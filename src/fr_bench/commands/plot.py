@@ -33,30 +33,27 @@ def main(argv: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     found = pairs(read_groups(arguments.run_dir))
-    num_figures = sum(_plot(groups, arguments.style, Path(arguments.out)) for groups in found.values())
-    if not num_figures:
+    drawn = [_plot(groups, arguments.style, Path(arguments.out)) for groups in found.values()]
+    print("\n".join(line for _, lines in drawn for line in lines))  # last: a reader who leaves costs no figure
+    if not any(num_figures for num_figures, _ in drawn):
         raise ConfigError(f"{' '.join(arguments.run_dir)}: nothing to draw in any of these runs.")
     return 0
 
 
-def _plot(groups: list[Group], style: str, folder: Path) -> int:
-    """Draws the figures of one data set and model, says what is in them, and returns how many there are."""
+def _plot(groups: list[Group], style: str, folder: Path) -> tuple[int, list[str]]:
+    """Draws the figures of one data set and model; returns how many there are, and lines that say what is in them."""
     from fr_bench.figures.drawing import Omission  # matplotlib takes a second, which --help must not
     from fr_bench.figures.write import draw_all, write
 
     num_figures = 0
     dataset, model = groups[0].dataset, groups[0].model
-    print(f"{model} on {dataset}, n seeds each:")
-    for group in groups:
-        print(f"  {group.label}: {group.seeds}")
+    lines = [f"{model} on {dataset}, n seeds each:", *(f"  {group.label}: {group.seeds}" for group in groups)]
     for drawing in draw_all(groups, style):
         stem = f"{drawing.name}-{dataset}-{model}"
         if isinstance(drawing, Omission):
-            print(f"left out: {stem}: {drawing.reason}")
+            lines.append(f"left out: {stem}: {drawing.reason}")
             continue
         png, _ = write(drawing, style, folder, stem)
-        print(f"{png} and .pdf")
-        for note in drawing.notes:
-            print(f"  {note}")
+        lines += [f"{png} and .pdf", *(f"  {note}" for note in drawing.notes)]
         num_figures += 1
-    return num_figures
+    return num_figures, lines

@@ -35,6 +35,8 @@ def refuse_differences(
         return
     shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
     advice = "use its settings, or choose another run_dir"
+    if not {each.partition(" is ")[0].partition(".")[0] for each in found} - {*MOVABLE}:
+        advice += ", in which resume=RUN_DIR, with this one, goes on from its last checkpoint"
     if may_change:
         advice = f"only {', '.join(may_change)} and what is logged may change"
     raise ConfigError(f"{where}: holds a run with other settings: {shown}; {advice}.")

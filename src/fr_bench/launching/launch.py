@@ -27,7 +27,7 @@ from fr_bench.records.summary import SummaryBuilder
 from fr_bench.records.trace import write_trace
 from fr_bench.records.wandb_server import why_unreachable
 from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
-from fr_bench.unread import heard_or_not
+from fr_bench.unread import heard_or_not, lead_nowhere
 from fr_bench.workers.resumption import Resumption
 
 WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
@@ -77,6 +77,8 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         if not meeting.leads:
             return follow_run(config, run_directory, meeting)
     directory = RunDirectory(run_directory)
+    if Path(config["resume"]).absolute() == run_directory.absolute():  # nothing is taken over from another run
+        config = {**config, "resume": "auto"}
     with contextlib.nullcontext() if meeting is None else meeting.refusing():
         start = decide(config, directory, say)
         finished = start.finished
@@ -139,7 +141,10 @@ def _prepare(plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting
 
 def say(line: str) -> None:
     """Something that the user should know, whatever the console shows."""
-    print(f"fr-bench: {line}", file=sys.stderr, flush=True)
+    try:
+        print(f"fr-bench: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        lead_nowhere(sys.stderr)
 
 
 def _state(cause: BaseException | None) -> str:

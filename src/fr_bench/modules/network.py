@@ -48,11 +48,11 @@ class Network(nn.Module):
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
         if not self.training:
-            for block in self.children():
+            for _, block in self._named_blocks():
                 x = block(x)
             return x
         source, version = x, x._version
-        for name, block in self.named_children():
+        for name, block in self._named_blocks():
             if self.checkpointing and torch.is_grad_enabled():
                 x = self._forward_checkpointed(name, block, x, batch)
             else:
@@ -64,10 +64,16 @@ class Network(nn.Module):
                 )
         return x
 
+    def _named_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """By name, in order; one that is there twice comes twice, which ``named_children`` would leave out."""
+        for name, block in self._modules.items():
+            assert block is not None
+            yield name, block
+
     def compile_blocks(self) -> None:
         """From now on training runs what torch.compile makes of each block, by itself: where the network is cut then
         makes no difference to its numbers. Evaluation, with batches of other sizes, runs the blocks as they are."""
-        self._compiled = {name: torch.compile(block, dynamic=False) for name, block in self.named_children()}
+        self._compiled = {name: torch.compile(block, dynamic=False) for name, block in self._named_blocks()}
 
     @property
     def is_compiled(self) -> bool:
@@ -116,7 +122,7 @@ class Network(nn.Module):
         """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
         found = []
         with self.statistics(update=False):
-            for name, block in self.named_children():
+            for name, block in self._named_blocks():
                 saved = SavedTensors()
                 with torch.enable_grad(), saved.listen():
                     x = self._forward_keyed(name, block, x.detach(), batch)

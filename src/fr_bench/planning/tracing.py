@@ -53,6 +53,7 @@ def trace_modules(
     """
     shapes: list[ModuleShapes] = []
     size = len(x)
+    _refuse_shared(blocks, cuts)
     for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
         network = Network(blocks[part], seed=0)
         if not any(p.requires_grad for p in network.parameters()):
@@ -67,6 +68,20 @@ def trace_modules(
     if x.shape != (size, num_classes):
         raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")
     return shapes
+
+
+def _refuse_shared(blocks: Blocks, cuts: Sequence[int]) -> None:
+    """Raises ConfigError where a parameter belongs to two modules, each of which would train its own."""
+    owners: dict[int, tuple[int, str]] = {}
+    for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
+        for name, block in blocks[part]:
+            for parameter in block.parameters():
+                other_k, other = owners.setdefault(id(parameter), (k, name))
+                if other_k != k:
+                    raise ConfigError(
+                        f"partition={list(cuts)}: blocks '{other}' and '{name}' share a parameter, and are in modules "
+                        f"{other_k} and {k}; move the cuts, so that one module has both"
+                    )
 
 
 def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
