@@ -113,4 +113,4 @@ def test_its_own_network_costs_a_backward_down_to_the_features() -> None:
 @pytest.mark.parametrize("mistake", ["method.num_hidden=-1", "method.num_convolutions=1.5", "method.num_hidden=true"])
 def test_layers_that_cannot_be_are_refused(mistake: str, tmp_path: Path) -> None:
     done = call(tmp_path, "train", "debug=fast", "method=dgl", mistake)
-    assert done.returncode == 2 and mistake.lower() in done.stderr.lower() and "whole number" in done.stderr
+    assert done.returncode == 2 and mistake.lower() in done.stderr.lower() and "an integer" in done.stderr

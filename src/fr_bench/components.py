@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,4 +139,5 @@ def _check_types(key: str, function: Callable[..., Any], arguments: dict[str, An
         accepted = {*types, int} if float in types else {*types}
         if type(value) not in accepted:
             words = " or ".join(IN_WORDS[each] for each in types)
-            raise ConfigError(f"{key}.{name}={value}: must be {words}")
+            shown = value if isinstance(value, str) else json.dumps(value, default=str)
+            raise ConfigError(f"{key}.{name}={shown}: must be {words}")

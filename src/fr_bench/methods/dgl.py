@@ -153,4 +153,4 @@ class DecoupledGreedyLearning(Method):
         """Raises ConfigError for numbers of layers that are none."""
         for key, value in (("num_convolutions", num_convolutions), ("num_hidden", num_hidden)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(f"method.{key}={value}: must be a whole number from 0 on")
+                raise ConfigError(f"method.{key}={value}: must be an integer from 0 on")

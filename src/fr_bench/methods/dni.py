@@ -207,7 +207,7 @@ class DecoupledNeuralInterfaces(Method):
         """Raises ConfigError for sizes that make no synthesizer."""
         for key, value, low in (("num_hidden", num_hidden, 0), ("hidden_channels", hidden_channels, 1)):
             if not isinstance(value, int) or value < low:
-                raise ConfigError(f"method.{key}={value}: must be a whole number from {low} on")
+                raise ConfigError(f"method.{key}={value}: must be an integer from {low} on")
         if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(f"method.kernel_size={kernel_size}: must be odd, so that the size is kept")
         if clip_norm is not None and clip_norm <= 0:
