@@ -77,8 +77,8 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         if not meeting.leads:
             return follow_run(config, run_directory, meeting)
     directory = RunDirectory(run_directory)
-    if Path(config["resume"]).absolute() == run_directory.absolute():  # nothing is taken over from another run
-        config = {**config, "resume": "auto"}
+    if config["resume"] != "never" and Path(config["resume"]).absolute() == run_directory.absolute():
+        config = {**config, "resume": "auto"}  # nothing is taken over from another run
     with contextlib.nullcontext() if meeting is None else meeting.refusing():
         start = decide(config, directory, say)
         finished = start.finished
