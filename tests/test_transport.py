@@ -8,7 +8,7 @@ from harness import tiny_config
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.fr import FeaturesReplay
-from fr_bench.planning.plan import find_site
+from fr_bench.planning.site import find_site
 from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices, why_not
 from fr_bench.transport.channel import LocalChannel
 from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
