@@ -219,7 +219,7 @@ def test_where_there_are_no_graphs_it_is_refused(
     if "dropout" in settings:
         config["model"]["dropout"] = settings["dropout"]
     if settings.get("devices") == "cuda":
-        monkeypatch.setattr("fr_bench.planning.plan.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
+        monkeypatch.setattr("fr_bench.planning.site.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
     with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):
         make_plan(config)
 
