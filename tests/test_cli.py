@@ -699,8 +699,10 @@ def test_a_sweep_runs_every_combination_and_ends_with_a_table(launch, capsys):
         ("fr", 2),
     ]
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-6] == f"all jobs: {' '.join(SMALL)}"
     assert lines[-5].split()[:2] == ["job", "state"]
-    assert "finished" in lines[-1] and "2.00 %" in lines[-1] and "method=fr k=2" in lines[-1]
+    assert lines[-1].split()[:-1] == ["3", "finished", "2.00", "%", "method=fr", "k=2"]
+    assert "[4/4 done] job 3 finished: best test error 2.00 % (method=fr k=2)" in lines
     assert launch.started[-1]["run_dir"].endswith(lines[-1].split()[-1])
 
 

@@ -48,7 +48,7 @@ from fr_bench.settings.compose import (
 )
 from fr_bench.settings.config import check
 from fr_bench.settings.paths import quoted, with_quoted_paths
-from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code, table
+from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code
 from fr_bench.unread import heard_or_not
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ def main(argv: list[str]) -> int:
         slurm_launcher.check_submission([job.launcher for job in composition.jobs], Path(composition.sweep_dir))
         slurm_launcher.install()
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
-    outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs)
+    outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs, _shared(composition))
     code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes, typed))
     with heard_or_not():
-        print(table(outcomes.read(), composition.num_jobs), flush=True)
+        print(outcomes.table(), flush=True)
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
 
@@ -233,6 +233,14 @@ class TrainTask:
                 with heard_or_not():
                     print(self.outcomes.line(outcome), flush=True)
         return outcome.best_test_error
+
+
+def _shared(composition: Composition) -> list[str]:
+    """The overrides that all jobs of a sweep have; none where a sweeper of the user's own decides on more jobs."""
+    first, *others = composition.jobs
+    if composition.num_jobs is None or not others:
+        return []
+    return [word for word in first.overrides if all(word in job.overrides for job in others)]
 
 
 def _help(arguments: argparse.Namespace, job: Job) -> int:

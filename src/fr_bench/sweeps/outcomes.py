@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,12 +52,14 @@ class OutcomeLog:
     Args:
         sweep_dir: None for a single run.
         num_jobs: of the sweep, None if nobody knows.
+        shared: overrides that all jobs have, which are not told of each.
     """
 
-    def __init__(self, sweep_dir: Path | None, num_jobs: int | None = None) -> None:
+    def __init__(self, sweep_dir: Path | None, num_jobs: int | None = None, shared: Sequence[str] = ()) -> None:
         self._path = None if sweep_dir is None else sweep_dir / FILE_NAME
         self._start = self._path.stat().st_size if self._path is not None and self._path.exists() else 0
         self._num_jobs = num_jobs
+        self._shared = list(shared)
         self._num_told = 0
         self._outcomes: list[Outcome] = []
 
@@ -93,7 +96,35 @@ class OutcomeLog:
         error = outcome.best_test_error
         how = outcome.message or (f"best test error {100 * error:.2f} %" if error is not None else "")
         what = f"job {outcome.number} {outcome.state}" + (f": {how}" if how else "")
-        return f"[{num_done}{of_all} done] {what} ({' '.join(outcome.overrides)})"
+        return f"[{num_done}{of_all} done] {what} ({self._words(outcome)})"
+
+    def table(self) -> str:
+        """Returns a sweep's jobs as text, one a line, then why some failed and how many never ran."""
+        outcomes = self.read()
+        rows = [("job", "state", "best test error", "overrides", "run directory")]
+        for outcome in outcomes:
+            error = outcome.best_test_error
+            rows.append(
+                (
+                    str(outcome.number),
+                    outcome.state,
+                    "-" if error is None else f"{100 * error:.2f} %",
+                    self._words(outcome),
+                    os.path.relpath(outcome.run_dir),
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [f"all jobs: {' '.join(self._shared)}"] if self._shared else []
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        for outcome in outcomes:  # once more: another launcher leaves the message in a log file of its own
+            if outcome.message is not None:
+                lines.append(f"job {outcome.number} {outcome.state}: {outcome.message}")
+        if self._num_jobs is not None and len(outcomes) < self._num_jobs:
+            lines.append(f"{self._num_jobs - len(outcomes)} of {self._num_jobs} jobs did not run.")
+        return "\n".join(lines)
+
+    def _words(self, outcome: Outcome) -> str:
+        return " ".join(word for word in outcome.overrides if word not in self._shared)
 
     def _history(self) -> list[Outcome]:
         if self._path is None:
@@ -125,27 +156,3 @@ def exit_code(outcomes: list[Outcome], num_jobs: int | None, hydra_code: int) ->
     if any(codes) or (num_jobs is not None and len(codes) < num_jobs):
         return 1
     return hydra_code
-
-
-def table(outcomes: list[Outcome], num_jobs: int | None) -> str:
-    """Returns a sweep's jobs as text, one a line, then why some failed and how many never ran."""
-    rows = [("job", "state", "best test error", "overrides", "run directory")]
-    for outcome in outcomes:
-        error = outcome.best_test_error
-        rows.append(
-            (
-                str(outcome.number),
-                outcome.state,
-                "-" if error is None else f"{100 * error:.2f} %",
-                " ".join(outcome.overrides),
-                os.path.relpath(outcome.run_dir),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    for outcome in outcomes:  # once more: another launcher leaves the message in a log file of its own
-        if outcome.message is not None:
-            lines.append(f"job {outcome.number} {outcome.state}: {outcome.message}")
-    if num_jobs is not None and len(outcomes) < num_jobs:
-        lines.append(f"{num_jobs - len(outcomes)} of {num_jobs} jobs did not run.")
-    return "\n".join(lines)
