@@ -527,15 +527,19 @@ def test_what_may_change_from_another_run_and_what_may_not(tmp_path: Path) -> No
     directory = RunDirectory(tmp_path / "new")
     start = decide(tiny_config("fr", 2, epochs=4, max_steps=17, threads=1, resume=source), directory, print)
     assert start.plan is not None and start.plan.num_steps == 17 and start.resumption is not None
-    with pytest.raises(ConfigError, match=r"batch_size is 8 there and 4 here; only epochs, max_steps, k"):
-        decide(tiny_config("fr", 2, batch_size=4, resume=source), directory, print)
-    with pytest.raises(ConfigError, match=r"after step 5, this run ends after 3; more epochs"):
-        decide(tiny_config("fr", 2, max_steps=3, resume=source), directory, print)
+    for change, why in (
+        ({"batch_size": 4}, "batch_size is 8 there and 4 here; only epochs, max_steps, k"),
+        ({"max_steps": 3}, "after step 5, this run ends after 3; more epochs"),
+        ({"partition": [1]}, "partition is"),
+    ):
+        refused = tiny_config("fr", 2, resume=source, run_dir=str(directory.path), **change)
+        with pytest.raises(ConfigError, match=why):
+            decide(refused, directory, print)
+        with pytest.raises(ConfigError, match=why):  # before anything of a sweep has begun
+            check_plan(refused)
     for nowhere in ("atuo", "a" * 300):
         with pytest.raises(ConfigError, match="must be auto, never or the directory of a run"):
             check_plan(tiny_config("fr", 2, resume=nowhere, run_dir=str(tmp_path / "new")))
-    with pytest.raises(ConfigError, match="partition is"):
-        decide(tiny_config("fr", 2, partition=[1], resume=source), directory, print)
     assert not directory.path.exists()
 
 

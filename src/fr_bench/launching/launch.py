@@ -12,7 +12,7 @@ from fr_bench.launching.checkpoint_book import CheckpointBook
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members, follow
 from fr_bench.launching.origin import settle_origin
-from fr_bench.launching.resume import Start, bring_records, check_resume, decide, plan_with_cuts
+from fr_bench.launching.resume import Start, bring_records, check_end, check_resume, decide, plan_with_cuts
 from fr_bench.launching.supervisor import SignalWatch, Supervisor, watch_signals
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import Plan, check_components, make_plan
@@ -49,7 +49,7 @@ def check_plan(config: dict[str, Any], planned: set[str] | None = None, *, runs_
     check_wandb(resolve_mode(config["wandb"]["mode"]))
     likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
     if planned is None or likeness not in planned:
-        make_plan(config, runs_here=runs_here)  # last, since it may download a data set
+        check_end(config, make_plan(config, runs_here=runs_here).num_steps)  # last: a plan may download a data set
     if planned is not None:
         planned.add(likeness)
 

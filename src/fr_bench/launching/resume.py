@@ -12,6 +12,7 @@ others of s.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -20,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from fr_bench.atomic import replace_file
-from fr_bench.checkpoints.files import Checkpoint, newest_good, remove_after
+from fr_bench.checkpoints.files import (
+    Checkpoint,
+    DamagedCheckpoint,
+    newest_good,
+    read_manifest,
+    remove_after,
+    whole_folders,
+)
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
 from fr_bench.launching.differences import MOVABLE, differences, refuse_differences
@@ -88,7 +96,8 @@ class Records:
 
 
 def check_resume(config: dict[str, Any]) -> None:
-    """Finds what of ``resume`` and ``run_dir`` does not go together, without reading a checkpoint's files.
+    """Finds what of ``resume`` and ``run_dir`` does not go together, without reading more of a checkpoint than its
+    manifest.
 
     Raises:
         ConfigError: naming what differs, or what is missing.
@@ -97,8 +106,21 @@ def check_resume(config: dict[str, Any]) -> None:
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
-    elif config["resume"] not in ("auto", "never"):
-        _find_source(config)
+    elif config["resume"] not in ("auto", "never") and (manifest := _newest_manifest(_find_source(config))):
+        _refuse_other_settings(manifest, config)
+
+
+def check_end(config: dict[str, Any], num_steps: int) -> None:
+    """Finds a run of ``num_steps`` that would end before the checkpoint that it is to begin from, as check_resume does.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if config["resume"] in ("auto", "never") or RunDirectory(Path(config["run_dir"])).find() is not None:
+        return
+    source = _find_source(config)
+    if manifest := _newest_manifest(source):
+        _refuse_behind_the_end(source, manifest["step"], num_steps)
 
 
 def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) -> Start:
@@ -146,22 +168,13 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
 def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     """From a run in another directory."""
     source = _find_source(config)
-    where = f"resume={source.path}"
     checkpoint = newest_good(source.checkpoints, complain)
     if checkpoint is None:
-        raise ConfigError(f"{where}: has no checkpoint that can be used.")
-    refuse_differences(
-        checkpoint.manifest["config"], config, where, may_change=MOVABLE, cuts=checkpoint.manifest["cuts"]
-    )
+        raise ConfigError(f"resume={source.path}: has no checkpoint that can be used.")
+    _refuse_other_settings(checkpoint.manifest, config)
     same_k = checkpoint.k == config["k"]
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_k else make_plan(config)
-    found = source.find()
-    is_done = checkpoint.step == plan.num_steps and found is not None and found.state == "finished"
-    if checkpoint.step > plan.num_steps or is_done:
-        raise ConfigError(
-            f"{where}: its checkpoint is after step {checkpoint.step}, this run ends after {plan.num_steps}; "
-            "more epochs (or max_steps) make it longer."
-        )
+    _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
     before, now = shape_of(checkpoint), _shape(plan)
     if before != now:
@@ -237,6 +250,29 @@ def _find_source(config: dict[str, Any]) -> RunDirectory:
             f"there is no folder {source.checkpoints}."
         )
     return source
+
+
+def _newest_manifest(source: RunDirectory) -> dict[str, Any] | None:
+    """Of the checkpoint that a run would begin from, if its files are whole; None without any."""
+    for folder in whole_folders(source.checkpoints):
+        with contextlib.suppress(DamagedCheckpoint):
+            return read_manifest(folder)
+    return None
+
+
+def _refuse_other_settings(manifest: dict[str, Any], config: dict[str, Any]) -> None:
+    where = f"resume={config['resume']}"
+    refuse_differences(manifest["config"], config, where, may_change=MOVABLE, cuts=manifest["cuts"])
+
+
+def _refuse_behind_the_end(source: RunDirectory, step: int, num_steps: int) -> None:
+    found = source.find()
+    is_done = step == num_steps and found is not None and found.state == "finished"
+    if step > num_steps or is_done:
+        raise ConfigError(
+            f"resume={source.path}: its checkpoint is after step {step}, this run ends after {num_steps}; more epochs "
+            "(or max_steps) make it longer."
+        )
 
 
 def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
