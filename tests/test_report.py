@@ -450,6 +450,28 @@ def test_a_run_without_evaluations_or_memory_has_empty_cells(tmp_path, capsys):
     assert table(text, "Speed")["FR 2"]["seconds an epoch"] == "1" and "### Memory" not in text
 
 
+def test_another_optimizer_is_named_and_its_settings_only_where_they_tell_it_from_another(tmp_path, capsys):
+    def group(target: str, **settings: object) -> None:
+        settings = {"optimizer": {"_target_": target, **settings}}
+        write_run(tmp_path / str(len(list(tmp_path.iterdir()))), "fr", settings=settings)
+
+    def names() -> set[str]:
+        assert report(tmp_path) == 0
+        return {row["method"] for row in table(capsys.readouterr().out, "Test error").values()}
+
+    group("torch.optim.SGD", momentum=0.9, lr=0.1)
+    group("torch.optim.Adam", betas=[0.9, 0.99], eps=1e-8, lr=0.001)
+    assert names() == {"FR (optimizer=SGD)", "FR (optimizer=Adam)"}
+    group("torch.optim.Adam", betas=[0.9, 0.99], eps=1e-8, lr=0.002)
+    group("mine.Adam", lr=0.001)
+    assert names() == {
+        "FR (optimizer=torch.optim.SGD)",
+        "FR (optimizer=torch.optim.Adam, lr=0.001)",
+        "FR (optimizer=torch.optim.Adam, lr=0.002)",
+        "FR (optimizer=mine.Adam)",
+    }
+
+
 def test_bad_runs_are_named_on_stderr_and_the_others_reported(tmp_path, capsys):
     write_run(tmp_path / "good")
     broken = write_run(tmp_path / "broken", "ddg")

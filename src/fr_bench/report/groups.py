@@ -44,6 +44,7 @@ SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {Tru
 # Settings that a K brings along: they are compared among the groups of one K only.
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
+TARGET = "_target_"  # of a component's settings: the class or function it is made by
 THERE = "resume."  # begins the names of settings of the run that another took over from
 
 
@@ -241,12 +242,15 @@ def _with_variant(group: Group, groups: list[Group]) -> Group:
     rivals = [other for other in groups if (other.dataset, other.model) == (group.dataset, group.model)]
     rivals = [other for other in rivals if other.runs[0].config]
     differing = [key for key in group.settings if _differs(key, group, rivals)]
-    words = [_words(key, group.settings[key], differing) for key in differing]
+    words = [_words(key, group.settings[key], differing, rivals) for key in differing]
     variant = ", ".join(word for word in words if word)
     return replace(group, variant=variant)
 
 
 def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
+    for component in _components(key, group):  # what it is goes before its settings, which others need not have
+        target = f"{component}.{TARGET}"
+        rivals = [other for other in rivals if other.settings.get(target) == group.settings[target]]
     if key.startswith("method."):
         rivals = [other for other in rivals if other.method == group.method]
     elif key == "cuts":  # a balanced partition cuts by the costs of the method: that alone makes no variant
@@ -258,13 +262,24 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
     return any(other.settings.get(key) != group.settings[key] for other in rivals)
 
 
-def _words(key: str, value: Any, differing: list[str]) -> str:
-    """``lr=0.1``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
+def _components(key: str, group: Group) -> Iterable[str]:
+    """Those that ``key`` is a setting of: ``optimizer`` of ``optimizer.lr``, none of ``optimizer._target_``."""
+    parts = key.split(".")[:-1]
+    names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return [name for name in names if f"{name}.{TARGET}" in group.settings and key != f"{name}.{TARGET}"]
+
+
+def _words(key: str, value: Any, differing: list[str], rivals: list[Group]) -> str:
+    """``lr=0.1``, ``optimizer=Adam``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
     if key == "resume":
         return str(value) if str(value).startswith("from ") else f"resumed from {PurePath(str(value)).name}"
     known = SAID_SHORTER.get(key)
     if known is not None and value in known:
         return known[value]
+    if key.endswith(f".{TARGET}"):
+        names = {str(other.settings.get(key)).rpartition(".")[2] for other in rivals}
+        is_clear = len(names) == len({other.settings.get(key) for other in rivals})
+        return f"{key.split('.')[-2]}={str(value).rpartition('.')[2] if is_clear else value}"
     return f"{_short(key, differing)}={_text(value)}"
 
 
