@@ -288,6 +288,7 @@ def test_measured_times_are_positive_and_kept_for_the_next_run(
     assert all(block[part] > 0 for block in times["blocks"] for part in ("play", "forward", "backward", "step"))
     assert times["load"] > 0 and times["copy_s_per_byte"] > 0
     assert [seconds > 0 for seconds in times["companions"]] == [method != "fr"] * 6
+    assert abs(times["measured_at"] - path.stat().st_mtime) < 60
     again = make_plan(config)
     assert (again.cuts, again.expected_share) == (plan.cuts, plan.expected_share)
     assert "timing" not in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError
 from fr_bench.planning.costs import NetworkCosts
 from fr_bench.planning.environment import usable_cores
-from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
+from fr_bench.planning.measured_costs import MeasuringTask, cache_folder, measured_costs
 from fr_bench.planning.memory_table import memory_table
 from fr_bench.planning.plan import Plan, make_plan
 
@@ -59,6 +61,20 @@ def test_it_tells_cuts_memory_transport_and_time_and_leaves_nothing(tmp_path: Pa
     ):
         assert part in done.stdout, part
     assert not list(tmp_path.iterdir())
+
+
+def test_it_says_when_the_costs_were_measured_and_what_to_delete_for_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = tiny_config("fr", 2)
+    report(config)
+    [path] = cache_folder().iterdir()
+    costs = json.loads(path.read_text())
+    path.write_text(json.dumps(costs | {"measured_at": datetime(2020, 2, 3, 4, 5).timestamp()}))
+    assert f"on 2020-02-03 04:05; kept in {cache_folder()} until you delete them" in report(config)
+    path.unlink()
+    assert "2020-02-03" not in report(config)
 
 
 def test_it_says_which_modules_would_never_learn_and_so_does_the_run(tmp_path: Path) -> None:

@@ -60,12 +60,14 @@ class TimePrediction:
         step_s: seconds between two mini-batches with a full pipe.
         fill_s: seconds that the run takes beyond that, to fill the pipe.
         measured_on: the device that the costs were measured on.
+        measured_at: when, in seconds since 1970.
         notes: what the prediction leaves out or takes for granted, in sentences without a full stop.
     """
 
     step_s: float
     fill_s: float
     measured_on: str
+    measured_at: float
     notes: list[str]
 
     def training_time_s(self, num_steps: int) -> float:
@@ -108,7 +110,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         notes.append("a micro-batch is taken to cost its share of the batch")
     if method is DecoupledDelayedGradients and plan.k > 1:
         notes.append("copies of weights for the stash are not counted")
-    return TimePrediction(step_s, fill_s, measured_on(plan), [*sharing, *notes])
+    return TimePrediction(step_s, fill_s, measured_on(plan), costs.measured_at, [*sharing, *notes])
 
 
 def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCosts:

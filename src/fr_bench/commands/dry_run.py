@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from fr_bench.bench.time_prediction import TimePrediction, predict_time
+from fr_bench.planning.measured_costs import cache_folder
 from fr_bench.planning.memory_table import memory_table
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.console import duration
@@ -35,10 +37,12 @@ def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str
     if time is None:
         which = f"of method '{method}'" if plan.config["replicas"] == 1 else "with replicas"
         return [f"time is not predicted: the schedule {which} is not known to the simulation"]
+    when = datetime.fromtimestamp(time.measured_at)
     return [
         f"predicted time: {duration(time.step_s)} a step, {duration(plan.steps_per_epoch * time.step_s)} an epoch, "
         f"{duration(time.training_time_s(plan.num_steps))} for the run's {plan.num_steps} steps",
-        f"from costs of every block, measured on {time.measured_on}",
+        f"from costs of every block, measured on {time.measured_on}, on {when:%Y-%m-%d %H:%M}; kept in "
+        f"{cache_folder()} until you delete them",
         *_sentences(
             "these are uncontended costs, of a process alone on the machine: modules that compute side by side slow "
             "each other down",

@@ -60,13 +60,15 @@ class NetworkCosts:
         companions: by block, seconds a mini-batch of the method's own network at the output of the block (DNI's
             synthesizer, DGL's auxiliary network), if a module below the top ends there; 0 for methods without one.
         load: seconds to make a mini-batch of images, where a clock measured it.
-        copy_s_per_byte: of a copy into shared memory, where a clock measured it. Both take no part in balancing.
+        copy_s_per_byte: of a copy into shared memory, where a clock measured it.
+        measured_at: when a clock measured all this, in seconds since 1970. These three take no part in balancing.
     """
 
     blocks: list[BlockCost]
     companions: list[float]
     load: float = 0.0
     copy_s_per_byte: float = 0.0
+    measured_at: float = 0.0
 
 
 class Meter(Protocol):

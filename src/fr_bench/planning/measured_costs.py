@@ -129,7 +129,7 @@ def measured_costs(task: MeasuringTask, asked_by: str) -> NetworkCosts:
         ConfigError: the measurement failed.
     """
     key = task.key()
-    path = _cache_folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
+    path = cache_folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
     costs = _read(path, key)
     if costs is None:
         print(f"{asked_by}: timing the blocks of {task.model['name']} on {task.device} ...", file=sys.stderr)
@@ -174,7 +174,8 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     has_gradient = method is not None and not method.sends_gradients
     costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer), has_gradient)
     load_s = _load_s(task, device, dtype, layout)
-    return replace(costs, load=load_s, copy_s_per_byte=_copy_s_per_byte() if device.type == "cpu" else 0.0)
+    copy_s_per_byte = _copy_s_per_byte() if device.type == "cpu" else 0.0
+    return replace(costs, load=load_s, copy_s_per_byte=copy_s_per_byte, measured_at=time.time())
 
 
 def _load_s(task: MeasuringTask, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
@@ -226,7 +227,8 @@ def _child_main(surroundings: child.Surroundings, sender: Connection, task: Meas
         sender.send(f"{type(error).__name__}: {error}")
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what was measured is kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "fr-bench" / "measured_costs"
 
@@ -240,6 +242,7 @@ def _read(path: Path, key: dict[str, Any]) -> NetworkCosts | None:
         blocks = [BlockCost(**{part: float(cost[part]) for part in cost}) for cost in content["blocks"]]
         companions = [float(seconds) for seconds in content["companions"]]
         others = {part: float(content[part]) for part in ("load", "copy_s_per_byte")}
+        others["measured_at"] = float(content.get("measured_at", path.stat().st_mtime))  # older files lack it
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return NetworkCosts(blocks, companions, **others) if len(blocks) == len(companions) > 0 else None
