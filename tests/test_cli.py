@@ -531,6 +531,8 @@ MISTAKES = [
     (["experiment=quickstrat"], ["experiment=quickstrat", "'quickstart'"]),
     (["dataset=null"], ["dataset=null"]),
     (["k"], ["'k'", "key=value"]),
+    (["-m", "optimizer.lr=0.1,", "0.2"], ["'optimizer.lr=0.1,'", "a blank ends a word"]),
+    (["partition=[1,", "2]"], ["'partition=[1,'", "the values of partition without any"]),
     (["epchs"], ["'epchs'", "'epochs=VALUE'"]),
     (["partition=[1,2"], ["partition=[1,2"]),
     (["k=1,2"], ["k=1,2", "-m"]),

@@ -113,6 +113,11 @@ def _unreadable(error: OverrideParseException, known: Known) -> str:
         keys = [*_keys(known.config()), *known.groups()]
         hint = nearest(error.override, [f"{key}=VALUE" for key in keys if key[0] == error.override[0]])
         return f"'{error.override}' is not a setting: write key=value, for example k=4.{hint}"
+    key, _, value = error.override.partition("=")
+    if value.endswith(",") or value.count("[") > value.count("]"):
+        return (
+            f"cannot read '{error.override}': a blank ends a word; write the values of {key} without any, or in quotes."
+        )
     detail = _one_line(error.message.split("\nSee https://")[0])
     return f"cannot read '{error.override}': {detail}. Special characters need quotes: 'key=\"a b\"'."
 
