@@ -533,6 +533,7 @@ MISTAKES = [
     (["k"], ["'k'", "key=value"]),
     (["-m", "optimizer.lr=0.1,", "0.2"], ["'optimizer.lr=0.1,'", "a blank ends a word"]),
     (["partition=[1,", "2]"], ["'partition=[1,'", "the values of partition without any"]),
+    (["threads=100000"], ["threads=100000: must be at most 1024"]),
     (["epchs"], ["'epchs'", "'epochs=VALUE'"]),
     (["partition=[1,2"], ["partition=[1,2"]),
     (["k=1,2"], ["k=1,2", "-m"]),

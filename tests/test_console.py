@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import call
+from harness import call, read_records
 
 from fr_bench.records.console import duration, num_bytes, percent, print_summary, rate, record_line
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+TERMINAL = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
 
 
 def run(folder: Path, *words: str) -> list[str]:
@@ -35,8 +38,7 @@ def test_where_there_is_no_terminal_every_record_is_a_line_for_grep(tmp_path: Pa
 def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     program = [sys.executable, "-m", "fr_bench", *run(tmp_path, "console=auto")]
-    environment = {**ENVIRONMENT, "TERM": "xterm-256color", "COLUMNS": "110", "LINES": "40"}
-    process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, env=TERMINAL)
     os.close(theirs)
     output = b""
     while True:
@@ -52,6 +54,23 @@ def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path
     assert text.count("fr, K = 2, mlp on digits") > 2  # drawn, and drawn again
     assert "step 20 of 20" in text and "memory peak" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again after it was hidden
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = run(tmp_path, "console=live", "epochs=100", "max_steps=1200", "log_every=10")
+    program = [sys.executable, "-m", "fr_bench", *words]
+    process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, text=True, env=TERMINAL)
+    os.close(theirs)
+    shown = b""
+    while b"loss " not in shown:
+        shown += os.read(ours, 65536)
+    os.close(ours)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert "the output cannot be written (Input/output error); training goes on" in stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    assert max(record["step"] for record in read_records(tmp_path / "run")) == 1200
 
 
 def test_console_off_says_nothing(tmp_path: Path) -> None:

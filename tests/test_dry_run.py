@@ -134,6 +134,12 @@ def test_a_block_that_fails_when_it_runs_is_a_mistake_with_its_cause() -> None:
         report(tiny_config("fr", 2, model=model))
 
 
+def test_what_ends_the_process_that_measures_is_named() -> None:
+    model = {"_target_": "tiny_models.bad_day", "name": "bad_day", "what": "killed in play", "at": 10}
+    with pytest.raises(ConfigError, match=r"^dry_run=true: the process that measures was killed by SIGKILL \(by hand"):
+        report(tiny_config("fr", 2, model=model))
+
+
 @pytest.mark.parametrize(
     ("k", "changes", "what", "how"),
     [

@@ -89,6 +89,19 @@ def test_what_training_needed_an_evaluation_does_without(
     assert capsys.readouterr().out == expected
 
 
+def test_final_weights_of_which_some_are_missing_are_passed_over_for_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process may be killed while it saves."""
+    train_here(tiny_config("fr", 2, checkpoint={"every": 5}), tmp_path)
+    assert main(["eval", str(tmp_path), "--trust"]) == 0
+    whole = capsys.readouterr().out
+    assert "(final weights of " in whole
+    (tmp_path / "checkpoints" / "final" / weights_file(2)).unlink()
+    assert main(["eval", str(tmp_path), "--trust"]) == 0
+    assert capsys.readouterr().out == whole.replace("final weights", "weights after step 10")
+
+
 def test_of_replicas_the_first_counts_however_many_there_are(tmp_path: Path) -> None:
     for number in (1, 2, 3, 10):  # modules 1 and 2 of replicas 1, 2 and 5
         name = f"block{1 + (number - 1) % 2}.running_mean"

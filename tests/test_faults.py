@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from harness import call, read_records, tiny_config, train_here
 
 from fr_bench.checkpoints.files import whole_folders
 from fr_bench.errors import Diverged
+from fr_bench.launching import supervisor
+from fr_bench.launching.launch import as_told
 
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
@@ -278,6 +282,51 @@ def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_p
     assert stderr.startswith("fr-bench: module 2 failed in step 18: ArithmeticError: the bug in block 'faulty'")
     assert stderr.count("\n") == 1
     assert "Traceback" in (run.run_dir / "rank_2.log").read_text()  # where whoever wants more finds it
+
+
+@pytest.mark.parametrize("transport", ["ipc", "serial"])
+@pytest.mark.parametrize(
+    ("what", "how"), [("exit", "failed in step 10: SystemExit"), ("leave", "ended with exit code 0")]
+)
+def test_a_module_that_leaves_as_if_all_were_well_has_not_done_its_part(
+    what: str, how: str, transport: str, tmp_path: Path
+) -> None:
+    run = run_here(tmp_path, "hang_timeout=60", f"transport={transport}", *bad_day(tmp_path, what))
+    code, stderr = run.end()
+    module = 1 if transport == "serial" else 2  # one process, which has the name of its first
+    assert code == 1 and stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"fr-bench: module {module} {how}")
+    assert run.status()["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EMFILE, "Too many open files: `ulimit -n` says how many"),
+        (errno.EAGAIN, "the system gives no more processes, threads or memory"),
+        (errno.ENOSPC, "{folder}: cannot be written (No space left on device)"),
+    ],
+)
+def test_what_the_system_refuses_is_not_always_a_full_disk(number: int, told: str, tmp_path: Path) -> None:
+    assert str(as_told(OSError(number, os.strerror(number)), tmp_path)).startswith(told.format(folder=tmp_path))
+
+
+def test_a_process_that_does_not_even_end_when_killed_is_named_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that waits for a device; what stands in its place here is a process that nobody kills."""
+    monkeypatch.setattr(supervisor, "ENDS_WITHIN_S", 0.2)
+    processes = supervisor.Supervisor(lambda *_: [], 1, tmp_path, needs_store=False)
+    stuck = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    stuck.start()
+    kill = stuck.kill
+    monkeypatch.setattr(stuck, "kill", lambda: None)
+    processes._modules.append(2)
+    processes._processes.append(stuck)
+    processes.stop()
+    assert f"fr-bench: process {stuck.pid} of module 2 does not end: " in capsys.readouterr().err
+    kill()
+    stuck.join()
 
 
 def test_a_run_that_diverges_says_where_and_keeps_what_was_logged(tmp_path: Path) -> None:

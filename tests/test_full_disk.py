@@ -14,6 +14,7 @@ from test_faults import run_here
 from fr_bench.errors import RunFailed
 from fr_bench.launching.launch import run_training
 from fr_bench.records.sinks import JsonLinesSink
+from fr_bench.sweeps.outcomes import Outcome, OutcomeLog
 
 
 @pytest.fixture
@@ -56,6 +57,29 @@ def test_a_summary_that_cannot_be_written_fails_a_run_that_was_trained(small_dis
     assert [record["step"] for record in read_records(folder) if record["kind"] == "train"] == list(range(1, 11))
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 1) and "summary.json" in status["error"]
+
+
+def test_final_weights_that_cannot_be_written_are_named(small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk("nr_inodes=8")  # one less
+    path = folder / "checkpoints" / "final" / "module_1.safetensors"
+    with pytest.raises(
+        RunFailed, match=rf"{path}: cannot be written \(No space left on device\). Training is complete"
+    ):
+        run_training(tiny_config("bp", 1), folder)
+    assert json.loads((folder / "status.json").read_text())["module"] == 1
+
+
+def test_a_sweep_without_room_for_its_outcomes_goes_on_and_knows_them(small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk("size=8k")
+    log = OutcomeLog(folder, 9)
+    outcomes = [Outcome(number, ["x" * 1500], str(folder), state="finished") for number in range(9)]
+    for outcome in outcomes:
+        log.add(outcome)
+    assert log.read() == outcomes and "did not run" not in log.table()
+    lines = (folder / "jobs.jsonl").read_text().splitlines()
+    assert 0 < len(lines) < 9 and all(json.loads(line) for line in lines)
+    (folder / "jobs.jsonl").open("a").write('{"number": 9, "overr')  # what an older version may have left
+    assert log.read() == outcomes
 
 
 def test_before_the_first_step_too(small_disk: Callable[[str], Path]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ from safetensors.torch import load_file
 from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
-from fr_bench.errors import ConfigError, TakenOver
+from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.launching.differences import differences
 from fr_bench.launching.launch import Run, check_plan, run_training
 from fr_bench.launching.resume import bring_records, decide
@@ -452,9 +455,13 @@ def test_the_cuts_in_use_are_kept_whatever_the_partition_says_today(tmp_path: Pa
     text = "\n".join(f"  - {cut}" for cut in plan.cuts)
     assert text in found
     (run / "config.yaml").write_text(found.replace(text, "\n".join(f"  - {cut}" for cut in moved)))
+    with pytest.raises(
+        ConfigError, match="none of the run's checkpoints can be used"
+    ):  # those of other cuts do not fit
+        decide(config, RunDirectory(run), print)
+    shutil.rmtree(run / "checkpoints")
     start = decide(config, RunDirectory(run), print)
     assert start.plan is not None and start.plan.cuts == moved and start.plan.config["partition"] == "auto"
-    assert start.resumption is None  # and a checkpoint of other cuts does not fit
 
 
 @pytest.mark.parametrize(
@@ -488,15 +495,54 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_with_no_good_checkpoint_it_starts_anew_and_says_so(tmp_path: Path) -> None:
+def test_a_run_of_whose_checkpoints_none_can_be_used_is_not_thrown_away(tmp_path: Path) -> None:
+    """A disk that does not answer, or an older version of the program, may be all that is wrong."""
     config = tiny_config("fr", 2, checkpoint={"every": 3})
     train_here(config, tmp_path / "alone")
-    train_here(config, tmp_path / "run", cut_off_at=8)
-    for folder in whole_folders(tmp_path / "run" / "checkpoints"):
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    train_here(config, run, cut_off_at=8)
+    for folder in whole_folders(checkpoints):
         _flip(folder / "module_1.state.pt")
-    said = train_here(config, tmp_path / "run")
-    assert sum("is damaged" in line for line in said) == 2 and any("it starts anew" in line for line in said)
-    assert_same_run(tmp_path / "alone", tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=f"none of the run's checkpoints can be used.*move {checkpoints} away"):
+        decide(config, RunDirectory(run), said.append)
+    assert sum("is damaged" in line for line in said) == 2
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    checkpoints.rename(run / "damaged")
+    assert any("it starts anew" in line for line in train_here(config, run))
+    assert_same_run(tmp_path / "alone", run)
+
+
+def test_a_checkpoint_that_the_run_there_removes_meanwhile_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = stopped(tiny_config("bp", 1), tmp_path / "source", 5)
+
+    def decide_and_lose_it(*arguments: Any) -> Any:
+        start = decide(*arguments)
+        assert start.resumption is not None
+        shutil.rmtree(start.resumption.checkpoint.folder)
+        return start
+
+    monkeypatch.setattr("fr_bench.launching.launch.decide", decide_and_lose_it)
+    with pytest.raises(RunFailed, match=r"step_00000005 was there a moment ago and is gone.*takes a newer one"):
+        run_training(tiny_config("bp", 1, epochs=3, resume=str(source)), tmp_path / "run")
+
+
+def test_records_that_cannot_be_written_again_end_a_run_that_goes_on_in_one_line_and_stay(tmp_path: Path) -> None:
+    config = tiny_config("bp", 1, log_every=1)
+    run = stopped(config, tmp_path, 5)
+    before = (run / "metrics.jsonl").read_bytes()
+    start = decide(config, RunDirectory(run), print)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be written \(File too large\)"):
+            bring_records(start, RunDirectory(run))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
@@ -553,7 +599,7 @@ def test_an_unfinished_run_is_evaluated_at_its_last_checkpoint(tmp_path: Path) -
     config = tiny_config("fr", 3)
     train_here(config, tmp_path / "alone")
     stopped(config, tmp_path / "run", 5)
-    folder, which = find_weights(tmp_path / "run" / "checkpoints")
+    folder, which = find_weights(tmp_path / "run" / "checkpoints", 2)
     assert which == "weights after step 5"
     found = evaluate_weights(read_config(tmp_path / "run") | {"transport": "serial"}, folder)
     (record, _) = [record for record in read_records(tmp_path / "alone") if record["kind"] == "eval"]
@@ -608,6 +654,23 @@ def test_a_sign_of_life_from_another_machine_is_waited_out(tmp_path: Path, capsy
     with_status(run, state="running", pid=1, host="another-machine", heartbeat=time.time() - 23)
     assert decide(config, RunDirectory(run), print).resumption is not None
     assert "waiting up to" in capsys.readouterr().err
+
+
+def test_a_run_on_a_machine_whose_clock_is_behind_is_alive_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_directory, "HEARTBEAT_S", 0.5)
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    elsewhere = {"state": "running", "pid": 1, "host": "another-machine"}
+    with_status(run, **elsewhere, heartbeat=time.time() - 100)
+    beat = threading.Timer(0.3, lambda: with_status(run, **elsewhere, heartbeat=time.time() - 100))
+    beat.start()
+    with pytest.raises(ConfigError, match=r"a run is going on there .process 1 on another-machine"):
+        decide(config, RunDirectory(run), print)
+    beat.join()
+    assert decide(config, RunDirectory(run), print).resumption is not None  # it was its last sign of life
+    assert capsys.readouterr().err.count("waiting up to 2 s for its next sign of life") == 2
 
 
 class TakenAway:

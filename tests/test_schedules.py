@@ -52,5 +52,8 @@ def test_impossible_schedules_are_refused() -> None:
         MultiStep(milestones=[0, 0.5])
     with pytest.raises(ConfigError, match=r"milestones=0\.5: must be a list, such as"):
         MultiStep(milestones=0.5)  # type: ignore[arg-type]
+    for strange in (["a"], [True], [None]):
+        with pytest.raises(ConfigError, match=r"must be positive numbers"):
+            MultiStep(milestones=strange)
     with pytest.raises(ConfigError, match="warmup_epochs"):
         Constant(warmup_epochs=-1)

@@ -257,6 +257,21 @@ def test_processes_that_wait_for_each_other_for_ever_are_told_so(
     assert "; module 2 for a word from module 1. " in told and told.count("\n") == 1
 
 
+def test_a_module_that_calls_exit_and_has_no_log_to_write_to_is_named(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    model = "_target_: tiny_models.bad_day\nname: bad_day\nwhat: exit\nat: 20\n"
+    (tmp_path / "mine" / "model" / "bad_day.yaml").write_text(model)
+    for number in (1, 2):
+        (tmp_path / "run" / f"rank_{number}.log").mkdir(parents=True)
+    for rank in (1, 0):
+        job.start(
+            rank, "--config-dir", str(tmp_path / "mine"), "k=2", "partition=[1]", "model=bad_day", "hang_timeout=60"
+        )
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (1, 1, ""), (told, other_told)
+    assert told.startswith("fr-bench: module 2 failed in step ") and ": SystemExit: " in told
+
+
 OF_ANOTHER_VERSION = """
 import sys, fr_bench
 fr_bench.__version__ = "0.0.9"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -216,7 +217,8 @@ class BadDay(nn.Module):
 
     Args:
         what: ``killed in play``, ``killed in learn``, ``killed in evaluation``; ``gradient`` (becomes NaN); ``torch``
-            (asks for more memory than there is), ``python`` (the same, without torch).
+            (asks for more memory than there is), ``python`` (the same, without torch); ``exit`` (calls sys.exit),
+            ``leave`` (ends the process as if all were well, and says nothing).
     """
 
     def __init__(self, what: str, at: int) -> None:
@@ -233,6 +235,10 @@ class BadDay(nn.Module):
         killed = {"killed in play": is_playing, "killed in evaluation": not self.training}
         if killed.get(self.what, False):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "exit":
+            sys.exit()
+        if self.what == "leave":
+            os._exit(0)
         if self.what == "torch":
             torch.empty(2**50, dtype=torch.uint8)
         if self.what == "python":

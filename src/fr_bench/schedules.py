@@ -61,8 +61,9 @@ class MultiStep(Schedule):
             raise ConfigError(
                 f"schedule.milestones={self.milestones}: must be a list, such as schedule.milestones=[0.5,0.75]"
             )
-        if any(milestone <= 0 for milestone in self.milestones):
-            raise ConfigError(f"schedule.milestones={list(self.milestones)}: must be positive")
+        are_numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in self.milestones)
+        if not are_numbers or any(milestone <= 0 for milestone in self.milestones):
+            raise ConfigError(f"schedule.milestones={list(self.milestones)}: must be positive numbers")
         _check_not_negative("gamma", self.gamma)
 
     def after_warmup(self, epoch: float, epochs: float) -> float:

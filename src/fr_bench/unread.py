@@ -55,4 +55,5 @@ def heard_or_not() -> Iterator[None]:
 
 def _tell(why: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"fr-bench: {why}; training goes on, and is logged as ever", file=sys.stderr)
+        # Not sys.stderr, which a live display leads to stdout.
+        print(f"fr-bench: {why}; training goes on, and is logged as ever", file=sys.__stderr__, flush=True)

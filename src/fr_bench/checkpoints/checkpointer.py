@@ -90,7 +90,7 @@ class Saved(threading.Thread):
     def run(self) -> None:
         """Never raises: a checkpoint that fails does not end training."""
         try:
-            modules = [self._write(k, taken) for k, taken in self._snapshots.items()]
+            modules = [self._write(number, taken) for number, taken in self._snapshots.items()]
             sync_folder(self._folder)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
@@ -98,15 +98,15 @@ class Saved(threading.Thread):
         else:
             self._reporter.send("checkpoint_written", step=self._step, written=modules)
 
-    def _write(self, k: int, taken: snapshot.Snapshot) -> dict[str, Any]:
+    def _write(self, number: int, taken: snapshot.Snapshot) -> dict[str, Any]:
         self._folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(taken.state, buffer)
         files = {
-            weights_file(k): write_file(self._folder / weights_file(k), save(taken.weights)),
-            state_file(k): write_file(self._folder / state_file(k), buffer.getbuffer()),
+            weights_file(number): write_file(self._folder / weights_file(number), save(taken.weights)),
+            state_file(number): write_file(self._folder / state_file(number), buffer.getbuffer()),
         }
-        return {"module": k, **self._facts[k], "files": files}
+        return {"module": number, **self._facts[number], "files": files}
 
 
 class Checkpointer:

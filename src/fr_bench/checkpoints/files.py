@@ -75,14 +75,14 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def weights_file(k: int) -> str:
-    """Name of module ``k``'s weights."""
-    return f"module_{k}.safetensors"
+def weights_file(number: int) -> str:
+    """Name of module ``number``'s weights."""
+    return f"module_{number}.safetensors"
 
 
-def state_file(k: int) -> str:
-    """Name of the rest of module ``k``."""
-    return f"module_{k}.state.pt"
+def state_file(number: int) -> str:
+    """Name of the rest of module ``number``."""
+    return f"module_{number}.state.pt"
 
 
 def write_file(path: Path, content: bytes | memoryview) -> dict[str, Any]:

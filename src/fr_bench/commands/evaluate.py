@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fr_bench.checkpoints.files import newest_good
+from fr_bench.checkpoints.files import newest_good, weights_file
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.trust import foreign_targets
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     if arguments.k is not None and arguments.k < 1:
         raise ConfigError(f"--k {arguments.k}: must be at least 1.")
     config = read_config(arguments.run_dir)
+    folder, which = find_weights(arguments.run_dir / "checkpoints", config["k"])
     if arguments.k is not None and arguments.k != config["k"]:
         config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
@@ -48,7 +49,6 @@ def main(argv: list[str]) -> int:
     config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False}
     if not arguments.trust:
         refuse_foreign_code(config, arguments.run_dir)
-    folder, which = find_weights(arguments.run_dir / "checkpoints")
     results = evaluate_weights(config, folder)
     if arguments.json:
         print(strict_json({"k": config["k"], **results}))
@@ -74,10 +74,11 @@ def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
         )
 
 
-def find_weights(checkpoints: Path) -> tuple[Path, str]:
-    """The folder of the final weights, or of the newest good checkpoint if there are none; and in words which."""
+def find_weights(checkpoints: Path, k: int) -> tuple[Path, str]:
+    """The folder of the final weights, and in words which; that of the newest good checkpoint where not all of the
+    run's ``k`` modules came to write theirs."""
     final = checkpoints / "final"
-    if not any(final.glob("*.safetensors")):
+    if not all((final / weights_file(number)).exists() for number in range(1, k + 1)):
         checkpoint = newest_good(checkpoints, lambda line: print(f"fr-bench: {line}", file=sys.stderr))
         if checkpoint is not None:
             return checkpoint.folder, f"weights after step {checkpoint.step}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def say(line: str) -> None:
         lead_nowhere(sys.stderr)
 
 
+def as_told(error: OSError, run_directory: Path) -> RunFailed:
+    """What the system refused: mostly a file."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return RunFailed(f"{error.strerror}: `ulimit -n` says how many a process may have, `ulimit -n 4096` sets it")
+    if error.errno in (errno.EAGAIN, errno.ENOMEM):
+        return RunFailed(f"the system gives no more processes, threads or memory ({error.strerror})")
+    return cannot_write(Path(error.filename or run_directory), error)
+
+
 def _state(cause: BaseException | None) -> str:
     if cause is None:
         return "finished"
@@ -201,7 +211,7 @@ class Run:
                 sinks = SinkGroup(self._sinks())
             self._supervise(sinks, signals)
         except OSError as failure:
-            cause = cannot_write(Path(failure.filename or self.directory.path), failure)
+            cause = as_told(failure, self.directory.path)
             cause.__cause__ = failure
         except BaseException as failure:
             cause = failure

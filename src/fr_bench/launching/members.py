@@ -9,6 +9,7 @@ The module has the second thread because Python handles signals in the first, wh
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -75,15 +76,16 @@ class ModuleThread(threading.Thread):
         try:
             self._task.run_here(self._reporter, self._meeting.group_store())
             self._reporter.send("done", modules=self._task.modules)
-        except Exception as error:
+        except BaseException as error:  # sys.exit in a model of the user's own, too: its module is not done
             self.has_failed = True
-            with self._log.open("a") as log:
-                traceback.print_exc(file=log)
-            _tell_torchrun(error)
             report_error(self._reporter, self._task, error, self._progress)
+            with contextlib.suppress(OSError):  # the disk of the log may be full
+                with self._log.open("a") as log:
+                    traceback.print_exc(file=log)
+                _tell_torchrun(error)
 
 
-def _tell_torchrun(error: Exception) -> None:
+def _tell_torchrun(error: BaseException) -> None:
     """Leaves the error where torchrun looks for the cause of a failure."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

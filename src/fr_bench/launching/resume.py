@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fr_bench.atomic import replace_file
 from fr_bench.checkpoints.files import (
     Checkpoint,
     DamagedCheckpoint,
@@ -36,7 +35,7 @@ from fr_bench.launching.origin import NAME as ORIGIN
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import FoundRun, RunDirectory
-from fr_bench.records.run_files import read_json, strict_json
+from fr_bench.records.run_files import read_json, strict_json, write_text
 from fr_bench.workers.resumption import Resumption
 
 Complain = Callable[[str], None]
@@ -130,7 +129,8 @@ def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) 
         complain: is told of checkpoints that cannot be used.
 
     Raises:
-        ConfigError: a mistake in the config; a run in its directory that differs, or that is alive.
+        ConfigError: a mistake in the config; a run in its directory that differs, that is alive, or that has
+            checkpoints of which none can be used.
     """
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
@@ -158,6 +158,11 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
         return f"is of another config: {'; '.join(differing)}" if differing else None
 
     checkpoint = newest_good(directory.checkpoints, complain, mismatch)
+    if checkpoint is None and whole_folders(directory.checkpoints):
+        raise ConfigError(
+            f"run_dir={directory.path}: none of the run's checkpoints can be used. To begin anew choose another "
+            f"run_dir, or move {directory.checkpoints} away; the records of the steps before are lost then."
+        )
     if checkpoint is None:
         return Start(plan, found=found, notes=["The run there has no checkpoint: it starts anew."])
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
@@ -296,13 +301,17 @@ def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: Run
 
 
 def bring_records(start: Start, directory: RunDirectory) -> Records:
-    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it."""
+    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it.
+
+    Raises:
+        RunFailed: the disk is full, or the like; metrics.jsonl is as it was.
+    """
     own = start.source is None or start.source == directory.path
     source = directory if own else RunDirectory(start.source or directory.path)
     step = start.resumption.step if start.resumption is not None else 0
     kept: list[Record] = []
     dropped: list[Record] = []
-    for record in read_records(source.metrics):
+    for record in resumable_records(source.metrics):
         is_before = record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT)
         (kept if is_before else dropped).append(record)
     if start.resumption is None:
@@ -310,12 +319,12 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     elif start.plan is not None and shape_of(start.resumption.checkpoint) != _shape(start.plan):
         kept = [record for record in kept if "module" not in record]  # those were other modules
     if kept or directory.metrics.exists():
-        replace_file(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
+        write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
     return Records(kept, dropped if own else [])
 
 
-def read_records(path: Path) -> list[Record]:
+def resumable_records(path: Path) -> list[Record]:
     """All whole records of a metrics.jsonl that have what a run that goes on with them adds up."""
     try:
         lines = list(read_lines(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from fr_bench.processes.child import ProcessTask
 from fr_bench.processes.events import Event, InOrder, as_exception, first_of_own
 from fr_bench.processes.heartbeat import PULSE, Silence, Standstill, state_in_words
 from fr_bench.processes.reporter import BEFORE_TRAINING, when
-from fr_bench.processes.signals import stop_early
+from fr_bench.processes.signals import how_it_ended, stop_early
 from fr_bench.records.run_directory import rank_log
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.workers.resumption import Resumption
@@ -32,6 +33,8 @@ POLL_S = 0.2
 GRACE_S = 0.5
 # How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
 STOP_WITHIN_S = 25.0
+# How long a process may take to end once it is killed. The system does not end one that waits for a device or a disk.
+ENDS_WITHIN_S = 5.0
 # One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
 SAME_WISH_S = 1.0
 
@@ -162,6 +165,7 @@ class Supervisor:
         self._tasks = make_tasks(context, self._store.port if self._store else None)
         self._in_order = InOrder()
         self._modules: list[int] = []  # the first module of each process
+        self._done: set[int] = set()  # those of them that have told so
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._run_directory = run_directory
@@ -227,7 +231,7 @@ class Supervisor:
         errors: list[Event] = []
         deadline = float("inf")
         while True:
-            finished = all(process.exitcode == 0 for process in self._processes)
+            finished = all(process.exitcode == 0 for process in self._processes) and {*self._modules} == self._done
             received = self._receive(0 if finished else POLL_S)
             errors += [event for event in received if event["event"] == "error"]
             yield from (event for event in received if event["event"] != "error")
@@ -241,7 +245,8 @@ class Supervisor:
                 self._ask_to_stop(signals)
             else:
                 self._refuse_hanging()
-            if errors or any(process.exitcode not in (None, 0) for process in self._processes):
+            is_dead = any(process.exitcode not in (None, 0) for process in self._processes)
+            if errors or is_dead or self._left_early():
                 deadline = min(deadline, time.monotonic() + GRACE_S)
             if time.monotonic() >= deadline:
                 raise self._first_cause(errors)
@@ -272,8 +277,10 @@ class Supervisor:
                     heard.add(index)
                     if event["event"] == PULSE:
                         self._standstill.hear(index, event["wait"])
-                    else:
-                        self._in_order.add(event)
+                        continue
+                    if event["event"] == "done":
+                        self._done.add(self._modules[index])
+                    self._in_order.add(event)
             except (EOFError, OSError):
                 connection.close()
                 self._standstill.hear(index, None)  # it waits for nothing any more
@@ -294,6 +301,15 @@ class Supervisor:
                 )
         self._standstill.refuse()
 
+    def _left_early(self) -> list[int]:
+        """The first modules of processes that have ended as if all were well, and never told that they were done."""
+        ended = [
+            module
+            for module, process, connection in zip(self._modules, self._processes, self._connections, strict=True)
+            if process.exitcode == 0 and connection.closed  # all that it told has been read
+        ]
+        return [module for module in ended if module not in self._done]
+
     def _first_cause(self, errors: list[Event]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
         own = first_of_own(errors)
@@ -302,19 +318,16 @@ class Supervisor:
         for module, process in zip(self._modules, self._processes, strict=True):
             code = process.exitcode
             if code is not None and code < 0:
-                how = f"was killed by {signal.Signals(-code).name}"
-                if -code == signal.SIGKILL:
-                    how += " (by hand, or by the system for want of memory: see dmesg)"
-                return RunFailed(f"module {module} {how} {self._when(module)}", module)
+                return RunFailed(f"module {module} {how_it_ended(code)} {self._when(module)}", module)
         if errors:
             return self._as_exception(min(errors, key=lambda event: event["time_ns"]))
         module, code = next(
             (module, process.exitcode)
             for module, process in zip(self._modules, self._processes, strict=True)
-            if process.exitcode not in (None, 0)
+            if process.exitcode not in (None, 0) or module in self._left_early()
         )
         log = rank_log(self._run_directory, module)
-        return RunFailed(f"module {module} ended with exit code {code} {self._when(module)}; see {log}", module)
+        return RunFailed(f"module {module} {how_it_ended(code)} {self._when(module)}; see {log}", module)
 
     def _as_exception(self, event: Event) -> FrBenchError:
         log = rank_log(self._run_directory, event["module"])
@@ -328,5 +341,12 @@ class Supervisor:
         for process in self._processes:
             if process.is_alive():
                 process.kill()
-        for process in self._processes:
-            process.join()
+        deadline = time.monotonic() + ENDS_WITHIN_S
+        for module, process in zip(self._modules, self._processes, strict=False):  # one that could not be started
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:  # how the run ended is told all the same
+                print(
+                    f"fr-bench: process {process.pid} of module {module} does not end: {state_in_words(process.pid)}",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -17,8 +17,8 @@ class FiniteWatch:
     small gradient tells for all.
     """
 
-    def __init__(self, k: int, device: torch.device) -> None:
-        self._k = k
+    def __init__(self, number: int, device: torch.device) -> None:
+        self._number = number
         self._first_bad_step = torch.full((), NEVER, dtype=torch.int64, device=device)
 
     def add(self, value: Tensor, t: int) -> None:
@@ -34,4 +34,4 @@ class FiniteWatch:
         """
         step = int(self._first_bad_step)
         if step != NEVER:
-            raise Diverged(step, self._k)
+            raise Diverged(step, self._number)

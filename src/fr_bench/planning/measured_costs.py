@@ -32,6 +32,7 @@ from fr_bench.models import build_blocks
 from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.planning.environment import cpu_model
 from fr_bench.processes import child, nursery
+from fr_bench.processes.signals import how_it_ended
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits
@@ -208,7 +209,7 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
         answer = receiver.recv()
     except EOFError:
         process.join()
-        answer = f"the process that measures ended with {process.exitcode}"
+        answer = f"the process that measures {how_it_ended(process.exitcode)}"
     finally:
         process.kill()
         process.join()

@@ -12,6 +12,8 @@ it has played t. Nobody can miss it, and nobody can look too early:
     the receipt (a semaphore under ipc, the kernel's locks under a socket, program order in one process). Under nccl
     the host is ahead of what it has queued, so there the modules pause, and look, only after iterations at whose end
     they wait for their device anyway: those of the `train` records.
+    The processes of `ddp` and of the pipelines receive nothing in play. What counts there is the look behind learn,
+    in which every one of them has heard of process 1's; an earlier one only says what need not be kept.
   - Not too late: module 1 writes the next pause in a later iteration, which begins behind a barrier that module k
     reaches only after it has looked. Until then the word stays as it is, and the question is never "shall I
     pause?" but "is it after this very t?", so that an older or a newer answer counts as no.

@@ -85,7 +85,7 @@ def main(
     try:
         task.run(reporter)
         reporter.send("done", modules=task.modules)
-    except Exception as error:
+    except BaseException as error:  # sys.exit in a model of the user's own, too: its module is not done
         exit_code = 1
         with contextlib.suppress(OSError):  # the disk of the log may be full
             traceback.print_exc()
@@ -126,7 +126,7 @@ def redirect_output(log_path: str) -> None:
     os.close(log)
 
 
-def report_error(reporter, task: ProcessTask, error: Exception, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
+def report_error(reporter, task: ProcessTask, error: BaseException, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
     """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
     from fr_bench.errors import ConfigError, FrBenchError
     from fr_bench.transport.spec import is_lost_peer

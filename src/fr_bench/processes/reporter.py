@@ -52,13 +52,13 @@ class Reporter:
         shifted = [(name, start + self.offset_ns, end + self.offset_ns, batch) for name, start, end, batch in spans]
         self.send("trace", module=module, spans=shifted)
 
-    def enter_iteration(self, k: int, t: int) -> None:
-        """Notes that module ``k`` is in iteration ``t``: what the parent says of a module that dies."""
-        self._progress[k - 1] = t
+    def enter_iteration(self, number: int, t: int) -> None:
+        """Notes that module ``number`` is in iteration ``t``: what the parent says of a module that dies."""
+        self._progress[number - 1] = t
 
-    def when(self, k: int) -> str:
-        """Where module ``k`` is, in words."""
-        return when(self._progress[k - 1])
+    def when(self, number: int) -> str:
+        """Where module ``number`` is, in words."""
+        return when(self._progress[number - 1])
 
 
 def when(t: int) -> str:

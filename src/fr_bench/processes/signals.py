@@ -33,6 +33,16 @@ def stop_early(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(75)
 
 
+def how_it_ended(exit_code: int | None) -> str:
+    """What became of a process that did not do its part, as what follows its name: ``was killed by SIGSEGV``."""
+    if exit_code is None or exit_code >= 0:
+        return f"ended with exit code {exit_code}" + (", before it was done" if exit_code == 0 else "")
+    how = f"was killed by {signal.Signals(-exit_code).name}"
+    if -exit_code == signal.SIGKILL:
+        how += " (by hand, or by the system for want of memory: see dmesg)"
+    return how
+
+
 @contextmanager
 def held_back(numbers: Iterable[int]) -> Iterator[None]:
     """Those of ``numbers`` that come inside arrive afterwards; a process started inside has them blocked, until it

@@ -79,6 +79,10 @@ class LiveConsole:
 
     def write(self, record: Record) -> None:
         """Takes the record in; the screen follows within a quarter of a second."""
+        with heard_or_not():
+            self._show(record)
+
+    def _show(self, record: Record) -> None:
         if record["kind"] == "train":
             self._train = record
             self._first = self._first or (time.monotonic(), record["step"])
@@ -95,7 +99,8 @@ class LiveConsole:
 
     def finish(self, summary: Record | None, exit_code: int) -> None:
         """Draws the last state once more and leaves it there."""
-        self._live.stop()
+        with heard_or_not():
+            self._live.stop()
 
     def _render(self) -> RenderableType:
         from rich.console import Group

@@ -26,6 +26,8 @@ STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
 HEARTBEAT_S = 5.0
 SILENCE_S = 5 * HEARTBEAT_S
+# By no more than this, it is hoped, the clocks of two machines do.
+CLOCKS_DIFFER_S = 3600.0
 FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json")
 
 
@@ -106,7 +108,8 @@ class RunDirectory:
     def refuse_if_alive(self, found: FoundRun) -> None:
         """Makes sure that nobody works on the run that was ``found``. On this machine its process is seen to be there,
         however long it has been silent, stopped or slow. A sign of life from another machine may be its last one: then
-        this waits for the next, or for none to come.
+        this waits for the next, or for none to come. So it does if the last one seems old: that machine's clock may be
+        behind.
 
         Raises:
             ConfigError: a process is alive there.
@@ -118,21 +121,23 @@ class RunDirectory:
             if _is_alive(status):
                 raise self._going_on(status)
             return
-        has_waited = False
-        while (age_s := self._silence_s(status)) < SILENCE_S:
-            now = read_json(self._status_path)
-            moved = has_waited and now.get("heartbeat") != status.get("heartbeat")
-            if not status or moved:
-                raise self._going_on(now)
-            if not has_waited:
-                wait_s = SILENCE_S - age_s
-                print(
-                    f"{self.path}: process {status['pid']} on {status['host']} was alive {age_s:.0f} s ago; "
-                    f"waiting up to {wait_s:.0f} s for its next sign of life",
-                    file=sys.stderr,
-                )
-            has_waited = True
+        age_s = self._silence_s(status)
+        if not status and age_s < SILENCE_S:
+            raise self._going_on(status)
+        if not status or age_s >= CLOCKS_DIFFER_S:
+            return
+        wait_s = max(SILENCE_S - age_s, 2 * HEARTBEAT_S + 1)
+        print(
+            f"{self.path}: process {status.get('pid')} on {status.get('host')} was alive {age_s:.0f} s ago; "
+            f"waiting up to {wait_s:.0f} s for its next sign of life",
+            file=sys.stderr,
+        )
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
             time.sleep(1.0)
+            now = read_json(self._status_path)
+            if now.get("heartbeat") != status.get("heartbeat"):
+                raise self._going_on(now)
 
     def take_over(self, found: FoundRun) -> None:
         """Claims the folder, with the run that was ``found`` in it, for this process. Of several exactly one succeeds.

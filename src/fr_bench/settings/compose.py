@@ -42,7 +42,8 @@ CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
-# Of what makes no other run (fr_bench.launching.resume's LOGGING) all that leaves the errors of its records alone, too.
+# LOGGING of fr_bench.launching.differences, which makes no other run, but for what decides which errors are seen
+# (eval_every: the best is of more or fewer) or where the run is.
 NOT_IN_A_FOLDERS_NAME = (
     "checkpoint", "cluster", "console", "hang_timeout", "log_every", "max_time", "profile", "resume", "sweep_dir",
     "trace", "wandb",

@@ -27,6 +27,7 @@ CHOICES = {
     "console": ("auto", "live", "plain", "off"),
     "wandb.mode": ("offline", "online", "disabled"),
 }
+MOST_THREADS = 1024  # of a module; torch fails in strange ways far above what machines have
 SMALLEST = {
     "k": 1,
     "replicas": 1,
@@ -136,6 +137,8 @@ def check(config: dict[str, Any]) -> None:
     for key, smallest in SMALLEST.items():
         if config[key] is not None and config[key] < smallest:
             raise ConfigError(f"{key}={config[key]}: must be an integer of at least {smallest}.")
+    if config["threads"] is not None and config["threads"] > MOST_THREADS:
+        raise ConfigError(f"threads={config['threads']}: must be at most {MOST_THREADS}.")
     for key, choices in CHOICES.items():
         _check_choice(key, config["wandb"]["mode"] if key == "wandb.mode" else config[key], choices)
     if config["clip_norm"] is not None and config["clip_norm"] <= 0:

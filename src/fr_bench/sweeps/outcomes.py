@@ -64,17 +64,27 @@ class OutcomeLog:
         self._outcomes: list[Outcome] = []
 
     def add(self, outcome: Outcome) -> None:
-        """Records one outcome."""
+        """Records one outcome. A disk without room is no reason to end a sweep: this process remembers its own."""
+        self._outcomes.append(outcome)
         if self._path is None:
-            self._outcomes.append(outcome)
             return
         line = json.dumps(asdict(outcome)) + "\n"
-        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError:
+            return
         try:
             # One write is enough for processes of one machine; on a network file system two machines need the lock.
             with contextlib.suppress(OSError):  # where there are no locks
                 fcntl.lockf(file, fcntl.LOCK_EX)
-            os.write(file, line.encode())
+            size = os.fstat(file).st_size
+            try:
+                is_whole = os.write(file, line.encode()) == len(line.encode())
+            except OSError:
+                is_whole = False
+            if not is_whole:
+                with contextlib.suppress(OSError):
+                    os.truncate(file, size)
         finally:
             os.close(file)
 
@@ -127,14 +137,15 @@ class OutcomeLog:
         return " ".join(word for word in outcome.overrides if word not in self._shared)
 
     def _history(self) -> list[Outcome]:
-        if self._path is None:
-            return list(self._outcomes)
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._start)
-            # A line without its end is one that is just being written, or that a full disk cut off.
-            return [Outcome(**json.loads(line)) for line in file if line.endswith(b"\n")]
+        """From the file, which other processes and machines write too, and of our own what a full disk kept out."""
+        found: list[Outcome] = []
+        if self._path is not None and self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._start)
+                for line in file:
+                    with contextlib.suppress(ValueError, TypeError):  # just being written, or cut off by a full disk
+                        found.append(Outcome(**json.loads(line)))
+        return found + [outcome for outcome in self._outcomes if outcome not in found]
 
 
 def exit_code(outcomes: list[Outcome], num_jobs: int | None, hydra_code: int) -> int:

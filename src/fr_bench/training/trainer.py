@@ -75,8 +75,17 @@ class Trainer:
         checkpointer: Checkpointer,
         shares_gpu: bool = False,
     ) -> None:
-        """``total``: of a tensor over the replicas; ``shares_gpu``: whether other modules are on the same GPU; for the
-        others see their classes."""
+        """
+        Args:
+            players: the modules of this process, from the lowest.
+            extent, reporter, direction, checkpointer: see their classes.
+            evaluation_sets: in the order in which they are evaluated; alike in all processes.
+            images: the batches of module 1; None in a process without one.
+            predicted_memory: of every module of the run, in the order of their numbers: bytes by category, empty where
+                nothing is predicted.
+            total: of a tensor over the replicas.
+            shares_gpu: whether other modules are on the same GPU.
+        """
         self.shares_gpu = shares_gpu
         self.players = players
         self.checkpointer = checkpointer

@@ -65,38 +65,38 @@ def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
     return ends
 
 
-def open_distributed(k: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
+def open_distributed(number: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
     """gloo or nccl: a process group a direction. All modules call this together."""
     up, down = new_group(backend), new_group(backend)
-    _introduce(k, boundaries, up, down, device if backend == "nccl" else torch.device("cpu"))
+    _introduce(number, boundaries, up, down, device if backend == "nccl" else torch.device("cpu"))
     through_host = backend == "gloo" and device.type == "cuda"
     receiver = partial(DistributedReceiver, device=device, through_host=through_host, ahead=backend == "gloo")
-    below, above = k - 2, k  # ranks
+    below, above = number - 2, number  # ranks
     ends = Ends()
     if boundaries.features_in is not None:
-        what = f"features from module {k - 1} to {k}"
+        what = f"features from module {number - 1} to {number}"
         ends.features_in = receiver(up, below, boundaries.features_in, what)
     if boundaries.gradients_out is not None:
-        what = f"gradients from module {k} to {k - 1}"
+        what = f"gradients from module {number} to {number - 1}"
         ends.gradients_out = DistributedSender(down, below, boundaries.gradients_out, what, through_host)
     if boundaries.features_out is not None:
-        what = f"features from module {k} to {k + 1}"
+        what = f"features from module {number} to {number + 1}"
         ends.features_out = DistributedSender(up, above, boundaries.features_out, what, through_host)
     if boundaries.gradients_in is not None:
-        what = f"gradients from module {k + 1} to {k}"
+        what = f"gradients from module {number + 1} to {number}"
         ends.gradients_in = receiver(down, above, boundaries.gradients_in, what)
     return ends
 
 
 def _introduce(
-    k: int, boundaries: Boundaries, up: dist.ProcessGroup, down: dist.ProcessGroup, device: torch.device
+    number: int, boundaries: Boundaries, up: dist.ProcessGroup, down: dist.ProcessGroup, device: torch.device
 ) -> None:
     """A first message over every channel, with the neighbour below before the one above.
 
     nccl connects two processes at the first message between them, and has each wait for the other there: modules whose
     first calls are not for each other would wait for ever.
     """
-    greeting, below, above = torch.zeros(1, device=device), k - 2, k  # ranks
+    greeting, below, above = torch.zeros(1, device=device), number - 2, number  # ranks
     try:
         if boundaries.features_in is not None:
             dist.recv(greeting, below, group=up)
@@ -105,25 +105,25 @@ def _introduce(
             dist.send(greeting, above, group=up)
             dist.recv(greeting, above, group=down)
     except RuntimeError as error:
-        raise PeerLost(f"a neighbour of module {k} went away while the channels were opened: {error}") from error
+        raise PeerLost(f"a neighbour of module {number} went away while the channels were opened: {error}") from error
 
 
-def open_rings(k: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
+def open_rings(number: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
     """ipc: senders allocate first, then receivers open what they were sent, then the senders hear back."""
     ends, senders = Ends(), []
     if ports.features_out is not None and boundaries.features_out is not None:
-        what = f"features from module {k} to {k + 1}"
+        what = f"features from module {number} to {number + 1}"
         ends.features_out = up = RingSender(ports.features_out, boundaries.features_out, what, device)
         senders.append(up)
     if ports.gradients_out is not None and boundaries.gradients_out is not None:
-        what = f"gradients from module {k} to {k - 1}"
+        what = f"gradients from module {number} to {number - 1}"
         ends.gradients_out = down = RingSender(ports.gradients_out, boundaries.gradients_out, what, device)
         senders.append(down)
     if ports.features_in is not None and boundaries.features_in is not None:
-        what = f"features from module {k - 1} to {k}"
+        what = f"features from module {number - 1} to {number}"
         ends.features_in = RingReceiver(ports.features_in, boundaries.features_in, what, device)
     if ports.gradients_in is not None and boundaries.gradients_in is not None:
-        what = f"gradients from module {k + 1} to {k}"
+        what = f"gradients from module {number + 1} to {number}"
         ends.gradients_in = RingReceiver(ports.gradients_in, boundaries.gradients_in, what, device)
     for sender in senders:
         sender.connect()

@@ -82,12 +82,12 @@ class DistributedSide:
     """Side channel over the default (gloo) process group; tensors travel through host memory.
 
     Args:
-        k: this module, from 1; its rank in the group is k - 1.
+        number: this module, from 1; its rank in the group is number - 1.
         device: where received tensors go.
     """
 
-    def __init__(self, k: int, device: torch.device) -> None:
-        self._rank = k - 1
+    def __init__(self, number: int, device: torch.device) -> None:
+        self._rank = number - 1
         self._device = device
 
     def send_up(self, tensor: Tensor) -> None:

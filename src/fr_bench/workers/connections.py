@@ -20,25 +20,25 @@ from fr_bench.transport.spec import PeerLost
 from fr_bench.waits import waiting_for
 
 
-def join_group(plan: Plan, k: int, store: dist.Store, is_one_machine: bool) -> None:
+def join_group(plan: Plan, number: int, store: dist.Store, is_one_machine: bool) -> None:
     """Joins the gloo group of all modules: rehearsal, evaluation and barriers use it under every transport."""
     if is_one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", store=store, rank=k - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
+    dist.init_process_group("gloo", store=store, rank=number - 1, world_size=plan.size, timeout=EXCHANGE_TIMEOUT)
 
 
 def connect(
     plan: Plan, numbers: list[int], ports: list[ModulePorts], boundaries: list[Boundaries], devices: list[torch.device]
 ) -> list[Ends]:
     """Opens the training channels of the modules with ``numbers``, which are this process's."""
-    transport, k = plan.transport, numbers[0]
+    transport, number = plan.transport, numbers[0]
     if not plan.uses_link:
         return [Ends() for _ in boundaries]
     if transport == "serial":
         return open_local(boundaries)
     if transport == "ipc":
-        return [open_rings(k, boundaries[0], devices[0], ports[0])]
-    return [open_distributed(k, boundaries[0], devices[0], transport)]
+        return [open_rings(number, boundaries[0], devices[0], ports[0])]
+    return [open_distributed(number, boundaries[0], devices[0], transport)]
 
 
 def own_group(plan: Plan) -> dist.ProcessGroup | None:

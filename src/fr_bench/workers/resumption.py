@@ -56,7 +56,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
     """Fills the modules of this process, which are freshly built and connected, and has the loop go on from there.
 
     Raises:
-        RunFailed: the checkpoint is not of this model.
+        RunFailed: the checkpoint is not of this model, or it is gone.
         PeerLost, or what torch raises where memory is missing: as they are, since the checkpoint is not to blame.
     """
     trainer.start = resumption.step
@@ -69,6 +69,13 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
         if is_out_of_memory(error) or is_lost_peer(error):
             raise
         folder, text = resumption.checkpoint.folder, " ".join(str(error).split())
+        if isinstance(error, FileNotFoundError):
+            raise RunFailed(
+                f"checkpoint {folder} was there a moment ago and is gone: a run that is going on keeps but its newest "
+                "(checkpoint.keep). The same command takes a newer one"
+            ) from error
+        if isinstance(error, OSError):
+            raise RunFailed(f"checkpoint {folder} cannot be read: {text}") from error
         raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
 
 
@@ -77,15 +84,15 @@ def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
     from_above = [*in_flight[1:], 0]
     trainer.synchronize()  # what was built so far is on no module's stream
     for index, player in enumerate(trainer.players):
-        k = player.module.number
-        state = _load_state(checkpoint.folder, k)
+        number = player.module.number
+        state = _load_state(checkpoint.folder, number)
         with player.on_stream():  # where a graph's forward runs its backward will, too, and there its memory is reused
-            player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(k)))
+            player.module.network.load_state_dict(load_file(checkpoint.folder / weights_file(number)))
             for part in ("method", "gradients"):
                 state[part] = _to_device(state[part], player.device)
             meter = trainer.meter if player.module.is_top else None
-            snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[k - 1])
-            player.link.expect_gradients(from_above[k - 1])
+            snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[number - 1])
+            player.link.expect_gradients(from_above[number - 1])
         trainer.load_state_dict(index, state["loop"])
     trainer.synchronize()  # what comes before the next iteration is on none either
 
@@ -121,8 +128,8 @@ def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
     return [0, *(ours - theirs for ours, theirs in zip(sent[1:], received[:-1], strict=True))]
 
 
-def _load_state(folder: Path, k: int) -> dict[str, Any]:
-    state = torch.load(folder / state_file(k), map_location="cpu", weights_only=True)
+def _load_state(folder: Path, number: int) -> dict[str, Any]:
+    state = torch.load(folder / state_file(number), map_location="cpu", weights_only=True)
     assert isinstance(state, dict)
     return state
 

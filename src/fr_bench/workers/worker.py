@@ -16,6 +16,7 @@ from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interva
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.checkpoints.snapshot import weights_of
 from fr_bench.components import bind
+from fr_bench.errors import RunFailed
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
 from fr_bench.models import build_blocks
@@ -114,7 +115,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     devices = [torch.device(plan.devices[number - 1]) for number in task.modules]
     sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
     if store is not None:
-        sides = [DistributedSide(k, device) for k, device in zip(task.modules, devices, strict=True)]
+        sides = [DistributedSide(number, device) for number, device in zip(task.modules, devices, strict=True)]
     method = bind(plan.config["method"])
     passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
     captures = uses_cuda_graphs(plan.config)
@@ -247,6 +248,18 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
 
 
 def save_weights(module: Module, folder: Path) -> None:
-    """Writes parameters and buffers under ``block.name`` keys."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / weights_file(module.k), save(weights_of(module)))
+    """Writes parameters and buffers under ``block.name`` keys.
+
+    Raises:
+        RunFailed: the disk is full, or the like.
+    """
+    path = folder / weights_file(module.number)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, save(weights_of(module)))
+    except OSError as error:
+        raise RunFailed(
+            f"{path}: cannot be written ({error.strerror}). Training is complete; once there is room, the same command "
+            "goes on from the last checkpoint",
+            module.number,
+        ) from error
