@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from harness import METHODS, call, run_serial, tiny_config
 from matplotlib.colors import to_rgba
 
+from fr_bench.bench import measurement as measuring
 from fr_bench.bench import run as run_file
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
@@ -286,6 +288,42 @@ def test_an_iteration_lasts_from_step_to_step_and_holds_what_happened_between() 
     assert (second.seconds, second.phases_s) == (7, {"play": 3, "wait gradient": 1, "step": 1})
 
 
+class Told:
+    """Stands for the processes of a contender, of which nothing but their events is seen."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._events = events
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def events(self, _: object) -> Sequence[dict[str, Any]]:
+        return self._events
+
+
+@pytest.mark.parametrize("label", ["fr K=2", "ddp K=2"])
+def test_what_is_timed_is_the_slowest_one_once_it_is_warm(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: dict[str, Any] = {"methods": ["fr", "ddp"], "k": [2], "warmup": 2, "steps": 2}
+    events: list[dict[str, Any]] = []
+    for module, ends in ((1, (9, 50, 52, 54)), (2, (8, 40, 43, 46))):
+        ends_ns = [end * 10**9 for end in ends]
+        steps = [("step", start, end, 0) for start, end in zip([0, *ends_ns], ends_ns, strict=False)]
+        events.append({"event": "trace", "module": module, "spans": steps})
+        events.append({"event": "peer", "module": module, "ends_ns": ends_ns, "peak": module})
+
+    def told(*_: object, **__: object) -> Told:
+        return Told(*(event for event in events if event["event"] == ("trace" if label[0] == "f" else "peer")))
+
+    told.of_plan = told  # type: ignore[attr-defined]
+    monkeypatch.setattr(measuring, "Supervisor", told)
+    found = measuring.measure(by_label(**words)[label], make_settings(words), tmp_path / "run", SignalWatch())
+    assert found.step_s == [3, 3]
+
+
 def measurement(step_s: float, *phases: dict[str, float]) -> Measurement:
     return Measurement([step_s] * 4, list(phases), [2**20] * max(1, len(phases)), [2**10] * len(phases))
 
@@ -344,6 +382,14 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     assert row.replicas == 2 and simulated_step_s(row) is None
     table = as_table(rows)
     assert "| 2.00" in table and table.count("\n") == 5
+
+
+def test_the_uncontended_limit_is_over_a_network_that_does_not_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six equal blocks, of which module 1 has three: a second a pass, and two a backward."""
+    costs = SimpleNamespace(costs=lambda first, last, k: (last - first) * (4.0 if k == 1 else 3.0))
+    monkeypatch.setattr(run_file, "Balance", lambda *_: costs)
+    found = by_label(methods=["fr partition=equal"], k=[2])["fr partition=equal K=2"]
+    assert run_file.limit_uncontended(found) == 6 * 3 / (3 * 4)
 
 
 def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> None:

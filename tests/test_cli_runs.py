@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shlex
@@ -171,6 +173,19 @@ def test_every_component_names_something_that_exists(file):
 def test_every_experiment_and_debug_config_composes(group, tmp_path):
     for file in sorted((CONF / group).glob("*.yaml")):
         assert main(["train", f"{group}={file.stem}", "--cfg", "job"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], *([f"experiment={name}"] for name in ("poster_convergence", "poster_generalization", "authors_code"))],
+    ids=str,
+)
+def test_settings_said_to_be_the_papers_are_those_of_its_published_numbers(words, tmp_path, capsys):
+    (job,) = compose(parse([*words, "k=2"])).jobs
+    write_run(tmp_path / "run", k=2, settings=job.config | {"seed": 0})
+    assert main(["report", str(tmp_path), "--csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["method"] == "fr" and row["published_test_error"] == "0.0603"
 
 
 @pytest.mark.parametrize(("k", "rates"), [(1, [1.0]), (2, [2.0, 1.0]), (4, [2.0, 1.0, 1.0, 1.0])])

@@ -67,6 +67,21 @@ def test_efficiency_is_the_busiest_modules_work_over_the_step_time() -> None:
     assert all(abs(record["efficiency"] - 0.9) < 1e-9 for record in records)
 
 
+def test_the_step_time_of_an_efficiency_is_that_of_the_slowest_module() -> None:
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    collector.add(time_event(1, busy_s=1.8, wall_s=2.0))
+    records = collector.add(time_event(2, busy_s=1.5, wall_s=3.0))
+    assert all(abs(record["efficiency"] - 1.8 / 3.0) < 1e-9 for record in records)
+
+
+def test_records_by_module_are_of_the_moment_at_which_the_last_one_tells() -> None:
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    collector.add({"event": "stretch_begin", "modules": [1], "time_ns": 0})
+    collector.add(time_event(2, busy_s=1.0, wall_s=2.0) | {"time_ns": 7 * SECOND})
+    records = collector.add(time_event(1, busy_s=1.0, wall_s=2.0) | {"time_ns": 9 * SECOND})
+    assert [record["train_time"] for record in records] == [9, 9]
+
+
 def test_modules_that_take_turns_have_no_pipeline_efficiency() -> None:
     collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=False)
     (record,) = collector.add(time_event(1, busy_s=1.0, wall_s=2.0))

@@ -45,6 +45,7 @@ from fr_bench.data import (
     prepare_dataset,
 )
 from fr_bench.data.augmentation import Augmentation
+from fr_bench.data.dataset import channel_statistics
 from fr_bench.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -240,6 +241,16 @@ def test_every_yaml_fits_its_loader(file: Path) -> None:
         assert not augmentation.flip
 
 
+def test_statistics_are_those_of_each_channel() -> None:
+    images = random_images(50, 3, 4, 5)
+    images[:, 1] //= 3
+    images[:, 2] = 7
+    pixels = images.double().div(255).transpose(0, 1).flatten(1)
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(pixels.mean(1).tolist())
+    assert std == pytest.approx([*pixels[:2].std(1, correction=0).tolist(), 1.0])  # without spread: not scaled
+
+
 def test_digits_are_scikit_learns_in_a_split_that_never_changes() -> None:
     from sklearn.datasets import load_digits
 
@@ -276,7 +287,8 @@ def clothes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, np.nda
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     arrays = {}
     for part, count in (("train", 12), ("t10k", 5)):
-        arrays[f"{part}-images-idx3-ubyte"] = random_images(count, 28, 28).numpy()
+        images = random_images(count, 28, 28).numpy()
+        arrays[f"{part}-images-idx3-ubyte"] = images if part == "train" else 255 - images
         arrays[f"{part}-labels-idx1-ubyte"] = np.arange(count, dtype=np.uint8) % 10
     return arrays
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import call, run_processes, run_serial, tiny_config
+from harness import assert_same, call, run_processes, run_serial, tiny_config
 from torch import nn
 
 from fr_bench.errors import RunFailed
@@ -46,6 +46,12 @@ def test_a_higher_module_learns_from_what_a_lower_one_has_become(tmp_path: Path)
     learned = run_serial(tiny_config("dgl", 2), tmp_path / "learned")
     frozen = run_serial(tiny_config("dgl", 2, freeze=[1]), tmp_path / "frozen")
     assert learned.losses[0] == frozen.losses[0] and learned.losses[-1] != frozen.losses[-1]
+
+
+def test_the_auxiliary_network_learns_at_the_rate_of_its_module(tmp_path: Path) -> None:
+    twice = run_serial(tiny_config("dgl", 2, module_lr=[2, 1]), tmp_path / "twice")
+    half = run_serial(tiny_config("dgl", 2, optimizer={"lr": 0.1}, module_lr=[1, 0.5]), tmp_path / "half")
+    assert_same(twice, half)
 
 
 @pytest.mark.parametrize(

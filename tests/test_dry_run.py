@@ -235,3 +235,7 @@ def test_a_network_that_is_trained_beside_takes_time(method: str) -> None:
     without = replace(costs_of(plan), companions=[0.0] * len(plan.block_names))
     work_s = sum(block.forward + block.backward + block.step for block in without.blocks)
     assert companion_s > 0 and time.step_s == pytest.approx(without.load + work_s + companion_s)
+
+
+def test_the_time_of_a_run_counts_the_filling_of_its_pipe() -> None:
+    assert TimePrediction(step_s=2.0, fill_s=3.0, measured_on="", measured_at=0.0, notes=[]).training_time_s(10) == 23.0

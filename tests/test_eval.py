@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from harness import read_records, read_weights, run_processes, tiny_config, train_here
 from safetensors.torch import save
 
@@ -100,6 +101,20 @@ def test_final_weights_of_which_some_are_missing_are_passed_over_for_a_checkpoin
     (tmp_path / "checkpoints" / "final" / weights_file(2)).unlink()
     assert main(["eval", str(tmp_path), "--trust"]) == 0
     assert capsys.readouterr().out == whole.replace("final weights", "weights after step 10")
+
+
+def test_an_evaluation_needs_neither_optimizer_nor_schedule_and_does_not_call_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"}
+    train_here(tiny_config("fr", 2, model=model), tmp_path)
+    path = tmp_path / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(
+        yaml.safe_dump(config | {"optimizer": {"_target_": "a.B", "lr": 1}, "schedule": {"_target_": "c.D"}})
+    )
+    assert main(["eval", str(tmp_path)]) == 0
+    assert "final weights" in capsys.readouterr().out
 
 
 def test_of_replicas_the_first_counts_however_many_there_are(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
 
+from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.passes import Pass
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.memory import Peak, PeakMemory, unexplained
@@ -30,6 +32,20 @@ def checkpointed(k: int, **changes: Any) -> dict[str, Any]:
     config = tiny_config("bp", k, **changes)
     config["method"]["checkpoint_activations"] = True
     return config
+
+
+class Hoarder(FeaturesReplay):
+    """Keeps something of a kind of its own."""
+
+    def kept_tensors(self) -> dict[str, list[torch.Tensor]]:
+        return super().kept_tensors() | {"sums": [torch.zeros(3)]}
+
+
+def test_what_is_kept_of_an_unknown_kind_is_refused_not_left_out(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    config["method"]["_target_"] = "test_memory.Hoarder"
+    with pytest.raises(ConfigError, match=r"Hoarder.kept_tensors: 'sums' is no category of memory; known are history"):
+        run_serial(config, tmp_path)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])

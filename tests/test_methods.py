@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from test_exactness import assert_matches_reference
 
+from fr_bench.data import build_dataset
 from fr_bench.errors import ConfigError
+from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Method
+from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.models import build_blocks
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
@@ -202,11 +207,64 @@ def test_the_rate_of_a_record_is_that_of_its_step(tmp_path: Path) -> None:
     assert [record["lr"] for record in records] == pytest.approx([0.05] * 5 + [0.005] * 5)  # of module K
 
 
+def test_an_evaluation_is_the_mean_over_exactly_the_images_of_its_split(tmp_path: Path) -> None:
+    """22 and 12 images in batches of 8, beside the saved weights in a plain network."""
+    config = tiny_config("fr", 3, dataset={"validation": 12})
+    result = run_serial(config, tmp_path)
+    data = build_dataset(config["dataset"])
+    blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])
+    network = torch.nn.Sequential(OrderedDict(blocks))
+    network.load_state_dict(result.weights)
+    network.eval()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    last = result.of("eval")[-1]
+    for name, split in (("test", data.test), ("validation", data.validation)):
+        assert split is not None
+        with torch.no_grad():
+            logits = network((split.images / 255 - mean) / std)
+        assert last[f"{name}_loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
+        assert last[f"{name}_error"] == (logits.argmax(dim=1) != split.labels).double().mean().item()
+
+
+def test_training_losses_and_errors_are_means_since_the_last_record_and_of_the_epoch(tmp_path: Path) -> None:
+    """Of still weights, whose errors a plain loop finds: two epochs of five steps, a `train` record every three."""
+    config = tiny_config("bp", 2, optimizer={"lr": 0.0, "weight_decay": 0.0}, log_every=3)
+    run = run_serial(config, tmp_path)
+    plain = reference.Reference(config, make_plan(config).cuts)
+    numbers = []
+    for t in range(10):
+        logits, labels = torch.nn.Sequential(*plain.w)(plain.images.batch(t)), plain.labels.batch(t)
+        error = (logits.argmax(dim=1) != labels).double().mean()
+        numbers.append((F.cross_entropy(logits, labels).item(), error.item()))
+    of_train = [numbers[:3], numbers[3:6], numbers[6:9], numbers[9:]]
+    of_eval = [numbers[:5], numbers[5:]]
+    for kind, prefix, parts in (("train", "", of_train), ("eval", "train_", of_eval)):
+        for record, part in zip(run.of(kind), parts, strict=True):
+            losses, errors = zip(*part, strict=True)
+            assert record[f"{prefix}loss"] == pytest.approx(sum(losses) / len(part), rel=1e-4)
+            assert record[f"{prefix}error"] == pytest.approx(sum(errors) / len(part))
+
+
 def test_a_run_is_told_and_evaluated_at_its_end_too(tmp_path: Path) -> None:
     """Seven steps, epochs of five, a `train` record every four."""
     run = run_serial(tiny_config("bp", 1, max_steps=7, log_every=4), tmp_path)
     steps = {kind: [record["step"] for record in run.of(kind)] for kind in ("train", "time", "memory", "eval")}
     assert steps == {"train": [4, 7], "time": [5, 7], "memory": [5, 7], "eval": [5, 7]}
+
+
+def test_an_evaluation_is_due_every_so_many_epochs_and_at_the_end(tmp_path: Path) -> None:
+    """Whatever else the loop pauses for: here it measures sigma at the beginning of every epoch."""
+    sigma = {"sigma": {"every": 5, "window": 1}}
+    run = run_serial(tiny_config("bp", 1, epochs=5, eval_every=2, diagnostics=sigma), tmp_path)
+    steps = {kind: [record["step"] for record in run.of(kind)] for kind in ("time", "memory", "eval")}
+    assert steps == {"time": [5, 10, 15, 20, 25], "memory": [10, 20, 25], "eval": [10, 20, 25]}
+
+
+def test_the_steps_of_a_run_cut_short_are_the_first_of_the_whole_one(tmp_path: Path) -> None:
+    """The milestone at half of the epochs stays where it is."""
+    whole = run_serial(tiny_config("fr", 2), tmp_path / "whole")
+    short = run_serial(tiny_config("fr", 2, max_steps=7), tmp_path / "short")
+    assert short.losses == whole.losses[:7]
 
 
 def test_clip_norm_limits_each_modules_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +280,16 @@ def test_clip_norm_limits_each_modules_gradient(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     run_serial(tiny_config("bp", 2, clip_norm=0.01, epochs=1), tmp_path)
     assert len(norms) == 10 and max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_gradient_of_a_synthesizer_is_clipped_by_itself(tmp_path: Path) -> None:
+    """To less than what it is anyway, unlike in test_exactness.py."""
+    config = tiny_config("dni", 3)
+    free = run_serial(config, tmp_path / "free")
+    config["method"]["clip_norm"] = 1e-3
+    clipped = run_serial(config, tmp_path / "clipped")
+    assert_matches_reference(clipped, reference.dni(config, make_plan(config).cuts))
+    assert clipped.losses != free.losses
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -290,6 +358,50 @@ def test_sigma_of_fr_on_frozen_weights_is_the_product_with_the_delayed_gradient(
     assert first["dot"] == pytest.approx(float(n @ g), rel=1e-5)
     assert first["true"] == pytest.approx(float(n @ n), rel=1e-5)
     assert first["used"] == pytest.approx(float(g @ g), rel=1e-5)
+
+
+def test_sigma_is_over_linear_weights_too_but_not_over_biases_and_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = GradientLog(monkeypatch)
+    model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 12, "depth": 3}
+    sigma = {"sigma": {"every": 2, "window": 1}}
+    events = run_serial(tiny_config("bp", 2, model=model, diagnostics=sigma), tmp_path).of("direction")
+    for event in events[:2]:
+        weights = [g.double() for g in log.gradients[event["module"], 0] if g.dim() == 2]
+        assert event["true"] == pytest.approx(sum(float((g * g).sum()) for g in weights), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3, 3)])
+def test_a_conditional_synthesizer_sees_the_label_of_every_image(shape: tuple[int, ...]) -> None:
+    synthesizer = Synthesizer(shape, num_hidden=0, hidden_channels=8, kernel_size=1, num_classes=3)
+    torch.nn.init.normal_(synthesizer.output.weight)
+    labels = torch.tensor([2, 0, 1, 2])
+    of_label = synthesizer.output.weight.flatten(1)[:, 6:].T  # [classes, channels]
+    expected = of_label[labels].view(4, 6, *[1] * (len(shape) - 2)).expand(shape)
+    torch.testing.assert_close(synthesizer(torch.zeros(shape), labels), expected)
+
+
+@pytest.mark.parametrize("shape", [(16, 6), (16, 6, 3, 3)])
+def test_hidden_layers_of_a_synthesizer_are_normalised(shape: tuple[int, ...]) -> None:
+    hidden = Synthesizer(shape, num_hidden=1, hidden_channels=8, kernel_size=5).hidden
+    h = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(hidden(100 * h), hidden(h), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda shape: Synthesizer(shape, 1, 8, 5), lambda shape: AuxiliaryNetwork(shape, 1, 1, 3)]
+)
+def test_features_that_a_companion_is_not_made_for_are_refused(make: Any) -> None:
+    with pytest.raises(ConfigError, match=r"needs features \[B, C\] or \[B, C, H, W\] below a cut, not \[2, 5, 4\]"):
+        make([2, 5, 4])
+
+
+def test_every_block_draws_random_numbers_of_its_own_for_every_batch() -> None:
+    network = Network([("one", torch.nn.Dropout(0.5)), ("two", torch.nn.Dropout(0.5))], seed=0)
+    first, again, other = (network(torch.ones(10_000), batch) for batch in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert (first == 0).float().mean() == pytest.approx(0.75, abs=0.03)  # with the same numbers it were half of them
 
 
 DIGITS: dict[str, Any] = {

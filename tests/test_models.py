@@ -165,6 +165,15 @@ def test_a_cut_behind_every_block_changes_no_number(name: str, norm: str, tmp_pa
     assert len(run_serial(tiny_config("fr", k, model=node, partition="auto"), tmp_path / "fr").losses) == 10
 
 
+@pytest.mark.parametrize("name", ["resnet164", "resnet110_basic", "resnet18"])
+def test_initial_convolutions_are_he_et_als_by_fan_out(name: str) -> None:
+    layers = [layer for _, block in build(name) for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in layers:
+        if layer.weight.numel() > 2000:
+            expected = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
+
+
 def test_initial_weights_depend_on_the_seed_and_leave_the_random_stream_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)

@@ -183,12 +183,14 @@ class MicroBatched:
 
     def __init__(self, config: dict[str, Any], num_microbatches: int) -> None:
         self.reference = Reference(config, [])
+        self.errors: list[float] = []
         network, optimizer = self.reference.w[1], self.reference.optimizers[0]
         for t in range(self.reference.T):
             x, y = self.reference.images.batch(t), self.reference.labels.batch(t)
+            logits = [network(each) for each in x.chunk(num_microbatches)]
             parts = [
-                F.cross_entropy(network(each), labels, reduction="sum") / len(x)
-                for each, labels in zip(x.chunk(num_microbatches), y.chunk(num_microbatches), strict=True)
+                F.cross_entropy(each, labels, reduction="sum") / len(x)
+                for each, labels in zip(logits, y.chunk(num_microbatches), strict=True)
             ]
             for part in parts:
                 part.backward()
@@ -196,10 +198,12 @@ class MicroBatched:
             optimizer.step()
             optimizer.zero_grad()
             self.reference.losses.append(torch.stack(parts).sum().item())
+            self.errors.append((torch.cat(logits).argmax(dim=1) != y).sum().item() / len(x))
 
     def assert_equals(self, result: Result) -> None:
-        """Every logged loss, weight and batch-norm buffer, bit for bit."""
+        """Every logged loss and error, weight and batch-norm buffer, bit for bit."""
         assert result.losses == self.reference.losses
+        assert [record["error"] for record in result.of("train")] == self.errors
         weights = self.reference.weights()
         assert result.weights.keys() == weights.keys()
         for name, value in result.weights.items():
@@ -290,6 +294,7 @@ def test_ddp_with_batch_norm_leaves_all_that_a_run_leaves(tmp_path: Path, capsys
     config = tiny_config("ddp", 2, "gloo", model=DROPOUT)
     result = run_processes(config, tmp_path)
     assert [record["step"] for record in result.of("train")] == list(range(1, 11))
+    assert result.weights["block1.norm.num_batches_tracked"] == 10, "training alone moves the statistics"
     accounts = [record for record in result.of("memory") if record["step"] == 10]
     assert [account["module"] for account in accounts] == [1, 2]
     for account in accounts:

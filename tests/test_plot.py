@@ -16,7 +16,7 @@ from run_files import records_of_a_run, write_run
 
 from fr_bench.cli import main
 from fr_bench.figures.drawing import Drawing, Omission
-from fr_bench.figures.style import LOOKS, look_of
+from fr_bench.figures.style import LOOKS, OTHERS, look_of
 from fr_bench.figures.write import draw_all
 from fr_bench.planning.limits import balanced_limit
 from fr_bench.records.runs import find_runs
@@ -99,6 +99,7 @@ def test_a_long_run_is_thinned_to_means_and_says_so(tmp_path):
     drawing = draw(tmp_path)["loss-k1"]
     (line,) = curves(panels(drawing)[0], LOOKS["fr"].color)
     assert len(line.get_xdata()) == 134 and list(line.get_xdata()) == pytest.approx(list(line.get_ydata()))
+    assert line.get_xdata()[0] == pytest.approx(1.0), "the mean of 0.5, 1 and 1.5"
     assert drawing.notes == ("each point is the mean of 3 train records",)
 
 
@@ -116,6 +117,14 @@ def test_runs_that_ended_early_are_drawn_by_themselves_and_marked(tmp_path):
     assert top < 3, "a run that diverged must not set the scale"
     assert marks["diverged"].get_ydata()[0] <= top, "its mark stays in the panel"
     assert legend_words(drawing) == ["FR (n = 1, 1 diverged, 1 unfinished)", "diverged", "unfinished"]
+
+
+def test_runs_of_which_none_finished_have_no_mean(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, state="running", loss=lambda _, seed=seed: 1.0 + seed)
+    axes = panels(draw(tmp_path)["loss-k2"])[0]
+    assert sorted(line.get_ydata()[-1] for line in curves(axes, LOOKS["fr"].color)) == [1, 2]
+    assert not axes.collections, "no band"
 
 
 def test_runs_that_diverged_before_their_first_record_are_counted(tmp_path, capsys):
@@ -276,6 +285,27 @@ def test_memory_is_stacked_by_category_and_by_module(tmp_path):
     assert [text.get_text() for text in by_category.texts] == ["K = 1", "K = 2"]
 
 
+def test_memory_is_the_mean_over_seeds(tmp_path):
+    for seed, num_mib in enumerate((1, 3)):
+        write_run(tmp_path / str(seed), seed=seed, category_bytes=num_mib * 2**20)
+    by_category, by_module = panels(draw(tmp_path)["memory"])
+    assert [height for _, _, height in bars(by_category)] == [4, 4, 4, 4]  # two modules
+    assert [height for _, _, height in bars(by_module)] == [8, 8]
+
+
+def test_peaks_are_added_up_only_where_every_module_has_a_gpu_of_its_own(tmp_path):
+    for name, devices in (("fr", ["cuda:0", "cuda:1"]), ("ddg", ["cuda:0", "cuda:0"])):
+        records = records_of_a_run(2, category_bytes=2**30)
+        for record in records:
+            if record["kind"] == "memory":
+                record |= {"device": devices[record["module"] - 1], "peak": 8 * 2**30}
+        write_run(tmp_path / name, name, records=records, settings={"plan": {"devices": devices}})
+    drawing = draw(tmp_path)["memory"]
+    (peaks,) = (line for line in panels(drawing)[0].get_lines() if line.get_label() == "peak of the GPUs")
+    (fr,) = (at for at, group in enumerate(drawing.groups) if group.method == "fr")
+    assert (list(peaks.get_xdata()), list(peaks.get_ydata())) == ([fr], [16])
+
+
 def test_the_legend_of_memory_has_what_the_bars_have(tmp_path):
     records = records_of_a_run(2, category_bytes=2**30)
     for record in records:
@@ -382,6 +412,17 @@ def test_speed_up_is_drawn_over_both_references_beside_the_limits(tmp_path):
     assert "one device a module" in legend_title(drawing) and "one device a module" in drawing.notes[0]
 
 
+def test_a_speed_up_has_its_spread_over_seeds(tmp_path):
+    write_run(tmp_path / "bp", "bp", k=1, step_s=0.4)
+    for seed, step_s in enumerate((0.2, 0.4)):
+        write_run(tmp_path / f"fr{seed}", seed=seed, step_s=step_s)
+    (axes, *_) = panels(draw(tmp_path)["speedup"])
+    (drawn,) = (each for each in axes.containers if each.has_yerr)
+    ((low, high),) = ([y for _, y in segment] for segment in drawn.lines[2][0].get_segments())
+    ratio, relative = 0.4 / 0.3, 0.02**0.5 / 0.3  # of the means, and the deviation of the one that has one
+    assert (low, high) == pytest.approx((ratio * (1 - relative), ratio * (1 + relative)))
+
+
 def test_a_speed_up_without_limits_does_not_explain_them(tmp_path):
     for k in (1, 2):
         write_run(tmp_path / f"bp{k}", "bp", k=k)
@@ -409,11 +450,16 @@ def test_modules_in_one_process_are_drawn_hollow(tmp_path):
 # --- looks
 
 
-def test_methods_differ_in_colour_and_in_more_than_colour():
+def test_methods_differ_in_colour_and_in_more_than_colour(monkeypatch):
     looks = list(LOOKS.values())
     assert len({look.color for look in looks}) == len(looks)
     assert len({look.marker for look in looks}) == len(looks) and len({look.hatch for look in looks}) == len(looks)
     assert look_of("mine") == look_of("mine")
+    own = [f"mine{number}" for number in range(2 * len(OTHERS))]
+    monkeypatch.setattr("fr_bench.figures.style._given", {})
+    looks = [look_of(name) for name in own]
+    assert len(set(looks[: len(OTHERS)])) == len(OTHERS)  # as many as there are
+    assert looks == [look_of(name) for name in own]
 
 
 def looks_in_legend(drawing: Drawing | Omission) -> dict[str, tuple[Any, Any, Any]]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, tiny_config
+from safetensors.torch import save_file
 
-from fr_bench.errors import ConfigError, Interrupted
+from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
+from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.launching.launch import run_training
 from fr_bench.modules.meter import LossMeter
 from fr_bench.modules.module import BatchResult
 from fr_bench.planning.plan import make_plan
 from fr_bench.transport.replicas import BUCKET_BYTES, Replicas
+from fr_bench.workers.resumption import Resumption, restore
+from fr_bench.workers.worker import build_modules
 
 # Batch norm normalises over a replica's share, so the numbers are equal without it.
 WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "tiny"}
@@ -100,14 +105,19 @@ def test_each_draws_random_numbers_of_its_own(tmp_path: Path) -> None:
     """Of two replicas that saw the same images, dropout would otherwise make one network."""
     dropout = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
     plan = make_plan(tiny_config("fr", 2, "gloo", model=dropout, replicas=2))
-    from fr_bench.workers.worker import build_modules
-
     below, other = build_modules(plan, [1])[0], build_modules(plan, [3])[0]
     x = torch.ones(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     first, again, second = below.play(x, 5).h, below.play(x, 5).h, other.play(x, 5).h
     assert torch.equal(first, again) and not torch.equal(first, second)
     streams = [module.stream(batch) for module in (below, other) for batch in range(10)]
     assert len(set(streams)) == 20
+
+
+def test_settings_of_a_module_are_those_of_its_replicas() -> None:
+    plan = make_plan(tiny_config("fr", 2, "gloo", replicas=2, freeze=[1], module_lr=[1, 3]))
+    modules = build_modules(plan, [1, 2, 3, 4])
+    assert [module.frozen for module in modules] == [True, False, True, False]
+    assert [module.base_lr for module in modules] == pytest.approx([0.05, 0.15, 0.05, 0.15])
 
 
 @pytest.mark.parametrize("method", ["fr", "ddg"])
@@ -154,6 +164,22 @@ def test_a_run_may_go_on_with_other_replicas(tmp_path: Path, capsys: pytest.Capt
     assert [record["step"] for record in epochs] == [5, 10]
     alone = run_processes(config_of("fr", 2, "gloo", replicas=2, epochs=1), tmp_path / "alone").of("eval")
     assert epochs[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], abs=1e-12)  # both halves count
+
+
+def test_of_statistics_that_replicas_have_each_those_of_the_first_go_on(tmp_path: Path) -> None:
+    (module,) = build_modules(make_plan(tiny_config("bp", 1)), [1])
+    for number in (1, 2):
+        weights = {
+            name: torch.full_like(each, number).contiguous() for name, each in module.network.state_dict().items()
+        }
+        save_file(weights, tmp_path / weights_file(number))
+        torch.save({"optimizer": {}, "meter": None}, tmp_path / state_file(number))
+    manifest = {"step": 5, "k": 1, "replicas": 2, "modules": [{}, {}]}
+    trainer: Any = SimpleNamespace(
+        players=[SimpleNamespace(module=module)], meter=None, direction=None, load_state_dict=lambda *_: None
+    )
+    restore(trainer, Resumption(Checkpoint(tmp_path, manifest), is_exact=False))
+    assert all(bool((value == 1).all()) for value in module.network.state_dict().values())
 
 
 def test_what_other_replicas_summed_is_shared_by_those_that_go_on() -> None:
@@ -205,6 +231,23 @@ def test_gradients_travel_in_buckets_from_the_last_parameter_on(tmp_path: Path) 
             for parameter in parameters:
                 parameter.grad = None
         replicas.finish_sum()  # nothing to wait for
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_second_backward_before_the_step_is_refused(tmp_path: Path) -> None:
+    """Its gradients would be sums over the replicas of neither."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        weight = torch.ones(2, requires_grad=True)
+        replicas = Replicas(dist.group.WORLD, [weight])
+        replicas.listen([weight])
+        for _ in range(2):
+            weight.sum().backward()
+            replicas.finish_sum()
+        weight.sum().backward()
+        with pytest.raises(RunFailed, match="a method with several backwards a step needs replicas=1"):
+            weight.sum().backward()
     finally:
         dist.destroy_process_group()
 

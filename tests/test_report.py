@@ -158,13 +158,20 @@ def test_the_time_to_a_target_is_over_the_runs_that_reached_it(tmp_path, capsys)
     assert report(tmp_path, "--target", "10") == 0
     text = capsys.readouterr().out
     cells = {row["method"]: row["seconds to 10 %"] for row in table(text, "Speed").values()}
-    assert cells == {"FR": "2.5 ± 0.7 (2 of 3)", "BP": "- (0 of 1)", "DDG (resumed from a)": ""}
+    assert cells == {"FR": "2.5 ± 0.71 (2 of 3)", "BP": "- (0 of 1)", "DDG (resumed from a)": ""}
     assert "Seconds to 10 %:" in text
     assert report(tmp_path, "--target", "10", "--csv") == 0
     rows = {row["method"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     names = ("target_test_error", "runs_that_reached_target", "seconds_to_target_mean")
     assert [rows["fr"][name] for name in names] == ["0.1", "2", "2.5"] and rows["ddg"]["target_test_error"] == ""
     assert report(tmp_path) == 0 and "seconds to" not in capsys.readouterr().out
+
+
+def test_a_run_that_reached_the_target_and_did_not_finish_counts(tmp_path, capsys):
+    for seed, (scale, state) in enumerate(((0.2, "finished"), (0.1, "interrupted"), (1.0, "finished"))):
+        write_run(tmp_path / str(seed), seed=seed, test_error=lambda epoch, scale=scale: scale / epoch, state=state)
+    assert report(tmp_path, "--target", "10") == 0
+    assert table(capsys.readouterr().out, "Speed")["FR 2"]["seconds to 10 %"] == "1.5 ± 0.71 (2 of 3)"
 
 
 @pytest.mark.parametrize("word", ["0", "100", "-3", "ten", "nan"])
@@ -200,6 +207,13 @@ def test_the_difference_to_bp_is_paired_by_seed(tmp_path, capsys):
     assert rows[1]["difference_to_bp_mean"] == rows[1]["difference_to_bp_seeds"] == ""
 
 
+def test_there_is_no_difference_to_a_bp_that_has_not_finished(tmp_path, capsys):
+    write_run(tmp_path / "bp", "bp", k=1, state="running")
+    write_run(tmp_path / "fr", "fr")
+    assert report(tmp_path) == 0
+    assert "paired difference to BP" not in capsys.readouterr().out
+
+
 def test_the_difference_is_to_those_runs_of_bp_that_share_most_seeds(tmp_path, capsys):
     write_run(tmp_path / "bp1", "bp", k=1, seed=0, test_error=lambda _: 0.5)
     for seed in (0, 1):
@@ -232,6 +246,14 @@ def test_the_limit_of_synthetic_gradients_says_what_it_leaves_out(tmp_path, caps
         "The limit of DNI, cDNI and DGL leaves out what their synthesizers and auxiliary networks compute"
         in capsys.readouterr().out
     )
+
+
+def test_the_limit_is_that_of_a_device_a_module_and_not_of_replicas(tmp_path, capsys):
+    for replicas in (1, 2):
+        write_run(tmp_path / str(replicas), settings={"replicas": replicas})
+    assert report(tmp_path) == 0
+    limits = {row["method"]: row["limit"] for row in table(capsys.readouterr().out, "Speed").values()}
+    assert limits == {"FR": "1.75", "FR (replicas=2)": ""}
 
 
 def test_streams_are_no_obstacle_to_a_comparison_with_one_module_which_has_none(tmp_path, capsys):
@@ -299,6 +321,45 @@ def test_published_numbers_stand_in_a_column_of_their_own(tmp_path, capsys):
     assert len(withheld) == 3 and all("FR paper, which has" in line for line in withheld)
     for difference in ("freeze=null, not [1].", "dataset.limit=null, not 100.", "optimizer.lr=0.01, not 0.5."):
         assert any(line.endswith(difference) for line in withheld), (difference, withheld)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 200},
+        {"batch_size": 64},
+        {"max_steps": 1000},
+        {"replicas": 2},
+        {"clip_norm": 1.0},
+        {"precision": "bf16"},
+        {"dataset": {"validation": 5000}},
+        {"dataset": {"augmentation": {"crop_padding": 2, "flip": True}}},
+        {"dataset": {"augmentation": {"crop_padding": 4, "flip": False}}},
+        {"optimizer": {"_target_": "torch.optim.Adam"}},
+        {"optimizer": {"momentum": 0.0}},
+        {"optimizer": {"weight_decay": 1e-4}},
+        {"schedule": {"_target_": "fr_bench.schedules.Cosine"}},
+        {"schedule": {"gamma": 0.5}},
+        {"schedule": {"warmup_epochs": 5}},
+        {"method": method("fr", carry_history=False)},
+    ],
+    ids=str,
+)
+def test_no_published_number_stands_beside_a_run_with_another_recipe(changes, tmp_path, capsys):
+    write_run(tmp_path / "fr", "fr", k=2, **as_published("resnet164", **({"method": method("fr")} | changes)))
+    assert report(tmp_path, "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert not row.get("published_test_error")
+
+
+@pytest.mark.parametrize(("nesterov", "value"), [(False, "0.0607"), (True, "")])
+def test_the_rerun_was_without_nesterovs_momentum(nesterov, value, tmp_path, capsys):
+    optimizer, schedule = {"lr": 0.1, "nesterov": nesterov}, {"milestones": [150, 225, 275]}
+    settings = as_published("resnet56_basic", method=method("fr"), optimizer=optimizer, schedule=schedule)
+    write_run(tmp_path / "fr", "fr", k=2, **settings)
+    assert report(tmp_path, "--csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row.get("published_test_error", "") == value
 
 
 def test_without_a_match_there_is_no_published_column(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from run_files import records_of_a_run, write_run
@@ -337,6 +338,14 @@ def test_with_a_validation_set_the_best_epoch_is_chosen_on_it(tmp_path, problems
     assert best_test_error(find(tmp_path / "1", problems)[0]) == pytest.approx(0.5 / 2)
 
 
+def test_of_equal_validation_errors_the_first_counts_as_in_the_summary(tmp_path, problems):
+    records = records_of_a_run(1, test_error=lambda epoch: 0.5 / epoch, kinds=("eval",))
+    for record, validation_error in zip(records, (0.4, 0.2, 0.2), strict=True):
+        record["validation_error"] = validation_error
+    write_run(tmp_path / "run", k=1, records=records)
+    assert best_test_error(find(tmp_path, problems)[0]) == pytest.approx(0.5 / 2)
+
+
 def test_waiting_is_weighted_by_steps(tmp_path, problems):
     at = {"kind": "time", "epoch": 1, "train_time": 1, "module": 1, "play_s": 0.0, "send_s": 0.0}
     records = [at | {"step": 10, "wait_s": 1.0, "learn_s": 0.0}, at | {"step": 40, "wait_s": 0.0, "learn_s": 1.0}]
@@ -397,3 +406,40 @@ def test_speed_is_compared_with_bp_on_the_same_problem_only(tmp_path, problems):
     assert speedup_over(fr, baseline(fr, groups, 1)).mean == pytest.approx(2.0)
     assert speedup_over(fr, baseline(fr, groups, 2)).mean == pytest.approx(3.0)
     assert baseline(fr, groups, 4) is None and speedup_over(fr, None) is None
+
+
+def test_a_speed_up_is_a_ratio_of_means_with_the_spread_of_both(tmp_path, problems):
+    for seed, (own_s, other_s) in enumerate(((0.1, 0.9), (0.3, 1.1))):  # of reciprocals the mean would be 6.7
+        write_run(tmp_path / f"fr {seed}", k=2, seed=seed, step_s=own_s)
+        write_run(tmp_path / f"bp {seed}", "bp", k=1, seed=seed, step_s=other_s)
+    groups = list(groups_of(tmp_path, problems).values())
+    (fr,) = (group for group in groups if group.method == "fr")
+    found = speedup_over(fr, baseline(fr, groups, 1))
+    assert found.mean == pytest.approx(5.0)
+    assert found.sd == pytest.approx(5.0 * math.hypot(math.sqrt(0.02) / 0.2, math.sqrt(0.02)))
+
+
+def test_runs_on_other_hardware_are_neither_averaged_nor_compared(tmp_path, problems):
+    for name, seed, cpu in (("fr", 0, "new"), ("fr", 1, "old"), ("bp", 0, "old")):
+        path = write_run(tmp_path / f"{name} {cpu}", name, seed=seed)
+        (path / "env.json").write_text(json.dumps({"cpu": {"model": cpu}}))
+    groups = make_groups(find(tmp_path, problems), problems.append)
+    assert [len(group.runs) for group in groups] == [1, 1, 1]
+    found = {group.settings["hardware"]: baseline(group, groups, 2) for group in groups if group.method == "fr"}
+    assert found["new"] is None and found["old"].method == "bp"
+
+
+def test_runs_whose_modules_share_a_gpu_are_no_seeds_of_those_with_a_gpu_each(tmp_path, problems):
+    for seed, devices in enumerate((["cuda:0", "cuda:0"], ["cuda:0", "cuda:1"])):
+        write_run(tmp_path / str(seed), seed=seed, settings={"plan": {"devices": devices}})
+    assert [len(group.runs) for group in groups_of(tmp_path, problems).values()] == [1, 1]
+
+
+def test_of_several_references_the_one_that_shares_most_settings_counts(tmp_path, problems):
+    write_run(tmp_path / "fr", k=2, step_s=0.1)
+    write_run(tmp_path / "other", "bp", k=1, step_s=0.2, settings={"optimizer": {"lr": 0.01}})
+    write_run(tmp_path / "same", "bp", k=1, step_s=0.4)
+    write_run(tmp_path / "another", "bp", k=1, step_s=0.8, settings={"optimizer": {"lr": 0.9}})
+    groups = list(groups_of(tmp_path, problems).values())
+    (fr,) = (group for group in groups if group.method == "fr")
+    assert speedup_over(fr, baseline(fr, groups, 1)).mean == pytest.approx(4.0)

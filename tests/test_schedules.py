@@ -16,6 +16,11 @@ def test_fractions_of_epochs_give_the_papers_epochs() -> None:
     assert by_fraction.factor(150 * 390 - 1, 390, 300) == 1
 
 
+def test_a_milestone_of_one_is_the_first_epoch_not_the_whole_run() -> None:
+    schedule = MultiStep(milestones=[1])
+    assert [schedule.factor(t, 5, 10) for t in (4, 5)] == [1, 0.1]
+
+
 @pytest.mark.parametrize("epochs", [20, 30, 40, 60, 100, 300])
 def test_a_milestone_is_at_its_very_iteration(epochs: int) -> None:
     for percent in range(5, 100, 5):

@@ -101,6 +101,13 @@ def test_peak_memory_is_the_largest_of_each_module() -> None:
     assert summary["devices"] == ["cuda:1", "cuda:2"]
 
 
+def test_modules_of_replicas_are_numbered_through() -> None:
+    summary = SummaryBuilder(CONFIG | {"replicas": 2}, cuts=[4], num_blocks=9)
+    for module in (1, 2, 3, 4):
+        summary.add(record("memory", 10, module=module, device="cpu", peak=100 * module))
+    assert summary.build("finished")["peak_memory"] == [100, 200, 300, 400]
+
+
 def test_the_memory_account_is_the_last_of_each_module() -> None:
     records = [
         record("memory", step, module=module, device="cpu", peak=1, activations=step * module, predicted=7, epoch_s=3)

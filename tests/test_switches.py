@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from harness import Result, assert_close, assert_same, run_serial, tiny_config
+
+from fr_bench.planning.plan import make_plan
+from fr_bench.workers.worker import build_modules
 
 
 def run(folder: Path, **changes: Any) -> Result:
@@ -32,6 +36,13 @@ def test_under_bf16_losses_are_near_those_in_float32_and_weights_stay_float32(tm
     plain, bf16 = (run(tmp_path / precision, precision=precision) for precision in ("fp32", "bf16"))
     assert bf16.losses == pytest.approx(plain.losses, abs=0.1) and bf16.losses != plain.losses
     assert all(value.dtype != torch.bfloat16 for value in bf16.weights.values())
+
+
+def test_under_bf16_the_loss_is_computed_in_float32() -> None:
+    (module,) = build_modules(make_plan(tiny_config("bp", 1, precision="bf16")), [1])
+    logits, targets = torch.linspace(-3, 3, 32).view(8, 4).bfloat16(), torch.arange(8) % 4
+    expected = F.cross_entropy(logits.float(), targets, reduction="sum") / 8
+    assert torch.equal(module.loss_of(logits, targets), expected)
 
 
 def test_a_run_that_need_not_be_deterministic_does_not_inherit_it(tmp_path: Path) -> None:

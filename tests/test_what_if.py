@@ -100,8 +100,9 @@ def test_synthesizers_cost_what_they_cost_and_are_not_made_up() -> None:
     assert costly.step_time_s == pytest.approx(min(max(3 * n + 4.0, 3 * (8 - n)) for n in range(1, 8)))
 
 
-def test_the_synthesizer_that_counts_is_that_of_the_last_block_below_the_cut() -> None:
-    row = one("dni", 2, 4, companions={"dni": [9.0, 1.0, 9.0, 9.0]})
+@pytest.mark.parametrize("method", ["dni", "dgl"])
+def test_the_network_beside_that_counts_is_that_of_the_last_block_below_the_cut(method: str) -> None:
+    row = one(method, 2, 4, companions={method: [9.0, 1.0, 9.0, 9.0]})
     assert row.cuts == [2] and row.step_time_s == pytest.approx(2 * 3 + 1.0)
 
 
@@ -121,8 +122,11 @@ def test_interleaving_and_splitting_the_backward_shrink_the_bubble() -> None:
 
 def test_images_and_optimizer_steps_take_time() -> None:
     settings = {"load_s": 0.5, "blocks": [BlockCost(1.0, 1.0, 2.0, 0.25)] * 4}
-    assert one("bp", 1, 4, **settings).step_time_s == pytest.approx(0.5 + 4 * 3.25)
+    for method in (*METHODS, *PEERS):
+        assert one(method, 1, 4, **settings).step_time_s == pytest.approx(0.5 + 4 * 3.25), method
     assert one("ddg", 4, 4, **settings).step_time_s == pytest.approx(0.5 + 3.25)
+    # Every process of ddp makes a quarter of the images, and steps with all of the weights.
+    assert one("ddp", 4, 4, **settings).step_time_s == pytest.approx(0.5 / 4 + 3 + 4 * 0.25)
     assert one("bp", 1, 4, **settings).speedup_vs_single == pytest.approx(1)
 
 

@@ -46,7 +46,7 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.axvline(1.0, color="#555555", linewidth=0.6, zorder=0)
-        axes.set_xlabel("images/s over BP, K = 1")
+        figure.supxlabel("images/s over BP, K = 1", fontsize=style.font_pt)  # the axes are narrow if names are long
         handles = [Line2D([], [], label="quartiles", **QUARTILES)]
         if any(row.limit for row in shown):
             handles.append(Line2D([], [], linestyle="none", marker="|", markersize=8, label="limit", **LIMIT))

@@ -219,7 +219,11 @@ class Checkpointer:
             link.forget_gradients()
         self._reporter.send("checkpoint_taken", step=step, modules=list(snapshots))
         self._writer = Saved(self._checkpoints, step, snapshots, facts, self._reporter)
-        self._writer.start()
+        try:
+            self._writer.start()
+        except RuntimeError:  # the system gives no more threads: training waits for this one
+            self._writer.run()
+            self._writer = None
 
     def wait(self) -> None:
         """Waits for what is being written."""

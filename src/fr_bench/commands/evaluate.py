@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
         config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
     config |= {"method": {"_target_": "fr_bench.methods.bp.Backpropagation", "name": config["method"]["name"]}}
+    config |= {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.0}}
+    config |= {"schedule": {"_target_": "fr_bench.schedules.Constant"}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
     # What the training of a module had to keep, or a device had to have, an evaluation does without.
     config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False}

@@ -107,9 +107,18 @@ VARIANT_MARKERS: tuple[Any, ...] = ("s", "^", "*", "o", "v", "P", "d", "<", "p",
 END_MARKERS = {"diverged": "X", "unfinished": ">"}
 
 
+_given: dict[str, int] = {}  # methods of the user's own -> their places in OTHERS
+
+
 def look_of(method: str) -> Look:
-    """Returns the look of a method by name."""
-    return LOOKS.get(method) or OTHERS[zlib.crc32(method.encode()) % len(OTHERS)]
+    """Returns the look of a method by name. One of the user's own has mostly the same in all figures: which, its name
+    decides, unless another one that was drawn before has that."""
+    if method not in LOOKS and method not in _given:
+        wish = zlib.crc32(method.encode()) % len(OTHERS)
+        taken = set(_given.values())
+        in_order = [*range(wish, len(OTHERS)), *range(wish)]
+        _given[method] = next((index for index in in_order if index not in taken), wish)
+    return LOOKS.get(method) or OTHERS[_given[method]]
 
 
 def line_properties(group: Group, stands_beside: bool = False) -> dict[str, Any]:

@@ -10,5 +10,7 @@ CATEGORIES = (
     "synthesizer",  # its weights, optimizer and graph (DNI); those of the auxiliary network (DGL)
     "buffers",  # of the channels to the neighbours
 )
+# Those of what a method keeps from one iteration to the next (fr_bench.methods.base.Method.kept_tensors).
+KEPT = ("history", "stash", "synthesizer", "buffers")
 # On a GPU, what the allocator's peak holds beyond all of these: workspaces, transient tensors. Never predicted.
 OTHER = "other"

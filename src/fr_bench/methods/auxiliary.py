@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fr_bench.methods.companion import check_features
+
 SIDE = 2  # of what the perceptron sees
 REDUCTION = 4  # of the sides, before anything else
 
@@ -28,6 +30,7 @@ class AuxiliaryNetwork(nn.Module):
 
     def __init__(self, shape: Sequence[int], num_convolutions: int, num_hidden: int, num_classes: int) -> None:
         super().__init__()
+        check_features(shape, "an auxiliary network")
         channels = width = shape[1]
         layers: list[nn.Module] = []
         if len(shape) == 4:

@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fr_bench.errors import ConfigError
 from fr_bench.measuring.saved_tensors import optimizer_state_bytes, tensor_bytes
+
+
+def check_features(shape: Sequence[int], what: str) -> None:
+    """Raises ConfigError unless ``shape``, batch included, is one that ``what`` is made for."""
+    if len(shape) not in (2, 4):
+        raise ConfigError(
+            f"{what} needs features [B, C] or [B, C, H, W] below a cut, not {list(shape)}: method=fr and method=ddg do "
+            "without one; or cut elsewhere, with partition=[...]"
+        )
 
 
 def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fr_bench.methods.companion import check_features
+
 
 class Synthesizer(nn.Module):
     """h [B, C, H, W] or [B, C], and labels [B] if conditional -> a gradient of h's shape.
@@ -28,6 +30,7 @@ class Synthesizer(nn.Module):
         self, shape: Sequence[int], num_hidden: int, hidden_channels: int, kernel_size: int, num_classes: int = 0
     ) -> None:
         super().__init__()
+        check_features(shape, "a synthesizer")
         self.num_classes = num_classes
         spatial = len(shape) == 4
         layers: list[nn.Module] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -66,7 +67,8 @@ def _speed(rows: list[Row]) -> list[str]:
     notes = [
         "Times are training alone: no evaluation, no logging. Limit: balanced modules, a backward of two forwards, "
         "a transport that costs nothing. Efficiency: computing time of the busiest module over the "
-        "step time, mean over the run."
+        "step time, mean over the run. Mean ± sample standard deviation over the seeds; a speed-up is the ratio of two "
+        "means, and its deviation follows from those of both."
     ]
     if targets:
         notes.append(
@@ -146,7 +148,13 @@ def _percent(value: Spread | None, digits: int = 2) -> str:
 def _number(value: Spread | None, digits: int) -> str:
     if value is None:
         return ""
-    return f"{value.mean:.{digits}g}" + ("" if value.sd is None else f" ± {value.sd:.1g}")
+    return f"{value.mean:.{digits}g}" + ("" if value.sd is None else f" ± {_deviation(value.sd)}")
+
+
+def _deviation(sd: float) -> str:
+    """Two digits that count, and no exponent: ``17``, ``0.71``."""
+    decimals = max(0, 1 - math.floor(math.log10(sd))) if sd > 0 else 0
+    return f"{sd:.{decimals}f}"
 
 
 def _paired(value: Paired | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ def is_among(key: str, names: Iterable[str]) -> bool:
 
 
 def speedup_over(group: Group, reference: Group | None) -> Spread | None:
-    """How many times faster a step of ``group`` is than the mean step of ``reference``; by seed, then spread.
+    """How many times faster the mean step of ``group`` is than that of ``reference``, and the standard deviation that
+    follows from those of both.
 
     Exactly 1 for the reference itself, None without one.
     """
@@ -216,7 +218,9 @@ def speedup_over(group: Group, reference: Group | None) -> Spread | None:
         return None
     if group is reference:
         return Spread(1.0, None)
-    reference_s = over_seeds(reference, step_time_s)
-    if reference_s is None:
+    own, other = over_seeds(group, step_time_s), over_seeds(reference, step_time_s)
+    if own is None or other is None:
         return None
-    return spread(reference_s.mean / time_s for run in group.measured if (time_s := step_time_s(run)) is not None)
+    ratio = other.mean / own.mean
+    relative = [each.sd / each.mean for each in (own, other) if each.sd is not None]
+    return Spread(ratio, ratio * math.hypot(*relative) if relative else None)

@@ -46,6 +46,7 @@ WHOLE: dict[str, tuple[Any, ...]] = {
     "freeze": (None,),
     "max_steps": (None,),
     "replicas": (None,),
+    "precision": (None, "fp32", "tf32"),
 }
 RECIPE: dict[str, tuple[Any, ...]] = WHOLE | {
     "epochs": (300,),

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fr_bench.measuring.categories import OTHER
+from fr_bench.errors import ConfigError
+from fr_bench.measuring.categories import KEPT, OTHER
 from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, tensor_bytes
 from fr_bench.methods.base import Method
 from fr_bench.modules.module import Module
@@ -62,6 +63,11 @@ class Account:
         parameters = list(self._module.network.parameters())
         weights = [*parameters, *self._module.network.buffers()]
         kept = {kind: list(tensors) for kind, tensors in self._method.kept_tensors().items()}
+        if unknown := sorted(kept.keys() - {*KEPT}):
+            raise ConfigError(
+                f"{type(self._method).__name__}.kept_tensors: '{unknown[0]}' is no category of memory; "
+                f"known are {', '.join(KEPT)}."
+            )
         for kind, tensors in self._kept.items():
             kept.setdefault(kind, []).extend(tensors)
         elsewhere = [*weights, *kept.get("history", []), *kept.get("stash", [])]

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fr_bench.errors import RunFailed
 from fr_bench.transport.spec import PeerLost
 from fr_bench.waits import waiting_for
 
@@ -76,6 +77,11 @@ class Replicas:
     def _add(self, index: int, leaf: Tensor) -> None:
         bucket = self._bucket_of[index]
         assert leaf.grad is not None
+        if index in bucket.leaves:
+            raise RunFailed(
+                "a backward began before module.step took the gradients of the one before, whose sum over the replicas "
+                "would be lost: a method with several backwards a step needs replicas=1"
+            )
         bucket.slots[index].copy_(leaf.grad)
         bucket.leaves[index] = leaf
         while self._num_sent < len(self._buckets) and self._buckets[self._num_sent].is_full:
