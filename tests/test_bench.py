@@ -418,6 +418,10 @@ def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -
         for each in contenders(methods=["bp", "fr"], k=[2])
     ]
     compare(rows)
+    rows[1].words, rows[1].speedup_vs_single = "fr optimizer.momentum=0", None  # no BP without momentum is beside it
+    [label] = draw_bench(rows[:2], "without one").figure.axes[0].get_yticklabels()
+    assert label.get_text() == "BP, K = 1"
+    rows[1].words, rows[1].speedup_vs_single = "fr", 1.0
     figure = draw_bench(rows, "with a limit").figure
     figure.draw_without_rendering()
     height_pt = figure.axes[0].get_window_extent().height / figure.dpi * 72

@@ -29,17 +29,17 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
     Rows of a method stand together, by K; the peers come last.
 
     Args:
-        rows: of a bench, with speed-ups.
+        rows: of a bench, with speed-ups; one without, for want of a BP under its settings, is left out.
         title: of the figure.
         style_name: one of ``fr_bench.figures.style.STYLES``.
     """
     style = STYLES[style_name]
     with matplotlib.rc_context(style.settings()):
-        height_in = 0.19 * style.font_pt / 8 * (len(rows) + AROUND)
+        shown = _ordered([row for row in rows if row.speedup_vs_single is not None])
+        height_in = 0.19 * style.font_pt / 8 * (len(shown) + AROUND)
         figure = Figure(figsize=(style.two_panels_in, height_in), layout="constrained")
         axes = figure.subplots()
         figure.suptitle(title)
-        shown = _ordered(rows)
         for at, row in enumerate(shown):
             _draw_bar(axes, at, row)
         axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
@@ -61,7 +61,7 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def _draw_bar(axes: Axes, at: int, row: Row) -> None:
-    assert row.speedup_vs_single is not None, "BP with one module takes part in every bench"
+    assert row.speedup_vs_single is not None
     look: Look = look_of(row.method)
     single_s = row.speedup_vs_single * row.step_time_s.median
     below, above = single_s / row.step_time_s.q3, single_s / row.step_time_s.q1

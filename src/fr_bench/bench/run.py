@@ -70,7 +70,9 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
         print(f"\n{checkpoints}\n")
     if crowding := crowded(contenders):
         print(crowding)
-    if rows:
+    if left_out := [f"'{row.words}' with K = {row.k}" for row in rows if row.speedup_vs_single is None]:
+        print(f"{', '.join(left_out)}: not in the figure, for want of a BP with K = 1 under the same settings")
+    if len(left_out) < len(rows):
         from fr_bench.bench.figure import draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
 
