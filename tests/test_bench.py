@@ -421,7 +421,10 @@ def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -
     rows[1].words, rows[1].speedup_vs_single = "fr optimizer.momentum=0", None  # no BP without momentum is beside it
     [label] = draw_bench(rows[:2], "without one").figure.axes[0].get_yticklabels()
     assert label.get_text() == "BP, K = 1"
-    rows[1].words, rows[1].speedup_vs_single = "fr", 1.0
+    rows[0].words = "fr optimizer.weight_decay=0.001 partition=equal"
+    [label] = draw_bench(rows[:1], "a long name").figure.axes[0].get_yticklabels()
+    assert label.get_text() == "FR optimizer.weight_decay=0.001\npartition=equal, K = 1"
+    rows[0].words, rows[1].words, rows[1].speedup_vs_single = "bp", "fr", 1.0
     figure = draw_bench(rows, "with a limit").figure
     figure.draw_without_rendering()
     height_pt = figure.axes[0].get_window_extent().height / figure.dpi * 72

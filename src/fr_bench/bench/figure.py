@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ BAR = 0.7  # of the room that a bar has
 LIMIT: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 QUARTILES: dict[str, Any] = {"color": "black", "linewidth": 0.8}
 ERROR_BAR: dict[str, Any] = {"ecolor": QUARTILES["color"], "elinewidth": QUARTILES["linewidth"]}
+LONGEST_LINE = 32  # letters of a name; longer ones are broken, which leaves room for the bars
 AROUND = 6  # room that title, axis and legend take, in rows
 
 
@@ -36,17 +38,19 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
     style = STYLES[style_name]
     with matplotlib.rc_context(style.settings()):
         shown = _ordered([row for row in rows if row.speedup_vs_single is not None])
-        height_in = 0.19 * style.font_pt / 8 * (len(shown) + AROUND)
+        labels = [_label(row) for row in shown]
+        num_lines = max((label.count("\n") + 1 for label in labels), default=1)
+        height_in = 0.19 * style.font_pt / 8 * (len(shown) * num_lines**0.75 + AROUND)
         figure = Figure(figsize=(style.two_panels_in, height_in), layout="constrained")
         axes = figure.subplots()
         figure.suptitle(title)
         for at, row in enumerate(shown):
             _draw_bar(axes, at, row)
-        axes.set_yticks(range(len(shown)), [_label(row) for row in shown])
+        axes.set_yticks(range(len(shown)), labels)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.axvline(1.0, color="#555555", linewidth=0.6, zorder=0)
-        figure.supxlabel("images/s over BP, K = 1", fontsize=style.font_pt)  # the axes are narrow if names are long
+        axes.set_xlabel("images/s over BP, K = 1")
         handles = [Line2D([], [], label="quartiles", **QUARTILES)]
         if any(row.limit for row in shown):
             handles.append(Line2D([], [], linestyle="none", marker="|", markersize=8, label="limit", **LIMIT))
@@ -79,4 +83,5 @@ def _label(row: Row) -> str:
     name, *own = row.words.split()
     words = " ".join([METHOD_NAMES.get(name, name), *own])
     micro = f", M = {row.num_microbatches}" if row.num_microbatches is not None else ""
-    return f"{words}{micro}, K = {row.k}"
+    label = f"{words}{micro}, K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{row.k}"
+    return textwrap.fill(label, LONGEST_LINE, break_long_words=False).replace("\N{NO-BREAK SPACE}", " ")
