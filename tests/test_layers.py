@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fr_bench"
 
 # The packages, and the files that belong to none, from the top down: each sees only what stands further down.
 LAYERS = """
+notebook
 cli
 commands
 sweeps

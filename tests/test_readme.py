@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import read_records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results").glob("*/README.md"))]
@@ -39,16 +40,22 @@ def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Pa
     """The first line of a file's block is where it is."""
     text = (ROOT / "docs" / "your_own.md").read_text()
     files = [*blocks(text, "yaml"), *blocks(text, "python")]
-    assert len(files) == 6
+    assert len(files) == 11
     for content in files:
         path = tmp_path / content.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    (command,) = blocks(text, "")
+    command, other_command = blocks(text, "")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("outputs/mine-mine-mine-k2-s0/*")
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2 * (1000 // 128) and summary["cuts"] in ([1], [2])
+    for words, method in ((command, "mine"), (other_command, "clipped")):
+        done = subprocess.run(words, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (run,) = tmp_path.glob(f"outputs/mine-mine-{method}-k2-s0/*")
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["steps"] == 2 * (1000 // 128) and summary["cuts"] in ([1], [2])
+        train = [record for record in read_records(run) if record["kind"] == "train"]
+    assert train[-1]["lr"] == pytest.approx(0.001 * (1 + 13 / 7) ** -0.5)  # the last step, by the schedule there
+    wrong = f"{other_command.strip()} method.limit=0"
+    done = subprocess.run(wrong, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "fr-bench: method.limit=0: must be above 0, or null for none\n")

@@ -1,0 +1,64 @@
+"""What a run left, for a script or a notebook of your own. Its records, lines of JSON, need nothing of ours."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fr_bench.commands.evaluate import find_weights, read_config, read_weights, refuse_foreign_code
+from fr_bench.data import EvaluationImages, build_dataset
+from fr_bench.errors import ConfigError
+from fr_bench.models import build_blocks
+
+
+def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
+    """The network of a run with its final weights, or those of its newest good checkpoint if it has not come so far.
+
+    Args:
+        run_dir: of the run, however many modules it had.
+        trust: whether to call what its config.yaml names where that is not fr-bench's own.
+
+    Returns:
+        The blocks in order, under their names, in evaluation mode on the CPU: float images [N, C, H, W], normalised as
+        those of :func:`load_test_set`, in; logits [N, classes] out.
+
+    Raises:
+        ConfigError: it is no run's folder, its weights are missing or damaged, or it would call code of others.
+    """
+    config = _read(run_dir, trust)
+    folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"])
+    weights = read_weights(folder)
+    dataset = build_dataset(config["dataset"])
+    model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
+    try:
+        model.load_state_dict({name: weights[name] for name in model.state_dict() if name in weights})
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: these weights are not of this model: {' '.join(str(error).split())}") from error
+    return model.eval()
+
+
+def load_test_set(run_dir: str | Path, *, trust: bool = False) -> tuple[Tensor, Tensor]:
+    """The test set of a run's data set: float32 images [N, C, H, W], scaled to 0..1 and normalised as the run had
+    them, and int64 labels [N].
+
+    Raises:
+        ConfigError: see :func:`load_model`; or the data set's files are not there.
+    """
+    dataset = build_dataset(_read(run_dir, trust)["dataset"])
+    images = EvaluationImages(
+        dataset.test.images, dataset.mean, dataset.std, len(dataset.test.images),
+        device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.contiguous_format,
+    )  # fmt: skip
+    return images.batch(0), dataset.test.labels
+
+
+def _read(run_dir: str | Path, trust: bool) -> dict[str, Any]:
+    config = read_config(Path(run_dir))
+    called = {key: config[key] for key in ("model", "dataset")}
+    if not trust:
+        refuse_foreign_code(called, Path(run_dir))
+    return config

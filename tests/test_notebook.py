@@ -1,0 +1,64 @@
+"""What a run left, in a script of one's own: the same numbers as in its records."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from harness import read_records, run_processes, tiny_config, train_here
+from test_readme import ROOT, blocks
+
+from fr_bench.checkpoints.files import weights_file
+from fr_bench.errors import ConfigError
+from fr_bench.notebook import load_model, load_test_set
+
+MLP = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_here(tiny_config("fr", 2, model=MLP, checkpoint={"every": 5}), folder)
+    return folder
+
+
+def test_what_the_documentation_prints_has_the_error_of_the_last_record(run_dir: Path) -> None:
+    (program,) = blocks((ROOT / "docs" / "python.md").read_text(), "python")
+    done = subprocess.run([sys.executable, "-c", program, str(run_dir)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    error = [record for record in read_records(run_dir) if record["kind"] == "eval"][-1]["test_error"]
+    assert done.stdout == f"{100 * error:.2f} % here, {100 * error:.2f} % in the last record of the run\n"
+
+
+@pytest.mark.parametrize("model", [{"_target_": "tiny_models.residual", "name": "tiny"}, MLP])
+def test_the_model_has_the_loss_of_the_run(model: dict[str, str], tmp_path: Path) -> None:
+    """Which no model with other weights or images has to so many digits; batch norm's statistics count too."""
+    run_processes(tiny_config("ddg", 3, model=model), tmp_path)
+    images, labels = load_test_set(tmp_path, trust=True)
+    model_of_run = load_model(tmp_path, trust=True)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model_of_run(images), labels)
+    records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
+    assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
+    assert all(name.split(".")[0] in dict(model_of_run.named_children()) for name in model_of_run.state_dict())
+
+
+def test_code_of_others_is_not_called_and_weights_that_are_missing_are_said(run_dir: Path, tmp_path: Path) -> None:
+    text = (run_dir / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("fr_bench.models.mlp.mlp", "os.mkdir"))
+    with pytest.raises(ConfigError, match=r"would call os.mkdir"):
+        load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="holds no weights"):
+        load_model(tmp_path)
+    with pytest.raises(ConfigError, match="give the directory of a run"):
+        load_test_set(tmp_path / "nowhere")
+    (tmp_path / "checkpoints" / "final").mkdir(parents=True)
+    for number in (1, 2):
+        path = Path("checkpoints", "final", weights_file(number))
+        (tmp_path / path).write_bytes((run_dir / path).read_bytes() if number == 1 else b"damaged")
+    with pytest.raises(ConfigError, match=r"module_2.safetensors: cannot be read"):
+        load_model(tmp_path)
