@@ -84,6 +84,14 @@ def test_it_says_which_modules_would_never_learn_and_so_does_the_run(tmp_path: P
     assert f"fr-bench: {line}" in call(tmp_path, *words).stderr
 
 
+@pytest.mark.parametrize(("trace", "num_profiled"), [(0, 10), (4, 4), (50, 0)])
+def test_it_says_where_a_run_is_too_short_to_be_profiled(trace: int, num_profiled: int) -> None:
+    plan = make_plan(tiny_config("fr", 3, profile=50, trace=trace))
+    (said,) = plan.warnings
+    assert said.startswith(f"profile=50: but {num_profiled} of the run's 10 steps are profiled;")
+    assert not make_plan(tiny_config("fr", 3, profile=num_profiled, trace=trace)).warnings
+
+
 def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:
     done = call(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
     assert done.returncode == 0, done.stderr

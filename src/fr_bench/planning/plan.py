@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from fr_bench.planning.partition import check_num_modules, module_slices, module
 from fr_bench.planning.site import find_site, site_elsewhere
 from fr_bench.planning.tracing import place_on_meta, ring_bytes, trace_modules
 from fr_bench.planning.transport_choice import check_precision
+from fr_bench.training.extent import Extent
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,12 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     num_modules = len(site.devices) // num_replicas
     steps_per_epoch, num_steps = count_steps(config, dataset.num_train)
     warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
+    extent = Extent.of(config, num_steps, steps_per_epoch, Path(), has_trace=False)
+    if (num_profiled := len(extent.to_profile(0, num_modules))) < config["profile"]:
+        warnings.append(
+            f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too short for "
+            "more beside those that are traced."
+        )
     if uses_cuda_graphs(config) and config["partition"] == "measured":
         warnings.append(
             "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
