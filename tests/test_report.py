@@ -80,6 +80,14 @@ def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     assert [rows["BP 4"][column] for column in columns] == ["0.8", "1", "", "5", "80 %"]
 
 
+def test_times_that_are_far_apart_are_said_to_say_little(tmp_path, capsys):
+    for seed, (fr_s, bp_s) in enumerate(((0.1, 0.2), (0.1, 0.22), (0.35, 0.21))):
+        write_run(tmp_path / f"fr{seed}", "fr", seed=seed, step_s=fr_s)
+        write_run(tmp_path / f"bp{seed}", "bp", k=1, seed=seed, step_s=bp_s)
+    assert report(tmp_path) == 0
+    assert "Times of runs that differ in the seed alone are far apart (FR, K = 2, 3.5-fold)," in capsys.readouterr().out
+
+
 def test_the_time_of_a_run_ends_with_its_slowest_module(tmp_path, capsys):
     records = records_of_a_run(2, step_s=0.1)
     for record in records:

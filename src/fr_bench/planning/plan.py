@@ -231,8 +231,8 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     extent = Extent.of(config, num_steps, steps_per_epoch, Path(), has_trace=False)
     if (num_profiled := len(extent.to_profile(0, num_modules))) < config["profile"]:
         warnings.append(
-            f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too short for "
-            "more beside those that are traced."
+            f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too "
+            "short for more beside those that are traced."
         )
     if uses_cuda_graphs(config) and config["partition"] == "measured":
         warnings.append(

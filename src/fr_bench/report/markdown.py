@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from fr_bench.planning.limits import WITH_COMPANIONS
-from fr_bench.report.measures import Spread, missing_categories
+from fr_bench.report.measures import Spread, missing_categories, step_time_s
 from fr_bench.report.paired import Paired
 from fr_bench.report.published import Published, footnotes
 from fr_bench.report.tables import Reached, Row
 
+UNEVEN = 1.5  # where a note is due: seeds alone change a step's time by some hundredths
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -70,6 +71,12 @@ def _speed(rows: list[Row]) -> list[str]:
         "step time, mean over the run. Mean ± sample standard deviation over the seeds; a speed-up is the ratio of two "
         "means, and its deviation follows from those of both."
     ]
+    uneven = [f"{row.group.label}, {ratio:.2g}-fold" for row in rows if (ratio := _unevenness(row)) >= UNEVEN]
+    if uneven:
+        notes.append(
+            f"Times of runs that differ in the seed alone are far apart ({'; '.join(uneven)}), as where other work "
+            "had a part of the machine: their means say little."
+        )
     if targets:
         notes.append(
             f"Seconds to {100 * targets[0]:.6g} %: of training, until the first evaluation with at most that test "
@@ -149,6 +156,12 @@ def _number(value: Spread | None, digits: int) -> str:
     if value is None:
         return ""
     return f"{value.mean:.{digits}g}" + ("" if value.sd is None else f" ± {_deviation(value.sd)}")
+
+
+def _unevenness(row: Row) -> float:
+    """How many times as long as the fastest run's a step of the slowest run took."""
+    times_s = [time_s for run in row.group.measured if (time_s := step_time_s(run))]
+    return max(times_s) / min(times_s) if times_s else 1.0
 
 
 def _deviation(sd: float) -> str:
