@@ -17,7 +17,7 @@ from fr_bench.cli import main
 from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError
 from fr_bench.launching.launch import check_plan
-from fr_bench.launching.resume import read_records
+from fr_bench.launching.resume import resumable_records
 from fr_bench.records.collector import Collector
 from fr_bench.records.runs import find_runs
 from fr_bench.records.summary import SummaryBuilder
@@ -200,7 +200,7 @@ def test_spoilt_metrics_are_reported_as_far_as_they_are_good(run: Path, draw: st
     for groups in pairs(make_groups(find_runs([str(run)], problems.append), problems.append)).values():
         rows = make_rows(groups)
         assert as_markdown(rows) and as_csv(rows)
-    records = read_records(run / "metrics.jsonl")
+    records = resumable_records(run / "metrics.jsonl")
     summary = SummaryBuilder(
         {
             "method": {"name": "fr"},
