@@ -58,7 +58,7 @@ def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path
 
 def test_a_terminal_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    words = run(tmp_path, "console=live", "epochs=100", "max_steps=1200", "log_every=10")
+    words = run(tmp_path, "console=live", "epochs=100", "max_steps=1200", "log_every=10", "eval_every=50")
     program = [sys.executable, "-m", "fr_bench", *words]
     process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, text=True, env=TERMINAL)
     os.close(theirs)

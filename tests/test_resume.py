@@ -647,8 +647,11 @@ def test_a_run_whose_process_is_alive_is_refused(tmp_path: Path) -> None:
     assert decide(config, RunDirectory(run), print).resumption is not None
 
 
-def test_a_sign_of_life_from_another_machine_is_waited_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sign_of_life_from_another_machine_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A cluster may start a job again elsewhere a second after it killed it here."""
+    monkeypatch.setattr(run_directory, "HEARTBEAT_S", 0.5)
     config = tiny_config("fr", 2)
     run = stopped(config, tmp_path, 5)
     with_status(run, state="running", pid=1, host="another-machine", heartbeat=time.time() - 23)

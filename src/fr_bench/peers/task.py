@@ -20,6 +20,7 @@ from fr_bench.components import bind
 from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.models import build_blocks
 from fr_bench.peers.step_clock import StepClock
+from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch
 from fr_bench.training.memory import peak_allocated_bytes, peak_resident_bytes
@@ -29,8 +30,6 @@ PEERS = ("plain", "ddp", *PIPELINES)
 CHUNKS = {"interleaved": 2}  # stages of a process; 1 in the others
 CONNECT_TIMEOUT = timedelta(minutes=5)
 NUM_BATCHES = 4  # that a peer goes round and round; made beforehand, so that it pays for no data
-# Of weights; bf16 is that of the forward pass alone, under autocast.
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 class Training(Protocol):
@@ -169,7 +168,7 @@ class PeerTask:
     @property
     def memory_format(self) -> torch.memory_format:
         """Of weights and features."""
-        return torch.channels_last if self.config["channels_last"] else torch.contiguous_format
+        return memory_format_of(self.config)
 
 
 MODULES = {

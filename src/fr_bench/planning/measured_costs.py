@@ -31,6 +31,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.planning.environment import cpu_model
+from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes import child, nursery
 from fr_bench.processes.signals import how_it_ended
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
@@ -149,8 +150,7 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     """Measures in this process, whose settings of torch it changes."""
     configure_torch(task.device, task.threads, task.precision, task.deterministic)
     device = torch.device(task.device)
-    dtype = torch.float64 if task.precision == "fp64" else torch.float32
-    layout = torch.channels_last if task.channels_last else torch.contiguous_format
+    dtype, layout = DTYPES[task.precision], memory_format_of({"channels_last": task.channels_last})
 
     def placed(network: nn.Module) -> nn.Module:
         return network.to(device=device, dtype=dtype).to(memory_format=layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,14 @@ from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
 from fr_bench.transport.ipc import DEPTH
 
+# Of weights and images; bf16 is that of the forward pass alone, under autocast.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError)  # what a block raises on an input not made for it
+
+
+def memory_format_of(config: Mapping[str, Any]) -> torch.memory_format:
+    """Of images and convolutions in a run of ``config``."""
+    return torch.channels_last if config["channels_last"] else torch.contiguous_format
 
 
 def place_on_meta(
@@ -29,7 +35,7 @@ def place_on_meta(
         num_images: of that batch, where modules see a part of the run's at a time.
     """
     dtype = DTYPES[config["precision"]]
-    layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    layout = memory_format_of(config)
     for _, block in blocks:
         block.to(dtype=dtype).to(memory_format=layout)
     shape = (num_images or config["batch_size"], *input_shape)

@@ -19,7 +19,7 @@ from fr_bench.data import (
 )
 from fr_bench.modules.module import Module
 from fr_bench.planning.plan import Plan
-from fr_bench.planning.tracing import DTYPES
+from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.training.evaluation import EvaluationSet
 from fr_bench.transport.link import ModuleLink
 from fr_bench.transport.open import Ends
@@ -45,7 +45,7 @@ class Sources:
         self._format: dict[str, Any] = {
             "device": self._bottom_device,
             "dtype": DTYPES[config["precision"]],
-            "memory_format": torch.channels_last if config["channels_last"] else torch.contiguous_format,
+            "memory_format": memory_format_of(config),
         }
         self._plan = plan
         self._rows = rows = _share(config["batch_size"], plan.place_of(numbers[0]).replica, plan.num_replicas)

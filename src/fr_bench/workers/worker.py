@@ -26,7 +26,7 @@ from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import configure_compiler, is_compiled, uses_cuda_graphs
 from fr_bench.planning.out_of_memory import explain
 from fr_bench.planning.plan import Plan
-from fr_bench.planning.tracing import DTYPES
+from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
@@ -216,7 +216,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     config = plan.config
     blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
     schedule = bind(config["schedule"])()
-    memory_format = torch.channels_last if config["channels_last"] else torch.contiguous_format
+    memory_format = memory_format_of(config)
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
     modules = []
     for number in numbers:
