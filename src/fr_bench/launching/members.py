@@ -78,11 +78,11 @@ class ModuleThread(threading.Thread):
             self._reporter.send("done", modules=self._task.modules)
         except BaseException as error:  # sys.exit in a model of the user's own, too: its module is not done
             self.has_failed = True
-            report_error(self._reporter, self._task, error, self._progress)
-            with contextlib.suppress(OSError):  # the disk of the log may be full
-                with self._log.open("a") as log:
-                    traceback.print_exc(file=log)
+            with contextlib.suppress(OSError), self._log.open("a") as log:  # the disk of the log may be full
+                traceback.print_exc(file=log)
+            with contextlib.suppress(OSError):
                 _tell_torchrun(error)
+            report_error(self._reporter, self._task, error, self._progress)  # last: it ends the job
 
 
 def _tell_torchrun(error: BaseException) -> None:
