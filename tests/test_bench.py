@@ -28,7 +28,7 @@ from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.checkpoints.files import folder_of
 from fr_bench.commands.bench import is_on_gpu, main, read_values, with_defaults
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
-from fr_bench.launching.supervisor import SignalWatch, watch_signals
+from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.records.device_load import load_of
 

@@ -16,8 +16,8 @@ from run_files import records_of_a_run, write_run
 from fr_bench.cli import main
 from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError
+from fr_bench.launching.earlier_records import resumable_records
 from fr_bench.launching.launch import check_plan
-from fr_bench.launching.resume import resumable_records
 from fr_bench.records.collector import Collector
 from fr_bench.records.runs import find_runs
 from fr_bench.records.summary import SummaryBuilder

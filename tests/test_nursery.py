@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from fr_bench.launching.supervisor import Supervisor, watch_signals
+from fr_bench.launching.signal_watch import watch_signals
+from fr_bench.launching.supervisor import Supervisor
 from fr_bench.processes.child import IGNORED, remove_shared_counters
 from fr_bench.processes.reporter import Reporter
 

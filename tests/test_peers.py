@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fr_bench.cli import main
 from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError, RunFailed
-from fr_bench.launching.supervisor import Supervisor, watch_signals
+from fr_bench.launching.signal_watch import watch_signals
+from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.methods.pipeline import GPipe

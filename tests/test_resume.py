@@ -24,8 +24,9 @@ from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, who
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.launching.differences import differences
+from fr_bench.launching.earlier_records import bring_records
 from fr_bench.launching.launch import Run, check_plan, run_training
-from fr_bench.launching.resume import bring_records, decide
+from fr_bench.launching.resume import decide
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.module import Module
 from fr_bench.records import run_directory

@@ -11,7 +11,7 @@ from harness import ListConnection
 
 from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.errors import Interrupted
-from fr_bench.launching.supervisor import watch_signals
+from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 

@@ -24,7 +24,8 @@ from fr_bench.bench.measurement import collector_of
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.errors import RunFailed
 from fr_bench.launching.checkpoint_book import CheckpointBook
-from fr_bench.launching.supervisor import SignalWatch, Supervisor
+from fr_bench.launching.signal_watch import SignalWatch
+from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.planning.plan import Plan
 from fr_bench.processes.board import Board

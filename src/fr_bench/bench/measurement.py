@@ -12,7 +12,8 @@ from typing import Any
 
 from fr_bench.bench.contenders import Contender
 from fr_bench.bench.settings import BenchSettings
-from fr_bench.launching.supervisor import SignalWatch, Supervisor
+from fr_bench.launching.signal_watch import SignalWatch
+from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.stopwatch import KINDS, Span
 from fr_bench.peers import make_tasks

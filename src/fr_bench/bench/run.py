@@ -21,7 +21,7 @@ from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError, RunFailed
-from fr_bench.launching.supervisor import SignalWatch, watch_signals
+from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.models import build_blocks
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment

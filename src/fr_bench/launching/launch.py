@@ -10,11 +10,13 @@ from typing import Any
 
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed, TakenOver
 from fr_bench.launching.checkpoint_book import CheckpointBook
+from fr_bench.launching.earlier_records import bring_records
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members, follow
 from fr_bench.launching.origin import settle_origin
-from fr_bench.launching.resume import Start, bring_records, check_end, check_resume, decide, plan_with_cuts
-from fr_bench.launching.supervisor import SignalWatch, Supervisor, watch_signals
+from fr_bench.launching.resume import Start, check_end, check_resume, decide, plan_with_cuts
+from fr_bench.launching.signal_watch import SignalWatch, watch_signals
+from fr_bench.launching.supervisor import Supervisor
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import Plan, check_components, make_plan
 from fr_bench.processes.board import Board

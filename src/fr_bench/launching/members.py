@@ -20,7 +20,8 @@ from typing import Any
 
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed, ToldElsewhere
 from fr_bench.launching.meeting import Meeting
-from fr_bench.launching.supervisor import POLL_S, SignalWatch
+from fr_bench.launching.signal_watch import SignalWatch
+from fr_bench.launching.supervisor import POLL_S
 from fr_bench.planning.plan import Plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.child import report_error

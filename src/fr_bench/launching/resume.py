@@ -1,13 +1,10 @@
-"""Whether a run goes on from an earlier one, from where, and what becomes of the earlier one's records.
+"""Whether a run goes on from an earlier one, and from where.
 
-    resume=auto      an unfinished run of the same config in run_dir goes on; without one it starts there
-    resume=never     starts anew in a new directory
-    resume=RUN_DIR   starts in a new directory from the last checkpoint of the run in RUN_DIR; a run in run_dir that
-                     did so before and is unfinished goes on, so that the same command can be repeated; one that did
-                     not is refused
-
-A checkpoint lies in the middle of its step s: behind the `train`, `time` and `profile` records of s and before all
-others of s.
+resume=auto      an unfinished run of the same config in run_dir goes on; without one it starts there
+resume=never     starts anew in a new directory
+resume=RUN_DIR   starts in a new directory from the last checkpoint of the run in RUN_DIR; a run in run_dir that
+                 did so before and is unfinished goes on, so that the same command can be repeated; one that did
+                 not is refused
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ from fr_bench.checkpoints.files import (
     DamagedCheckpoint,
     newest_good,
     read_manifest,
-    remove_after,
     whole_folders,
 )
 from fr_bench.components import bind
@@ -33,24 +29,11 @@ from fr_bench.errors import ConfigError
 from fr_bench.launching.differences import MOVABLE, differences, refuse_differences
 from fr_bench.launching.origin import NAME as ORIGIN
 from fr_bench.planning.plan import Plan, make_plan
-from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import FoundRun, RunDirectory
-from fr_bench.records.run_files import read_json, strict_json, write_text
+from fr_bench.records.run_files import read_json
 from fr_bench.workers.resumption import Resumption
 
 Complain = Callable[[str], None]
-
-BEFORE_THE_CUT = ("train", "time", "profile")
-# What records of a kind have, beside their position.
-NUMBERS_OF = {
-    "eval": ("test_error",),
-    "memory": ("module", "peak"),
-    "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
-    "sigma": ("module",),
-    "profile": ("module", "iterations"),
-}
-OPTIONAL = ("wait_s", "validation_error")
-LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -79,19 +62,6 @@ class Start:
             "cuts": None if self.plan is None else self.plan.cuts,
             "resumption": None if self.resumption is None else self.resumption.description(),
         }
-
-
-@dataclass(frozen=True)
-class Records:
-    """Of the run that another goes on from.
-
-    Attributes:
-        kept: up to the checkpoint; they are in metrics.jsonl.
-        dropped: behind it; the run makes them again.
-    """
-
-    kept: list[Record]
-    dropped: list[Record]
 
 
 def check_resume(config: dict[str, Any]) -> None:
@@ -181,7 +151,7 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_k else make_plan(config)
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
-    before, now = shape_of(checkpoint), _shape(plan)
+    before, now = shape_of(checkpoint), shape_of_plan(plan)
     if before != now:
         was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
         notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
@@ -203,7 +173,7 @@ def _start(
             f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
             "an empty pipe, weights and optimizer as they were."
         )
-    is_exact = is_whole and shape_of(checkpoint) == _shape(plan)
+    is_exact = is_whole and shape_of(checkpoint) == shape_of_plan(plan)
     resumption = Resumption(checkpoint, is_exact, has_trace)
     return Start(plan, found=found, resumption=resumption, source=source, notes=notes)
 
@@ -213,7 +183,8 @@ def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
     return checkpoint.k, checkpoint.replicas
 
 
-def _shape(plan: Plan) -> tuple[int, int]:
+def shape_of_plan(plan: Plan) -> tuple[int, int]:
+    """The same of a plan."""
     return plan.k, plan.config["replicas"]
 
 
@@ -298,43 +269,3 @@ def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: Run
             f"resume={config['resume']}: run_dir={directory.path} holds a run that {took_over}; choose another "
             "run_dir, or resume=auto to go on with the one that is there."
         )
-
-
-def bring_records(start: Start, directory: RunDirectory) -> Records:
-    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it.
-
-    Raises:
-        RunFailed: the disk is full, or the like; metrics.jsonl is as it was.
-    """
-    own = start.source is None or start.source == directory.path
-    source = directory if own else RunDirectory(start.source or directory.path)
-    step = start.resumption.step if start.resumption is not None else 0
-    kept: list[Record] = []
-    dropped: list[Record] = []
-    for record in resumable_records(source.metrics):
-        is_before = record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT)
-        (kept if is_before else dropped).append(record)
-    if start.resumption is None:
-        dropped, kept = [*kept, *dropped], []
-    elif start.plan is not None and shape_of(start.resumption.checkpoint) != _shape(start.plan):
-        kept = [record for record in kept if "module" not in record]  # those were other modules
-    if kept or directory.metrics.exists():
-        write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
-    remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
-    return Records(kept, dropped if own else [])
-
-
-def resumable_records(path: Path) -> list[Record]:
-    """All whole records of a metrics.jsonl that have what a run that goes on with them adds up."""
-    try:
-        lines = list(read_lines(path))
-    except OSError:
-        return []
-    return [line.record for line in lines if line.problem is None and _adds_up(line.record)]
-
-
-def _adds_up(record: Record) -> bool:
-    numbers = [number(record, key) for key in (*POSITION, *NUMBERS_OF.get(record["kind"], ()))]
-    numbers += [number(record, key) for key in OPTIONAL if key in record]
-    is_bounded = all(value is not None and abs(value) < LARGEST for value in numbers)
-    return is_bounded and type(record["step"]) is int and type(record.get("module", 0)) is int

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fr_bench.errors import FrBenchError, Interrupted, RunFailed
+from fr_bench.launching.signal_watch import SignalWatch
 from fr_bench.planning.plan import Plan
 from fr_bench.processes import child, nursery, rendezvous
 from fr_bench.processes.board import Board
@@ -22,7 +20,7 @@ from fr_bench.processes.child import ProcessTask
 from fr_bench.processes.events import Event, InOrder, as_exception, first_of_own
 from fr_bench.processes.heartbeat import PULSE, Silence, Standstill, state_in_words
 from fr_bench.processes.reporter import BEFORE_TRAINING, when
-from fr_bench.processes.signals import how_it_ended, stop_early
+from fr_bench.processes.signals import how_it_ended
 from fr_bench.records.run_directory import rank_log
 from fr_bench.transport.open import ModulePorts, make_ports
 from fr_bench.workers.resumption import Resumption
@@ -31,108 +29,8 @@ from fr_bench.workers.worker import WorkerTask
 POLL_S = 0.2
 # How long after the first sign of failure other modules may still tell what they saw.
 GRACE_S = 0.5
-# How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
-STOP_WITHIN_S = 25.0
 # How long a process may take to end once it is killed. The system does not end one that waits for a device or a disk.
 ENDS_WITHIN_S = 5.0
-# One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
-SAME_WISH_S = 1.0
-
-SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
-
-
-class SignalWatch:
-    """Remembers the first signal that asks the run to end, or that its time is up.
-
-    Args:
-        max_time_s: seconds from now until that.
-    """
-
-    def __init__(self, max_time_s: float = float("inf")) -> None:
-        self.received: int | None = None
-        self._signaled_at_s = float("inf")  # monotonic
-        self._is_insisting = False
-        self._asked_at_s = float("inf")  # monotonic
-        self._ends_at_s = time.monotonic() + max_time_s
-        self._max_time_s = max_time_s
-        self._previous: dict[int, Any] = {}
-
-    def handle(self, number: int, _frame: Any) -> None:
-        """The signal handler."""
-        now_s = time.monotonic()
-        self._is_insisting = self.received is not None and now_s >= self._signaled_at_s + SAME_WISH_S
-        if self.received is None:
-            self.received, self._signaled_at_s = number, now_s
-        self._asked_at_s = min(self._asked_at_s, now_s)
-
-    @property
-    def is_asked_to_stop(self) -> bool:
-        """Whether the run shall end."""
-        if time.monotonic() >= self._ends_at_s:
-            self._asked_at_s = min(self._asked_at_s, self._ends_at_s)
-        return self._asked_at_s < float("inf")
-
-    @property
-    def is_impatient(self) -> bool:
-        """Whether it shall end at once: a second signal came later on, or a step and its checkpoint take too long."""
-        return self._is_insisting or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
-
-    @property
-    def reason(self) -> str:
-        """In words."""
-        if self.received is not None:
-            return signal.Signals(self.received).name
-        return f"max_time={self._max_time_s / 60:g} (minutes)"
-
-    @property
-    def exit_code(self) -> int:
-        """Of a run that ends for this reason."""
-        return 75 if self.received is None else SIGNAL_EXIT_CODES[signal.Signals(self.received)]
-
-    def remember(self, previous: Mapping[signal.Signals, Any]) -> None:
-        """Keeps the handlers that were there before, for :meth:`hand_on`."""
-        self._previous = {int(number): handler for number, handler in previous.items()}
-
-    def hand_on(self, interruption: Interrupted) -> Interrupted:
-        """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the
-        job; where the time was up, that of SIGUSR2, with which such a launcher announces the same. Python's own for
-        Ctrl-C, which raises, is left out, and ours for the time before a run.
-
-        Returns:
-            ``interruption``, with what came of it.
-        """
-        number = self.received or signal.SIGUSR2
-        handler = self._previous.get(number)
-        if not callable(handler) or handler in (signal.default_int_handler, stop_early):
-            return interruption
-        try:
-            handler(number, None)
-        except SystemExit:  # submitit's has requeued the job, and means to end this process
-            return Interrupted(f"{interruption}; its job is back in the queue", interruption.exit_code)
-        except Exception as error:  # submitit's says why it has not
-            return Interrupted(f"{interruption}; {error}", interruption.exit_code)
-        return interruption
-
-
-@contextmanager
-def watch_signals(max_time_s: float = float("inf")) -> Iterator[SignalWatch]:
-    """Catches the signals that end a run, also where a shell's ``nohup ... &`` had SIGINT ignored."""
-    watch = SignalWatch(max_time_s)
-    if threading.current_thread() is not threading.main_thread():
-        yield watch
-        return
-    caught = [
-        number
-        for number in SIGNAL_EXIT_CODES
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)  # nohup means it
-    ]
-    previous = {number: signal.signal(number, watch.handle) for number in caught}
-    watch.remember(previous)
-    try:
-        yield watch
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Supervisor:

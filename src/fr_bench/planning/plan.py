@@ -14,6 +14,7 @@ from fr_bench.components import bind, check_callable, check_optimizer, refusing
 from fr_bench.data import COMMON_KEYS, Outline, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
+from fr_bench.methods.policy import Policy
 from fr_bench.models import build_blocks
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
@@ -227,18 +228,6 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     is_predictable = policy.is_predictable and unknown is None
     num_modules = len(site.devices) // num_replicas
     steps_per_epoch, num_steps = count_steps(config, dataset.num_train)
-    warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
-    extent = Extent.of(config, num_steps, steps_per_epoch, Path(), has_trace=False)
-    if (num_profiled := len(extent.to_profile(0, num_modules))) < config["profile"]:
-        warnings.append(
-            f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too "
-            "short for more beside those that are traced."
-        )
-    if uses_cuda_graphs(config) and config["partition"] == "measured":
-        warnings.append(
-            "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
-            "graphs may be less balanced than with partition=auto."
-        )
     evaluated = {"test": dataset.num_test, "validation": dataset.num_validation}
     return Plan(
         config=config,
@@ -262,8 +251,27 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
-        warnings=warnings,
+        warnings=_warnings(config, policy, num_modules, steps_per_epoch, num_steps),
     )
+
+
+def _warnings(
+    config: dict[str, Any], policy: Policy, num_modules: int, steps_per_epoch: int, num_steps: int
+) -> list[str]:
+    """See :class:`Plan`."""
+    warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
+    extent = Extent.of(config, num_steps, steps_per_epoch, Path(), has_trace=False)
+    if (num_profiled := len(extent.to_profile(0, num_modules))) < config["profile"]:
+        warnings.append(
+            f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too "
+            "short for more beside those that are traced."
+        )
+    if uses_cuda_graphs(config) and config["partition"] == "measured":
+        warnings.append(
+            "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
+            "graphs may be less balanced than with partition=auto."
+        )
+    return warnings
 
 
 def count_steps(config: dict[str, Any], num_train: int) -> tuple[int, int]:

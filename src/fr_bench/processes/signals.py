@@ -1,6 +1,6 @@
 """Signals while there is no run to be saved: before one has begun, or between two.
 
-Once a run is there, :func:`fr_bench.launching.supervisor.watch_signals` answers instead. Imports nothing heavy: the
+Once a run is there, :func:`fr_bench.launching.signal_watch.watch_signals` answers instead. Imports nothing heavy: the
 first seconds of a command are what this is for.
 """
 

@@ -1,0 +1,81 @@
+"""What of an earlier run's records a run that goes on from it keeps, and what it makes again.
+
+A checkpoint lies in the middle of its step s: behind the `train`, `time` and `profile` records of s and before all
+others of s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fr_bench.checkpoints.files import remove_after
+from fr_bench.launching.resume import Start, shape_of, shape_of_plan
+from fr_bench.records.reading import POSITION, Record, number, read_lines
+from fr_bench.records.run_directory import RunDirectory
+from fr_bench.records.run_files import strict_json, write_text
+
+BEFORE_THE_CUT = ("train", "time", "profile")
+# What records of a kind have, beside their position.
+NUMBERS_OF = {
+    "eval": ("test_error",),
+    "memory": ("module", "peak"),
+    "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
+    "sigma": ("module",),
+    "profile": ("module", "iterations"),
+}
+OPTIONAL = ("wait_s", "validation_error")
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Records:
+    """Of the run that another goes on from.
+
+    Attributes:
+        kept: up to the checkpoint; they are in metrics.jsonl.
+        dropped: behind it; the run makes them again.
+    """
+
+    kept: list[Record]
+    dropped: list[Record]
+
+
+def bring_records(start: Start, directory: RunDirectory) -> Records:
+    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it.
+
+    Raises:
+        RunFailed: the disk is full, or the like; metrics.jsonl is as it was.
+    """
+    own = start.source is None or start.source == directory.path
+    source = directory if own else RunDirectory(start.source or directory.path)
+    step = start.resumption.step if start.resumption is not None else 0
+    kept: list[Record] = []
+    dropped: list[Record] = []
+    for record in resumable_records(source.metrics):
+        is_before = record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT)
+        (kept if is_before else dropped).append(record)
+    if start.resumption is None:
+        dropped, kept = [*kept, *dropped], []
+    elif start.plan is not None and shape_of(start.resumption.checkpoint) != shape_of_plan(start.plan):
+        kept = [record for record in kept if "module" not in record]  # those were other modules
+    if kept or directory.metrics.exists():
+        write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
+    remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
+    return Records(kept, dropped if own else [])
+
+
+def resumable_records(path: Path) -> list[Record]:
+    """All whole records of a metrics.jsonl that have what a run that goes on with them adds up."""
+    try:
+        lines = list(read_lines(path))
+    except OSError:
+        return []
+    return [line.record for line in lines if line.problem is None and _adds_up(line.record)]
+
+
+def _adds_up(record: Record) -> bool:
+    numbers = [number(record, key) for key in (*POSITION, *NUMBERS_OF.get(record["kind"], ()))]
+    numbers += [number(record, key) for key in OPTIONAL if key in record]
+    is_bounded = all(value is not None and abs(value) < LARGEST for value in numbers)
+    return is_bounded and type(record["step"]) is int and type(record.get("module", 0)) is int
