@@ -60,6 +60,11 @@ def num_records(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def last_step(run_dir: Path) -> int:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
 # Two machines
 
 
@@ -138,13 +143,13 @@ def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(t
     assert wait_until(lambda: num_records(run_dir) > 60 or agent.poll() is not None, PATIENCE_S)
     first_life = json.loads((run_dir / "status.json").read_text())["started"]
     os.kill(children(agent.pid)[-1], signal.SIGKILL)
-    before = num_records(run_dir)
 
     def lives_again() -> bool:
         return bool(json.loads((run_dir / "status.json").read_text())["started"] != first_life)
 
     assert wait_until(lambda: lives_again() or agent.poll() is not None, PATIENCE_S)
-    assert wait_until(lambda: num_records(run_dir) > before + 20 or agent.poll() is not None, PATIENCE_S)
+    before = last_step(run_dir)  # of the first life, which wrote on for a moment
+    assert wait_until(lambda: last_step(run_dir) > before + 20 or agent.poll() is not None, PATIENCE_S)
     agent.send_signal(signal.SIGTERM)
     _, told = agent.communicate(timeout=PATIENCE_S)
     assert "lost its neighbour in step" in told and "Goes on after step" in told, told
