@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fr_bench.commands.evaluate import find_weights, read_config, read_weights, refuse_foreign_code
+from fr_bench.commands.evaluate import fill, find_weights, read_config, read_weights, refuse_foreign_code
 from fr_bench.data import EvaluationImages, build_dataset
-from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 
 
@@ -31,13 +30,9 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
     """
     config = _read(run_dir, trust)
     folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"])
-    weights = read_weights(folder)
     dataset = build_dataset(config["dataset"])
     model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
-    try:
-        model.load_state_dict({name: weights[name] for name in model.state_dict() if name in weights})
-    except RuntimeError as error:
-        raise ConfigError(f"{folder}: these weights are not of this model: {' '.join(str(error).split())}") from error
+    fill(model, read_weights(folder), folder)
     return model.eval()
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fr_bench.checkpoints.files import newest_good, weights_file
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.trust import foreign_targets
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main(argv: list[str]) -> int:
@@ -126,17 +129,23 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
     numbers = list(range(1, plan.k + 1))
     modules = build_modules(plan, numbers)
     for module in modules:
-        names = module.network.state_dict().keys()
-        try:
-            module.network.load_state_dict({name: weights[name] for name in names if name in weights})
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{folder}: these weights are not of this model: {' '.join(str(error).split())}"
-            ) from error
+        fill(module.network, weights, folder)
     results: dict[str, float] = {}
     for split in Sources(plan, numbers).evaluation_sets:
         results |= evaluate(modules, LocalSide.chain(plan.k), split) or {}
     return results
+
+
+def fill(network: nn.Module, weights: dict[str, Any], folder: Path) -> None:
+    """Loads what of ``weights`` (of a whole model, from ``folder``) is the network's own, by name.
+
+    Raises:
+        ConfigError: they are of another model.
+    """
+    try:
+        network.load_state_dict({name: weights[name] for name in network.state_dict() if name in weights})
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: these weights are not of this model: {' '.join(str(error).split())}") from error
 
 
 def without_tf32(config: dict[str, Any]) -> dict[str, Any]:
