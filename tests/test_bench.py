@@ -19,7 +19,7 @@ from fr_bench.bench import run as run_file
 from fr_bench.bench.checkpoints import CheckpointCost, costs_of, ends_by_step, measure_checkpoints, with_checkpoints
 from fr_bench.bench.contenders import Contender, crowded, make_contenders
 from fr_bench.bench.figure import draw_bench
-from fr_bench.bench.measurement import Measurement, iterations_of
+from fr_bench.bench.measurement import Iteration, Measurement, iterations_of
 from fr_bench.bench.rows import CheckpointCosts, Quartiles, compare, make_row
 from fr_bench.bench.run import has_limit
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
@@ -325,7 +325,8 @@ def test_what_is_timed_is_the_slowest_one_once_it_is_warm(
 
 
 def measurement(step_s: float, *phases: dict[str, float]) -> Measurement:
-    return Measurement([step_s] * 4, list(phases), [2**20] * max(1, len(phases)), [2**10] * len(phases))
+    modules = [[Iteration(step_s, each)] * 4 for each in phases]
+    return Measurement([step_s] * 4, modules, [2**20] * max(1, len(phases)), [2**10] * len(phases))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -356,7 +357,7 @@ def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:
     assert found_ups["bp compile=true", 2] == (2.0 / 3.0, 4.0 / 3.0)
 
 
-def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
+def test_speed_ups_are_ratios_of_medians_efficiency_and_waiting_shares_of_all_the_time() -> None:
     names = {each.label: each for each in contenders(methods=["plain", "bp", "fr"], k=[2])}
     lower, top = {"play": 1.0, "replay": 1.0, "backward": 2.0, "wait gradient": 1.0}, {"play": 1.5, "backward": 3.5}
     rows = [
@@ -370,7 +371,7 @@ def test_speed_ups_limits_and_efficiency_are_ratios_of_medians() -> None:
     assert fr.step_time_s == Quartiles(5.0, 5.5, 6.0) and fr.num_samples == 8
     assert fr.images_per_s == 8 / 5.5
     assert (fr.speedup_vs_single, fr.speedup_vs_locked, fr.speedup_vs_plain) == (10 / 5.5, 11 / 5.5, 9 / 5.5)
-    assert (fr.limit, fr.efficiency) == (11 / 5, 5 / 5.5)  # the top is the busiest: 5 seconds
+    assert (fr.limit, fr.efficiency) == pytest.approx((11 / 5, 5 / 5.5))  # the top is the busiest: 5 seconds
     assert fr.busy_s == [4.0, 5.0] and fr.waiting_share == [1 / 5.5, 0.0]
     assert rows[0].limit is None and rows[2].limit is None and rows[1].efficiency is None
     # The lower module is done with its own work after 4 seconds, the top after 5: that is the pace. Locked: one by one.
@@ -398,6 +399,15 @@ def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> Non
     row = make_row(by_label(methods=["fr"], k=[2])["fr K=2"], rounds)
     assert row.phases_s == [{"play": 2.0, "send features": 0.5}, {"play": 1.0}]
     assert (row.busy_s, row.send_s, row.efficiency) == ([2.0, 1.0], [0.5, 0.0], 2 / 6)
+
+
+def test_one_iteration_in_which_the_machine_was_away_is_in_no_share_without_its_own_time() -> None:
+    """A share of a median step could be above one then."""
+    lower = [Iteration(2.0, {"play": 1.5, "wait gradient": 0.5})] * 2 + [Iteration(12.0, {"wait gradient": 12.0})]
+    top = [Iteration(2.0, {"play": 2.0})] * 2 + [Iteration(12.0, {"play": 12.0})]
+    row = make_row(by_label(methods=["fr"], k=[2])["fr K=2"], [Measurement([2.0, 2.0, 12.0], [lower, top], [1, 1])])
+    assert row.step_time_s.median == 2.0 and row.busy_s == [1.5, 2.0] and row.wait_s == [0.5, 0.0]
+    assert (row.waiting_share, row.efficiency) == ([13 / 16, 0.0], 1.0)
 
 
 def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -> None:

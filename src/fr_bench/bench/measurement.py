@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,19 @@ from fr_bench.bench.settings import BenchSettings
 from fr_bench.launching.signal_watch import SignalWatch
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.categories import CATEGORIES
-from fr_bench.measuring.stopwatch import KINDS, Span
+from fr_bench.measuring.stopwatch import Span
 from fr_bench.peers import make_tasks
 from fr_bench.planning.plan import Plan
 from fr_bench.records.collector import Collector
 from fr_bench.records.device_load import load_of
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What a module did from the end of one optimizer step to the end of the next: seconds, by name of span, too."""
+
+    seconds: float
+    phases_s: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Measurement:
 
     Attributes:
         step_s: seconds of each timed iteration, on the slowest module or process.
-        phases_s: by module, median seconds an iteration by name of span (see stopwatch.KINDS); empty for a peer.
+        iterations: by module, those that were timed; empty for a peer.
         peak_bytes: by module or process, the peak of the process: resident memory, on a GPU the allocator's.
         accounted_bytes: by module, what its tensors hold (see fr_bench.training.memory); empty for a peer.
         device_busy_s: seconds of an iteration in which the GPU is busy; of several GPUs the busiest. None where it was
@@ -37,7 +44,7 @@ class Measurement:
     """
 
     step_s: list[float]
-    phases_s: list[dict[str, float]] = field(default_factory=list)
+    iterations: list[list[Iteration]] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
     accounted_bytes: list[int] = field(default_factory=list)
     device_busy_s: float | None = None
@@ -72,8 +79,7 @@ def _measure_method(contender: Contender, settings: BenchSettings, folder: Path,
                     profiles.append(record)
     iterations = [iterations_of(collector.spans[k])[settings.warmup :] for k in range(1, plan.size + 1)]
     times = [[iteration.seconds for iteration in module] for module in iterations]
-    phases = [_median_phases(module) for module in iterations]
-    return Measurement(max(times, key=sum), phases, peaks, accounts, *load_of(profiles))
+    return Measurement(max(times, key=sum), iterations, peaks, accounts, *load_of(profiles))
 
 
 def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, signals: SignalWatch) -> Measurement:
@@ -126,14 +132,6 @@ def collector_of(plan: Plan) -> Collector:
     )
 
 
-@dataclass(frozen=True)
-class Iteration:
-    """What a module did from the end of one optimizer step to the end of the next."""
-
-    seconds: float
-    phases_s: dict[str, float]
-
-
 def iterations_of(spans: Sequence[Span]) -> list[Iteration]:
     """Cuts the spans of one module into iterations; the first, which has no step before it, begins with its span."""
     found, start_ns = [], spans[0].start_ns
@@ -145,11 +143,3 @@ def iterations_of(spans: Sequence[Span]) -> list[Iteration]:
             start_ns = span.end_ns
             phases.clear()
     return found
-
-
-def _median_phases(iterations: Sequence[Iteration]) -> dict[str, float]:
-    return {
-        name: statistics.median(iteration.phases_s.get(name, 0.0) for iteration in iterations)
-        for name in KINDS
-        if any(name in iteration.phases_s for iteration in iterations)
-    }

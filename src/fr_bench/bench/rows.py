@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from fr_bench.bench.checkpoints import CheckpointCost
 from fr_bench.bench.contenders import Contender
-from fr_bench.bench.measurement import Measurement
+from fr_bench.bench.measurement import Iteration, Measurement
 from fr_bench.measuring.stopwatch import KINDS
 from fr_bench.peers import PEERS
 
@@ -85,14 +86,15 @@ class Row:
         speedup_vs_single: over BP with one module; see :func:`compare`.
         speedup_vs_locked: over BP over K modules, likewise.
         speedup_vs_plain: over the plain loop, where that takes part.
-        limit: the speed-up over locked BP if the busiest module never waited: locked BP's step time over the time that
-            the busiest module computes, measured in this very run, while all modules are busy.
+        limit: the speed-up over locked BP if the busiest module never waited: ``speedup_vs_locked / efficiency``, so
+            from what was measured in this very run, while all modules are busy.
         limit_uncontended: the same from costs of the blocks that were measured while nothing else ran, for both.
-        efficiency: computing time of the busiest module over the step time: what was reached of the limit.
+        efficiency: the share of its time, over all timed iterations, in which the busiest module computes: what was
+            reached of the limit.
         simulated_step_time_s: what the event simulation, which knows no replicas, makes of the computing times.
-        busy_s, wait_s, send_s: by module.
-        waiting_share: by module, of the step time.
-        phases_s: by module, by name of span.
+        busy_s, wait_s, send_s: by module, from ``phases_s``.
+        waiting_share: by module, of its time over all timed iterations.
+        phases_s: by module, by name of span (see stopwatch.KINDS), medians.
         num_processes: in which the modules are.
         peak_memory: by module or process, of the process that it is in: peak resident bytes (libraries included), on a
             GPU the allocator's peak.
@@ -148,6 +150,8 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
     """The row of one contender from its runs, without what needs other rows."""
     samples = [seconds for each in measurements for seconds in each.step_s]
     step = Quartiles.of(samples)
+    rounds_by_module = zip(*(each.iterations for each in measurements), strict=True)
+    by_module = [list(chain.from_iterable(rounds)) for rounds in rounds_by_module]
     row = Row(
         method=contender.method,
         words=contender.words,
@@ -159,7 +163,7 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         num_samples=len(samples),
         peak_memory=_medians([each.peak_bytes for each in measurements]),
         accounted_memory=_medians([each.accounted_bytes for each in measurements]),
-        phases_s=_median_phases([each.phases_s for each in measurements]),
+        phases_s=[_median_phases(iterations) for iterations in by_module],
         replicas=contender.plan.config["replicas"],
         num_processes=contender.num_processes,
         num_microbatches=contender.num_microbatches,
@@ -174,10 +178,9 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
         row.send_s = [_total(phases, ("send_s",)) for phases in row.phases_s]
     if row.phases_s and not row.shares_gpu:
         row.wait_s = [_total(phases, ("wait_s",)) for phases in row.phases_s]
-    if len(row.phases_s) > 1 and not row.shares_gpu:
-        assert row.busy_s is not None and row.wait_s is not None
-        row.efficiency = max(row.busy_s) / step.median
-        row.waiting_share = [seconds / step.median for seconds in row.wait_s]
+    if len(by_module) > 1 and not row.shares_gpu:
+        row.efficiency = max(_share(iterations, COMPUTING) for iterations in by_module)
+        row.waiting_share = [_share(iterations, ("wait_s",)) for iterations in by_module]
     return row
 
 
@@ -196,8 +199,8 @@ def compare(rows: Sequence[Row]) -> None:
         row.speedup_vs_single = single / step_s if single else None
         row.speedup_vs_plain = plain / step_s if plain else None
         row.speedup_vs_locked = locked / step_s if locked else None
-        if locked and row.busy_s and row.method != "bp" and not row.shares_gpu:
-            row.limit = locked / max(row.busy_s)
+        if row.speedup_vs_locked and row.efficiency and row.method != "bp":
+            row.limit = row.speedup_vs_locked / row.efficiency
 
 
 def _switches(row: Row) -> frozenset[str]:
@@ -230,9 +233,15 @@ def _medians(by_run: Sequence[Sequence[int]]) -> list[int]:
     return [round(statistics.median(values)) for values in zip(*by_run, strict=True)]
 
 
-def _median_phases(by_run: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
-    found = []
-    for modules in zip(*by_run, strict=True):
-        names = [name for name in KINDS if any(name in phases for phases in modules)]
-        found.append({name: statistics.median(phases.get(name, 0.0) for phases in modules) for name in names})
-    return found
+def _median_phases(iterations: Sequence[Iteration]) -> dict[str, float]:
+    return {
+        name: statistics.median(iteration.phases_s.get(name, 0.0) for iteration in iterations)
+        for name in KINDS
+        if any(name in iteration.phases_s for iteration in iterations)
+    }
+
+
+def _share(iterations: Sequence[Iteration], kinds: Sequence[str]) -> float:
+    """Of all the time of a module. Not of medians: what is rare, or every other iteration's, counts, too."""
+    seconds = sum(iteration.seconds for iteration in iterations)
+    return sum(_total(iteration.phases_s, kinds) for iteration in iterations) / seconds
