@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fr_bench.data import SeededOrder, TrainImages, TrainLabels, build_dataset
+from fr_bench.data import SeededOrder, TrainRows, build_dataset, train_inputs
 from fr_bench.models import build_blocks
 from fr_bench.seeds import derive_seed
 
@@ -37,11 +37,10 @@ class Reference:
         order = SeededOrder(len(data.train.labels), self.B, config["seed"])
         device, layout = torch.device("cuda:0" if config["device"] == "cuda" else "cpu"), torch.channels_last
         augmentation = config["dataset"]["augmentation"]
-        self.images = TrainImages(
-            data.train.images, order, augmentation, data.mean, data.std, config["seed"],
-            device=device, dtype=dtype, memory_format=layout,
-        )  # fmt: skip
-        self.labels = TrainLabels(data.train.labels, order, device)
+        self.images = train_inputs(
+            data, order, augmentation, config["seed"], device=device, dtype=dtype, memory_format=layout
+        )
+        self.labels = TrainRows(data.train.labels, order, device)
         self.steps_per_epoch = len(data.train.labels) // self.B
         self.T = config["epochs"] * self.steps_per_epoch
         blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])
@@ -85,7 +84,10 @@ class Reference:
         return h
 
     def loss(self, logits: Tensor, t: int) -> Tensor:
-        loss = F.cross_entropy(logits, self.labels.batch(t), reduction="sum") / self.B
+        y = self.labels.batch(t)
+        num_labels = y[0].numel()  # of a sample
+        sum_over_labels = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="sum")
+        loss = sum_over_labels / num_labels / self.B
         self.losses.append(loss.item())
         return loss
 

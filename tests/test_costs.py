@@ -219,7 +219,7 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
     plan = make_plan(config)
     with torch.device("meta"):
         blocks = bind(node)((3, 8, 8), 4)
-    x = place_on_meta(config, blocks, (3, 8, 8))
+    x = place_on_meta(config, blocks, (3, 8, 8), None)
     method_node, optimizer = bind(config["method"]), bind(config["optimizer"])
     memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
@@ -229,7 +229,7 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
 def test_a_device_needs_the_memory_of_all_its_modules_and_each_machine_has_its_own() -> None:
     """Four modules of a GiB on two GPUs a machine: two on each of one machine, one on each of two."""
     config, devices = tiny_config("fr", 4, memory_limit_gb=1.5), ["cuda:0", "cuda:1"] * 2
-    balance = Balance(config, FeaturesReplay, {}, [], torch.empty(0), 4, devices, 1, "gloo")
+    balance = Balance(config, FeaturesReplay, {}, [], torch.empty(0), None, 4, devices, 1, "gloo")
     with pytest.raises(ConfigError, match="the device of module 1 needs 2;"):
         balance.check_limit([{"parameters": 2**30}] * 4)
     replace(balance, num_per_machine=2).check_limit([{"parameters": 2**30}] * 4)

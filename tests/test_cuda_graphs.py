@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
+from test_tokens import TOKENS, on
 from torch import Tensor
 
 from fr_bench.bench.time_prediction import predict_time
@@ -80,6 +81,14 @@ def test_every_bit_is_that_without(method: str, k: int, tmp_path: Path) -> None:
     num_steps = [10 - (k - j if method in ("fr", "ddg") else 0) for j in range(1, k + 1)]
     num_plays = 10 * (k - 1) if method == "fr" else 0 if method != "ddg" else sum(10 - steps for steps in num_steps)
     assert counts["repeated"] == 2 * sum(num_steps) + num_plays
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_so_it_is_with_tokens(method: str, tmp_path: Path) -> None:
+    plain = run_serial(on(TOKENS, method, 3), tmp_path / "plain")
+    assert_same(run_serial(on(TOKENS, method, 3, cuda_graphs=True), tmp_path / "graphed"), plain)
+    assert counts["repeated"] > 0
 
 
 @pytest.mark.usefixtures("graphs")

@@ -32,12 +32,12 @@ from fr_bench.data import (
     COMMON_KEYS,
     Dataset,
     EvaluationImages,
-    EvaluationLabels,
+    EvaluationRows,
     Outline,
     SeededOrder,
     Split,
     TrainImages,
-    TrainLabels,
+    TrainRows,
     build_dataset,
     cifar,
     fashion_mnist,
@@ -141,7 +141,7 @@ def test_both_ends_draw_images_and_labels_that_belong_together() -> None:
     labels = torch.arange(50)
     images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     bottom = TrainImages(images, SeededOrder(50, 8, 1), {"flip": True}, (0.0,) * 3, (1.0,) * 3, 1, **FORMAT)
-    top = TrainLabels(labels, SeededOrder(50, 8, 1), CPU)
+    top = TrainRows(labels, SeededOrder(50, 8, 1), CPU)
     for t in (0, 1, 5, 6, 7, 30, 2):  # epochs have 6 batches; the last request goes back
         shown = bottom.batch(t).mul(255).round().long()
         assert torch.equal(shown, top.batch(t).view(-1, 1, 1, 1).expand_as(shown))
@@ -164,7 +164,7 @@ def test_an_epoch_shows_every_image_once_but_for_the_short_batch() -> None:
 def test_evaluation_covers_exactly_the_test_set(batch_size: int) -> None:
     split = build_dataset(SYNTHETIC).test
     images = EvaluationImages(split.images, (0.0, 0.0), (1.0, 1.0), batch_size, **FORMAT)
-    labels = EvaluationLabels(split.labels, batch_size, CPU)
+    labels = EvaluationRows(split.labels, batch_size, CPU)
     num_batches = -(-22 // batch_size)
     seen = torch.cat([images.batch(index) for index in range(num_batches)]).mul(255).round().to(torch.uint8)
     assert torch.equal(seen, split.images)
@@ -582,12 +582,15 @@ def mine(wrong: str = "") -> Dataset:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("dtype", r"train images must be uint8 \[N, C, H, W\], not torch.float32"),
-        ("labels", r"train labels must be int64 \[8\]"),
+        (
+            "dtype",
+            r"mean=\(0.5,\) and std=\(0.5,\) are for images.*; float32 \[8, 1, 4, 4\] reach the model as they are",
+        ),
+        ("labels", r"train labels must be int64 \[8, ...\], one or several an image, not int64 \[7\]"),
         ("num_classes", "labels must be 0 to 0, not 0 to 1"),
         ("type", "must return a fr_bench.data.Dataset, not Split"),
         ("validation labels", "validation labels must be 0 to 1, not 0 to 2"),
-        ("validation shape", "training and validation images have different shapes"),
+        ("validation shape", "training and validation images are not alike, uint8"),
     ],
 )
 def test_what_a_users_loader_returns_is_checked(wrong: str, words: str) -> None:

@@ -14,9 +14,10 @@ from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from test_exactness import assert_matches_reference
 
 from fr_bench.data import build_dataset
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Method
+from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.models import build_blocks
 from fr_bench.modules.module import Module
@@ -37,6 +38,21 @@ class GradientLog:
             original(module, t)
 
         monkeypatch.setattr(Module, "step", step)
+
+
+class Forgetful(Backpropagation):
+    """Back-propagates, and never steps below the top."""
+
+    def learn_lower(self, t: int) -> None:
+        assert self._live is not None
+        live, self._live = self._live, None
+        self.link.send_gradient(self.module.backward(live, d=self.link.receive_gradient(t)), t)
+
+
+def test_a_module_that_never_steps_is_named(tmp_path: Path) -> None:
+    method = {"_target_": "test_methods.Forgetful", "name": "forgetful"}
+    with pytest.raises(RunFailed, match=r"module 1 made no step in 5 iterations: .* must call self.module.step\(t\)"):
+        run_serial(tiny_config("bp", 2, method=method), tmp_path)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

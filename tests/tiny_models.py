@@ -51,6 +51,55 @@ def residual(
     return [*blocks, ("head", Head(width, num_classes))]
 
 
+class Embedding(nn.Module):
+    """Tokens [B, S] -> [B, S, width]."""
+
+    def __init__(self, length: int, num_tokens: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(num_tokens, width)
+        self.place = nn.Parameter(0.1 * torch.randn(length, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token(tokens) + self.place
+
+
+class Causal(nn.Module):
+    """A layer of a transformer in which no place sees a later one."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout, batch_first=True, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype)
+        return self.layer(x, mask, is_causal=True)
+
+
+def transformer(
+    input_shape: tuple[int], num_classes: int, width: int = 8, depth: int = 3, dropout: float = 0.0
+) -> list[tuple[str, nn.Module]]:
+    """Logits of the next token at each place: depth + 2 blocks."""
+    blocks: list[tuple[str, nn.Module]] = [("embedding", Embedding(*input_shape, num_classes, width))]
+    blocks += [(f"layer{index}", Causal(width, dropout)) for index in range(1, depth + 1)]
+    return [*blocks, ("head", nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)))]
+
+
+class PerPixel(nn.Module):
+    """[B, C, H, W] -> logits [B, H, W, classes]."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).permute(0, 2, 3, 1)
+
+
+def segmenter(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A label for each pixel."""
+    return [*residual(input_shape, num_classes)[:-1], ("head", PerPixel(8, num_classes))]
+
+
 def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> list[tuple[str, nn.Module]]:
     """Residual blocks with buffers that move in every pass and are no batch norm's: the vectors of spectral norm, or
     the running statistics of instance norm."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.commands.evaluate import fill, find_weights, read_config, read_weights, refuse_foreign_code
-from fr_bench.data import EvaluationImages, build_dataset
+from fr_bench.data import build_dataset, evaluation_inputs
 from fr_bench.models import build_blocks
 
 
@@ -38,17 +38,17 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
 
 def load_test_set(run_dir: str | Path, *, trust: bool = False) -> tuple[Tensor, Tensor]:
     """The test set of a run's data set: float32 images [N, C, H, W], scaled to 0..1 and normalised as the run had
-    them, and int64 labels [N].
+    them, and int64 labels [N]. What is no image is as the data set has it: float32 or int64.
 
     Raises:
         ConfigError: see :func:`load_model`; or the data set's files are not there.
     """
     dataset = build_dataset(_read(run_dir, trust)["dataset"])
-    images = EvaluationImages(
-        dataset.test.images, dataset.mean, dataset.std, len(dataset.test.images),
+    images = evaluation_inputs(
+        dataset, dataset.test, len(dataset.test.images),
         device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.contiguous_format,
     )  # fmt: skip
-    return images.batch(0), dataset.test.labels
+    return images.batch(0), dataset.test.labels.long()
 
 
 def _read(run_dir: str | Path, trust: bool) -> dict[str, Any]:

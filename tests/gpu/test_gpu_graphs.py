@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness import METHODS, assert_same, assert_same_run, run_processes, run_serial, tiny_config, train_here
+from test_tokens import TOKENS, on
 
 from fr_bench.errors import ConfigError
 from fr_bench.modules.graphs import CudaRecording
@@ -44,6 +45,14 @@ def test_graphs_and_streams_change_no_bit(
     assert_same(run_serial(taking_turns, tmp_path / "graphs"), plain)
     assert launches[0] > 0
     assert_same(run_serial(tiny_config(method, k, cuda_graphs=True, **settings), tmp_path / "both"), plain)
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_nor_do_they_with_tokens(method: str, cuda: dict[str, Any], launches: list[int], tmp_path: Path) -> None:
+    """Whose inputs are integers, and whose samples have several labels."""
+    plain = run_serial(on(TOKENS, method, 3, streams=False, **cuda), tmp_path / "plain")
+    assert_same(run_serial(on(TOKENS, method, 3, cuda_graphs=True, **cuda), tmp_path / "graphs"), plain)
+    assert launches[0] > 0
 
 
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])

@@ -171,9 +171,10 @@ def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
     dataset = fetch_dataset(config)
     with torch.device("meta"):
         blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    x = place_on_meta(config, blocks, dataset.input_shape)
+    x = place_on_meta(config, blocks, dataset.input_shape, dataset.num_values)
     devices = plan.devices * num_stages
-    return Balance(config, method, {}, blocks, x, dataset.num_classes, devices, plan.threads, "gloo").cuts()
+    sizes = (dataset.num_values, dataset.num_classes)
+    return Balance(config, method, {}, blocks, x, *sizes, devices, plan.threads, "gloo").cuts()
 
 
 def crowded(contenders: Sequence[Contender]) -> str | None:

@@ -90,7 +90,7 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     plan = plans["bp"]
     with torch.device("meta"):
         blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
-    x = place_on_meta(plan.config, blocks, plan.input_shape)
+    x = place_on_meta(plan.config, blocks, plan.input_shape, plan.num_values)
     rows = what_if(
         _measured_network(plans, blocks, x),
         settings.k,
@@ -149,7 +149,9 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
         if unpredictable(config) is not None:
             return None
         method_class, hyper_parameters = _method_of(plan)
-        shapes = trace_modules(config, blocks, cuts, x, plan.num_classes, method_class.sends_gradients)
+        shapes = trace_modules(
+            config, blocks, cuts, x, plan.label_shape, plan.num_classes, method_class.sends_gradients
+        )
         predicted = predict_modules(config, shapes, method_class, hyper_parameters, _buffers(config), plan.num_classes)
         return [sum(found.values()) for found in predicted]
 

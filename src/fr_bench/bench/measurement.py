@@ -93,6 +93,8 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
             contender.method,
             plan.config,
             input_shape=plan.input_shape,
+            num_values=plan.num_values,
+            label_shape=plan.label_shape,
             num_classes=plan.num_classes,
             num_processes=k,
             threads=plan.threads,

@@ -206,11 +206,12 @@ def limit_uncontended(contender: Contender) -> float | None:
         return None
     with torch.device("meta"):
         blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
-    x = place_on_meta(plan.config, blocks, plan.input_shape)
+    x = place_on_meta(plan.config, blocks, plan.input_shape, plan.num_values)
     config = {**plan.config, "partition": "measured"}
     costs = Balance(
-        config, method, hyper_parameters, blocks, x, plan.num_classes, plan.devices, plan.threads, plan.transport
-    ).costs
+        config, method, hyper_parameters, blocks, x, plan.num_values, plan.num_classes, plan.devices, plan.threads,
+        plan.transport,
+    ).costs  # fmt: skip
     bounds = [0, *plan.cuts, len(blocks)]
     busiest_s = max(costs(bounds[k - 1], bounds[k], k) for k in range(1, plan.k + 1))
     return costs(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does

@@ -91,8 +91,8 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     with torch.device("meta"):
         blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
-    x = place_on_meta(config, blocks, plan.input_shape)
-    shapes = trace_modules(config, blocks, plan.cuts, x, plan.num_classes)
+    x = place_on_meta(config, blocks, plan.input_shape, plan.num_values)
+    shapes = trace_modules(config, blocks, plan.cuts, x, plan.label_shape, plan.num_classes)
     has_companion = method in WITH_COMPANIONS
     costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
@@ -120,7 +120,8 @@ def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCost
         ConfigError: the measurement failed.
     """
     device, threads = plan.devices[0], plan.threads
-    task = MeasuringTask.of(plan.config, plan.input_shape, plan.num_classes, device, threads, has_companion)
+    shape, num_values = plan.input_shape, plan.num_values
+    task = MeasuringTask.of(plan.config, shape, num_values, plan.num_classes, device, threads, has_companion)
     return measured_costs(task, asked_by)
 
 

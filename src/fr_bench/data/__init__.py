@@ -9,21 +9,24 @@ settings are found before anything is downloaded.
 from fr_bench.data.build import COMMON_KEYS, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.images import EvaluationImages, TrainImages
-from fr_bench.data.labels import EvaluationLabels, TrainLabels
+from fr_bench.data.inputs import evaluation_inputs, train_inputs
 from fr_bench.data.order import SeededOrder
 from fr_bench.data.outline import Outline
+from fr_bench.data.rows import EvaluationRows, TrainRows
 
 __all__ = [
     "COMMON_KEYS",
     "Dataset",
     "EvaluationImages",
-    "EvaluationLabels",
+    "EvaluationRows",
     "Outline",
     "SeededOrder",
     "Split",
     "TrainImages",
-    "TrainLabels",
+    "TrainRows",
     "build_dataset",
+    "evaluation_inputs",
     "outline_dataset",
     "prepare_dataset",
+    "train_inputs",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fr_bench.components import bind, refusing
+from fr_bench.data.augmentation import Augmentation
 from fr_bench.data.checks import check_common, check_dataset
 from fr_bench.data.dataset import Dataset
 from fr_bench.data.outline import Outline, num_kept
@@ -61,6 +62,11 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     except OSError as error:
         raise ConfigError(f"dataset: {config['_target_']}: {error}.") from error
     check_dataset(dataset, config["_target_"])
+    if not dataset.has_images and Augmentation.from_config(config.get("augmentation")).changes_images:
+        raise ConfigError(
+            f"dataset.augmentation={config['augmentation']}: is for images, uint8 [N, C, H, W], which those of "
+            f"{config['_target_']} are not; use null."
+        )
     return _hold_out(dataset, config.get("limit"), config.get("validation", 0))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fr_bench.data.augmentation import Augmentation
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.errors import ConfigError
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_integer(key: str, value: Any, smallest: int, alternative: str = "") -> None:
@@ -44,9 +47,20 @@ def check_dataset(dataset: Any, target: str) -> None:
         problem = _problem(split, dataset.num_classes)
         if problem:
             raise ConfigError(f"dataset: {target}: the {name} {problem}.")
-        if split.images.shape[1:] != dataset.input_shape:
-            shapes = f"{dataset.input_shape} and {tuple(split.images.shape[1:])}"
-            raise ConfigError(f"dataset: {target}: training and {name} images have different shapes, {shapes}.")
+        for what, own, of_training in (
+            ("images", split.images, dataset.train.images),
+            ("labels", split.labels, dataset.train.labels),
+        ):
+            if own.shape[1:] != of_training.shape[1:] or own.dtype != of_training.dtype:
+                both = f"{_described(of_training)} and {_described(own)}"
+                raise ConfigError(f"dataset: {target}: training and {name} {what} are not alike, {both}.")
+    if not dataset.has_images:
+        if dataset.mean or dataset.std:
+            raise ConfigError(
+                f"dataset: {target}: mean={dataset.mean} and std={dataset.std} are for images, uint8 [N, C, H, W]; "
+                f"{_described(dataset.train.images)} reach the model as they are: leave both out."
+            )
+        return
     channels = dataset.input_shape[0]
     if len(dataset.mean) != channels or len(dataset.std) != channels or min(dataset.std) <= 0:
         raise ConfigError(
@@ -55,14 +69,22 @@ def check_dataset(dataset: Any, target: str) -> None:
         )
 
 
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 def _problem(split: Split, num_classes: int) -> str | None:
     images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        return f"images must be uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        return f"labels must be int64 [{len(images)}], one an image, not {labels.dtype} {list(labels.shape)}"
-    if not len(labels):
+    are_bytes, dim = images.dtype == torch.uint8, images.dim()
+    if dim < 2 or (are_bytes and dim not in (2, 4)) or images.dtype == torch.bool or images.is_complex():
+        return f"images must be uint8 [N, C, H, W], floats [N, ...] or integers [N, ...], not {_described(images)}"
+    if labels.dtype not in INTEGERS or labels.shape[:1] != images.shape[:1]:
+        return f"labels must be int64 [{len(images)}, ...], one or several an image, not {_described(labels)}"
+    if not labels.numel() or not images.numel():
         return "images are none at all"
-    if labels.min() < 0 or labels.max() >= num_classes:
-        return f"labels must be 0 to {num_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
+    if not images.is_floating_point() and images.min() < 0:
+        return f"images are integers, which must be from 0 on, not {int(images.min())}"
+    smallest, largest = int(labels.min()), int(labels.max())  # numbers of Python: those of uint8 end at 255
+    if smallest < 0 or largest >= num_classes:
+        return f"labels must be 0 to {num_classes - 1}, not {smallest} to {largest}"
     return None

@@ -1,8 +1,9 @@
-"""What a loader returns: images and labels as they are stored, and how the images are normalised."""
+"""What a loader returns: images, or other inputs, and labels as they are stored; how images are normalised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ class Split:
     """Images and the labels that belong to them.
 
     Attributes:
-        images: uint8 [N, C, H, W], pixel values 0 to 255.
-        labels: int64 [N], class numbers from 0.
+        images: uint8 [N, C, H, W], pixel values 0 to 255. Or what is no image, and reaches the model as it is: floats
+            [N, ...], in the run's precision, or integers from 0 [N, ...], such as those of tokens (of uint8 [N, S]), as
+            int64.
+        labels: integers, class numbers from 0: [N], or [N, ...] where a sample has several, such as the next token
+            at each of S places.
     """
 
     images: Tensor
@@ -32,21 +36,42 @@ class Dataset:
     Attributes:
         validation: images held out of the training set, or None.
         num_classes: labels are 0 to num_classes - 1.
-        mean, std: one a channel, for pixel values scaled to 0..1.
+        mean, std: one a channel, for pixel values scaled to 0..1; none where there are no images.
     """
 
     train: Split
     test: Split
     validation: Split | None
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Of one image: (channels, height, width)."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+    def splits(self) -> list[Split]:
+        """Those that there are."""
+        return [split for split in (self.train, self.test, self.validation) if split is not None]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether inputs are images, to be normalised."""
+        return self.train.images.dtype == torch.uint8 and self.train.images.dim() == 4
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input; of an image (channels, height, width)."""
+        return tuple(self.train.images.shape[1:])
+
+    @cached_property
+    def num_values(self) -> int | None:
+        """Of inputs that are integers: one more than the largest; None of images and floats."""
+        if self.has_images or self.train.images.is_floating_point():
+            return None
+        return 1 + max(int(split.images.max()) for split in self.splits)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of the labels of one sample: () where it has one."""
+        return tuple(self.train.labels.shape[1:])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

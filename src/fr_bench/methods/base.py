@@ -55,6 +55,7 @@ class Method:
             and of the link it uses images and labels alone.
         plays_itself: whether its library also decides when a forward and when a backward runs.
         sees_waiting: whether the stopwatch can tell waiting for other processes from computing.
+        wants_one_label: whether its modules below the top, where they learn from labels, need one a sample.
     """
 
     transports: ClassVar[tuple[str, ...]] = ("serial", "ipc", "gloo", "nccl")
@@ -62,6 +63,7 @@ class Method:
     uses_link: ClassVar[bool] = True
     plays_itself: ClassVar[bool] = False
     sees_waiting: ClassVar[bool] = True
+    wants_one_label: ClassVar[bool] = False
 
     def __init__(self, module: Module, link: Link) -> None:
         self.module = module

@@ -40,6 +40,7 @@ class DecoupledGreedyLearning(Method):
     """
 
     sends_gradients: ClassVar[bool] = False
+    wants_one_label: ClassVar[bool] = True
 
     def __init__(self, module: Module, link: Link, *, num_convolutions: int = 3, num_hidden: int = 3) -> None:
         super().__init__(module, link)

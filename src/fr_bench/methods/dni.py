@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class DecoupledNeuralInterfaces(Method):
         num_hidden, hidden_channels, kernel_size: of the synthesizer.
         clip_norm: largest norm of the synthesizer's gradient; None for no limit.
     """
+
+    wants_one_label: ClassVar[bool] = True
 
     def __init__(
         self,

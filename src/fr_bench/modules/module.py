@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.finite import FiniteWatch
+from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass, Passes, PassKind
 
@@ -23,7 +23,7 @@ class BatchResult:
 
     Attributes:
         loss: scalar; the sum over samples divided by the global batch size.
-        num_errors: scalar; wrongly classified samples.
+        num_errors: scalar; wrongly classified samples (see fr_bench.modules.loss).
     """
 
     loss: Tensor
@@ -118,6 +118,7 @@ class Module:
         # Known after the rehearsal, on `meta`: shapes, batch included, dtypes and strides of h_{k-1} and h_k.
         self.input_like: Tensor | None = None
         self.output_like: Tensor | None = None
+        self.num_steps = 0  # that this process has seen
         self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
         self.watch = watch
         self.frozen = frozen
@@ -184,15 +185,14 @@ class Module:
             yield
 
     def loss(self, live: Pass, targets: Tensor) -> BatchResult:
-        """Cross-entropy of the top module's output: the sum over samples over the global batch size."""
+        """Cross-entropy of the top module's output: the sum over samples (see fr_bench.modules.loss) over the global
+        batch size."""
         with self.watch.span("loss", live.batch):
-            num_errors = (live.h.detach().argmax(dim=1) != targets).sum()
-            return BatchResult(self.loss_of(live.h, targets), num_errors)
+            return BatchResult(self.loss_of(live.h, targets), num_errors(live.h.detach(), targets))
 
     def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The same of any logits [B, classes], without counting errors and untimed."""
-        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-        return F.cross_entropy(logits, targets, reduction="sum") / self.global_batch_size
+        """The same of any logits [B, ..., classes], without counting errors and untimed."""
+        return loss_sum(logits, targets) / self.global_batch_size
 
     def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
         """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1, and
@@ -215,6 +215,7 @@ class Module:
     def step(self, t: int) -> None:
         """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
         ``t``."""
+        self.num_steps += 1
         if self.replicas is not None:
             with self.watch.span("wait replicas", t):
                 self.replicas.finish_sum()

@@ -46,8 +46,9 @@ class PipelinePeer:
         """What enters stage 0, passes each cut and leaves the last stage, of a micro-batch: shapes and strides."""
         with torch.device("meta"):
             blocks = build_blocks(task.config["model"], task.input_shape, task.num_classes, task.config["seed"])
-        x = torch.empty(task.config["batch_size"] // task.num_microbatches, *task.input_shape, device="meta")
-        features = [x.to(task.dtype)]
+        shape = (task.config["batch_size"] // task.num_microbatches, *task.input_shape)
+        dtype = task.dtype if task.num_values is None else torch.int64
+        features = [torch.empty(shape, dtype=dtype, device="meta")]
         for part in module_slices(task.cuts, len(blocks)):
             h = features[-1]
             for _, block in blocks[part]:

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_bench.components import bind
 from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.models import build_blocks
+from fr_bench.modules.loss import loss_sum
 from fr_bench.peers.step_clock import StepClock
 from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes.reporter import Reporter
@@ -36,7 +36,7 @@ class Training(Protocol):
     """A peer's part in one process."""
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """One iteration on the global batch x [B, C, H, W], y [B]; the mean loss over B where this process has it.
+        """One iteration on the global batch x [B, ...], y [B, ...]; the mean loss over B where this process has it.
 
         A process looks at its own part of x and y alone.
         """
@@ -49,8 +49,7 @@ class PeerTask:
     Attributes:
         peer: one of PEERS.
         config: resolved, as of ``fr-bench train``: model, optimizer, seed, batch size, precision, memory format.
-        input_shape: of one image.
-        num_classes: of the data set.
+        input_shape, num_values, label_shape, num_classes: of the data set; see :class:`fr_bench.data.Outline`.
         cuts: block indices where the stages after the first begin; only for pipelines.
         num_microbatches: only for pipelines.
         num_steps: iterations.
@@ -66,6 +65,8 @@ class PeerTask:
     peer: str
     config: dict[str, Any]
     input_shape: tuple[int, ...]
+    num_values: int | None
+    label_shape: tuple[int, ...]
     num_classes: int
     cuts: list[int]
     num_microbatches: int
@@ -127,16 +128,22 @@ class PeerTask:
         return recording.write(self.folder / profile_file(self.modules))[1]
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Made-up normalised images and labels, the same in every process, on its device."""
+        """Made-up normalised images, or numbers, and labels, the same in every process, on its device."""
         generator = torch.Generator().manual_seed(self.config["seed"])
         size = self.config["batch_size"]
         made = []
         for _ in range(NUM_BATCHES):
-            x = torch.randn(size, *self.input_shape, generator=generator).to(self.dtype)
-            x = x.to(memory_format=self.memory_format)
-            y = torch.randint(self.num_classes, (size,), generator=generator)
+            x = self._made_up(generator)
+            y = torch.randint(self.num_classes, (size, *self.label_shape), generator=generator)
             made.append((x.to(self.device), y.to(self.device)))
         return made
+
+    def _made_up(self, generator: torch.Generator) -> Tensor:
+        shape = (self.config["batch_size"], *self.input_shape)
+        if self.num_values is not None:
+            return torch.randint(self.num_values, shape, generator=generator)
+        x = torch.randn(shape, generator=generator).to(self.dtype)
+        return x.to(memory_format=self.memory_format) if x.dim() == 4 else x
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """The model's blocks with the initial weights of fr-bench, on the device, in dtype and memory format."""
@@ -158,7 +165,7 @@ class PeerTask:
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, summed over the samples at hand and divided by the global batch size."""
-        return F.cross_entropy(logits, y, reduction="sum") / self.config["batch_size"]
+        return loss_sum(logits, y) / self.config["batch_size"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,6 +190,8 @@ def make_tasks(
     config: dict[str, Any],
     *,
     input_shape: Sequence[int],
+    num_values: int | None,
+    label_shape: Sequence[int],
     num_classes: int,
     num_processes: int,
     threads: int,
@@ -198,8 +207,8 @@ def make_tasks(
     """The tasks of all processes of ``peer``; see :class:`PeerTask`."""
     return [
         PeerTask(
-            peer, config, tuple(input_shape), num_classes, list(cuts), num_microbatches, num_steps, threads, rank,
-            num_processes, store_port, keep_losses, device, profile, folder,
+            peer, config, tuple(input_shape), num_values, tuple(label_shape), num_classes, list(cuts),
+            num_microbatches, num_steps, threads, rank, num_processes, store_port, keep_losses, device, profile, folder,
         )
         for rank in range(num_processes)
     ]  # fmt: skip

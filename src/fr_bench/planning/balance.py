@@ -32,7 +32,7 @@ class Balance:
         blocks: of the network, on ``meta``, in the run's dtype and memory format.
         x: a mini-batch, or the part of one that modules see at once, of one replica with the whole batch, on ``meta``:
             the cuts of several are those of one.
-        num_classes: of the data set.
+        num_values, num_classes: of the data set.
         devices: of modules 1..K, replica by replica.
         threads: of a module.
         transport: by name; the memory of its buffers counts.
@@ -46,6 +46,7 @@ class Balance:
     hyper_parameters: dict[str, Any]
     blocks: Blocks
     x: Tensor
+    num_values: int | None
     num_classes: int
     devices: Sequence[str]
     threads: int
@@ -82,7 +83,9 @@ class Balance:
             ConfigError: the measurement failed.
         """
         shape, device = tuple(self.x.shape[1:]), self.devices[0]
-        task = MeasuringTask.of(self.config, shape, self.num_classes, device, self.threads, has_companion)
+        task = MeasuringTask.of(
+            self.config, shape, self.num_values, self.num_classes, device, self.threads, has_companion
+        )
         return measured_costs(task, asked_by)
 
     def cuts(self) -> list[int]:

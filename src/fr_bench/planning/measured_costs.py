@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fr_bench.atomic import replace_file
 from fr_bench.components import bind, check_callable
-from fr_bench.data import SeededOrder, TrainImages
+from fr_bench.data import SeededOrder, TrainImages, TrainRows
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
@@ -50,7 +50,7 @@ class MeasuringTask:
         model, optimizer: nodes of the config.
         method: likewise; none where it trains nothing beside the model.
         augmentation: of the images.
-        input_shape: of one image.
+        input_shape, num_values: of one input; see :class:`fr_bench.data.Outline`.
         num_classes, seed, batch_size, precision, channels_last, deterministic, threads: of the run.
         device: of module 1; the others are taken to be alike.
     """
@@ -60,6 +60,7 @@ class MeasuringTask:
     method: dict[str, Any] | None
     augmentation: dict[str, Any]
     input_shape: tuple[int, ...]
+    num_values: int | None
     num_classes: int
     seed: int
     batch_size: int
@@ -74,6 +75,7 @@ class MeasuringTask:
         cls,
         config: dict[str, Any],
         input_shape: tuple[int, ...],
+        num_values: int | None,
         num_classes: int,
         device: str,
         threads: int,
@@ -86,6 +88,7 @@ class MeasuringTask:
             method=config["method"] if has_companion else None,
             augmentation=config["dataset"].get("augmentation") or {},
             input_shape=input_shape,
+            num_values=num_values,
             num_classes=num_classes,
             device=device,
             threads=threads,
@@ -169,8 +172,8 @@ def measure(task: MeasuringTask) -> NetworkCosts:
 
     blocks = build_blocks(task.model, task.input_shape, task.num_classes, task.seed)
     blocks = [(name, placed(block).train()) for name, block in blocks]
-    x = torch.randn(task.batch_size, *task.input_shape, device=device, dtype=dtype)
-    if x.dim() == 4:
+    x = _made_up(task, task.batch_size, device, dtype)
+    if x.dim() == 4 and task.num_values is None:
         x = x.to(memory_format=layout)
     has_gradient = method is not None and not method.sends_gradients
     costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer), has_gradient)
@@ -181,14 +184,27 @@ def measure(task: MeasuringTask) -> NetworkCosts:
 
 def _load_s(task: MeasuringTask, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
     """Seconds to pick, augment and normalise a mini-batch; the images are noise, which costs the same."""
-    num_images, channels = 4 * task.batch_size, task.input_shape[0]
-    noise = torch.randint(0, 256, (num_images, *task.input_shape), dtype=torch.uint8)
-    images = TrainImages(
-        noise, SeededOrder(num_images, task.batch_size, task.seed), task.augmentation, (0.5,) * channels,
-        (0.5,) * channels, task.seed, device=device, dtype=dtype, memory_format=layout,
-    )  # fmt: skip
+    num_images = 4 * task.batch_size
+    order = SeededOrder(num_images, task.batch_size, task.seed)
+    images: TrainImages | TrainRows
+    if len(task.input_shape) == 3 and task.num_values is None:
+        noise = torch.randint(0, 256, (num_images, *task.input_shape), dtype=torch.uint8)
+        mean = std = (0.5,) * task.input_shape[0]
+        images = TrainImages(
+            noise, order, task.augmentation, mean, std, task.seed, device=device, dtype=dtype, memory_format=layout
+        )
+    else:
+        values = _made_up(task, num_images, device, dtype)
+        images = TrainRows(values, order, device, dtype=values.dtype)
     clock = Clock(device)
     return statistics.median(clock.measure(partial(images.batch, t))[0] for t in range(NUM_LOADED))
+
+
+def _made_up(task: MeasuringTask, num_samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    shape = (num_samples, *task.input_shape)
+    if task.num_values is not None:
+        return torch.randint(task.num_values, shape, device=device)
+    return torch.randn(shape, device=device, dtype=dtype)
 
 
 def _copy_s_per_byte() -> float:

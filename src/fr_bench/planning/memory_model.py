@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.base import Method
+from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.costs import COMPANION, able_to_run
@@ -99,8 +99,8 @@ def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor
     saved = SavedTensors()
     with saved.listen():
         h = network(x, 0)
-        if is_top and h.dim() == 2:
-            F.cross_entropy(h, torch.empty(len(h), dtype=torch.int64, device=h.device), reduction="sum")
+        if is_top and h.dim() >= 2:
+            loss_sum(h, torch.empty(h.shape[:-1], dtype=torch.int64, device=h.device))
     return h, saved.tensors
 
 

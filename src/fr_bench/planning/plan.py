@@ -48,7 +48,7 @@ class Plan:
         threads: CPU threads of a module.
         steps_per_epoch: full batches in the training set.
         num_steps: iterations of the whole run.
-        input_shape: of one image, (channels, height, width).
+        input_shape, num_values, label_shape: of one input and its labels; see :class:`fr_bench.data.Outline`.
         num_classes: of the data set.
         num_train: training images.
         num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
@@ -78,6 +78,8 @@ class Plan:
     steps_per_epoch: int
     num_steps: int
     input_shape: tuple[int, ...]
+    num_values: int | None
+    label_shape: tuple[int, ...]
     num_classes: int
     num_train: int
     num_evaluation_images: dict[str, int]
@@ -203,6 +205,11 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
     site = find_site(config, method) if runs_here else site_elsewhere(config, method)
     check_precision(config["precision"], site.known_devices)
+    if dataset.label_shape and method.wants_one_label and method.needs_targets(**hyper_parameters):
+        raise ConfigError(
+            f"method={config['method']['name']}: below the top it learns from one label a sample, and dataset="
+            f"{config['dataset']['name']} has {' x '.join(map(str, dataset.label_shape))}"
+        )
     check_compile(config, method, policy)
     if runs_here:
         check_compiler(config, site.devices)
@@ -212,14 +219,15 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     num_replicas = k if policy.replicates else replicas
     num_at_once = config["batch_size"] // policy.num_microbatches
     batch, x = (
-        place_on_meta(config, blocks, dataset.input_shape, num) for num in (num_at_once, num_at_once // num_replicas)
+        place_on_meta(config, blocks, dataset.input_shape, dataset.num_values, num)
+        for num in (num_at_once, num_at_once // num_replicas)
     )
     balance = Balance(
-        config, method, hyper_parameters, blocks, batch, dataset.num_classes, site.devices, site.threads, transport,
-        site.num_per_machine, runs_here, share=x,
+        config, method, hyper_parameters, blocks, batch, dataset.num_values, dataset.num_classes, site.devices,
+        site.threads, transport, site.num_per_machine, runs_here, share=x,
     )  # fmt: skip
     cuts = balance.cuts()
-    shapes = trace_modules(config, blocks, cuts, x, dataset.num_classes, method.sends_gradients)
+    shapes = trace_modules(config, blocks, cuts, x, dataset.label_shape, dataset.num_classes, method.sends_gradients)
     check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
     transport, reason = site.transport(num_replicas * ring_bytes(shapes, method.sends_gradients))
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
@@ -240,6 +248,8 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         input_shape=tuple(dataset.input_shape),
+        num_values=dataset.num_values,
+        label_shape=tuple(dataset.label_shape),
         num_classes=dataset.num_classes,
         num_train=dataset.num_train,
         num_evaluation_images={name: number for name, number in evaluated.items() if number},

@@ -27,11 +27,16 @@ def memory_format_of(config: Mapping[str, Any]) -> torch.memory_format:
 
 
 def place_on_meta(
-    config: dict[str, Any], blocks: Blocks, input_shape: Sequence[int], num_images: int | None = None
+    config: dict[str, Any],
+    blocks: Blocks,
+    input_shape: Sequence[int],
+    num_values: int | None,
+    num_images: int | None = None,
 ) -> Tensor:
     """Gives ``blocks`` the run's dtype and memory format, and returns a batch in both that has a shape alone.
 
     Args:
+        num_values: of inputs that are integers; see :class:`fr_bench.data.Outline`.
         num_images: of that batch, where modules see a part of the run's at a time.
     """
     dtype = DTYPES[config["precision"]]
@@ -39,7 +44,10 @@ def place_on_meta(
     for _, block in blocks:
         block.to(dtype=dtype).to(memory_format=layout)
     shape = (num_images or config["batch_size"], *input_shape)
+    if num_values is not None:
+        return torch.empty(shape, dtype=torch.int64, device="meta")
     # The images' layout counts too: flattened in channels_last they become a copy, which autograd may save.
+    layout = layout if len(input_shape) == 3 else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
 
@@ -48,10 +56,14 @@ def trace_modules(
     blocks: Blocks,
     cuts: Sequence[int],
     x: Tensor,
+    label_shape: Sequence[int],
     num_classes: int,
     sends_gradients: bool = True,
 ) -> list[ModuleShapes]:
     """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
+
+    Args:
+        label_shape: of the labels of one sample.
 
     Raises:
         ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
@@ -71,8 +83,9 @@ def trace_modules(
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
             raise ConfigError(f"model: module {k}{what}: {cause}{if_alone(x)}") from cause
         x = shapes[-1].output
-    if x.shape != (size, num_classes):
-        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {(size, num_classes)}")
+    expected = (size, *label_shape, num_classes)
+    if x.shape != expected:
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {expected}")
     return shapes
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.module import Module
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
@@ -31,7 +31,7 @@ def evaluate(modules: Sequence[Module], sides: Sequence[SideChannel], split: Eva
         ``{"<name>_loss", "<name>_error"}`` where module K lives, None elsewhere. The last batch may be
         short; no sample is padded or counted twice.
     """
-    loss_sum, num_errors, num_samples = 0.0, 0, 0
+    loss, errors, num_samples = 0.0, 0.0, 0
     for module in modules:
         module.network.eval()
     for index in range(split.num_batches):
@@ -48,12 +48,11 @@ def evaluate(modules: Sequence[Module], sides: Sequence[SideChannel], split: Eva
                 continue
             assert split.labels is not None
             targets = split.labels.batch(index)
-            logits = h.float() if h.dtype == torch.bfloat16 else h
-            loss_sum += F.cross_entropy(logits, targets, reduction="sum").item()
-            num_errors += int((logits.argmax(dim=1) != targets).sum())
+            loss += loss_sum(h, targets).item()
+            errors += num_errors(h, targets).item()
             num_samples += len(targets)
     for module in modules:
         module.network.train()
     if not modules[-1].is_top:
         return None
-    return {f"{split.name}_loss": loss_sum / num_samples, f"{split.name}_error": num_errors / num_samples}
+    return {f"{split.name}_loss": loss / num_samples, f"{split.name}_error": errors / num_samples}

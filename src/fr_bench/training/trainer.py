@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fr_bench.checkpoints.checkpointer import Checkpointer
-from fr_bench.errors import Diverged
+from fr_bench.errors import Diverged, RunFailed
 from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.methods.base import Method
 from fr_bench.modules.meter import LossMeter
@@ -135,10 +135,25 @@ class Trainer:
 
     def _finish_step(self, step: int) -> None:
         """What there is to do between two stretches, after ``step`` iterations."""
+        self._refuse_idle(step)
         self._report_direction(step)
         if self.extent.evaluates(step):
             self._evaluate(step)
             self._report_memory(step)
+
+    def _refuse_idle(self, step: int) -> None:
+        """Raises RunFailed for a module whose method forgets to step: all would look well, and nothing be learned."""
+        enough = 2 * self.players[0].module.num_modules  # the longest delay in use is shorter
+        num_iterations = step - self.start
+        if min(num_iterations, self.extent.steps_per_epoch) < enough:  # what starts anew every epoch may be waiting yet
+            return
+        for module in (player.module for player in self.players):
+            if module.num_steps == 0:
+                raise RunFailed(
+                    f"module {module.number} made no step in {num_iterations} iterations: its method must call "
+                    "self.module.step(t) once an iteration",
+                    module.number,
+                )
 
     def _save(self, step: int) -> None:
         """A checkpoint. It lies between the `train`, `time` and `profile` records of its step and its other records."""

@@ -10,18 +10,18 @@ from torch.distributed import ProcessGroup
 
 from fr_bench.data import (
     Dataset,
-    EvaluationImages,
-    EvaluationLabels,
+    EvaluationRows,
     SeededOrder,
-    TrainImages,
-    TrainLabels,
+    TrainRows,
     build_dataset,
+    evaluation_inputs,
+    train_inputs,
 )
 from fr_bench.modules.module import Module
 from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.training.evaluation import EvaluationSet
-from fr_bench.transport.link import ModuleLink
+from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.open import Ends
 
 
@@ -49,8 +49,8 @@ class Sources:
         }
         self._plan = plan
         self._rows = rows = _share(config["batch_size"], plan.place_of(numbers[0]).replica, plan.num_replicas)
-        self.images: TrainImages | None = None
-        self.labels: TrainLabels | None = None
+        self.images: Batches | None = None
+        self.labels: TrainRows | None = None
         self._train_labels: Tensor | None = None
         dataset = None
         if self._at_bottom or self._at_top or plan.targets_everywhere:
@@ -58,18 +58,10 @@ class Sources:
             self._train_labels = dataset.train.labels
         self._order = SeededOrder(plan.num_train, config["batch_size"], config["seed"])
         if dataset is not None and self._at_bottom:
-            self.images = TrainImages(
-                dataset.train.images,
-                self._order,
-                config["dataset"].get("augmentation") or {},
-                dataset.mean,
-                dataset.std,
-                config["seed"],
-                rows,
-                **self._format,
-            )
+            augmentation = config["dataset"].get("augmentation") or {}
+            self.images = train_inputs(dataset, self._order, augmentation, config["seed"], rows, **self._format)
         if self._train_labels is not None and self._at_top:
-            self.labels = TrainLabels(self._train_labels, self._order, self._top_device, rows)
+            self.labels = TrainRows(self._train_labels, self._order, self._top_device, rows)
         self.evaluation_sets = [self._evaluation_set(name, dataset) for name in plan.num_evaluation_images]
 
     def _evaluation_set(self, name: str, dataset: Dataset | None) -> EvaluationSet:
@@ -78,9 +70,9 @@ class Sources:
             split = dataset.test if name == "test" else dataset.validation
             assert split is not None
             if self._at_bottom:
-                images = EvaluationImages(split.images, dataset.mean, dataset.std, self._batch_size, **self._format)
+                images = evaluation_inputs(dataset, split, self._batch_size, **self._format)
             if self._at_top:
-                labels = EvaluationLabels(split.labels, self._batch_size, self._top_device)
+                labels = EvaluationRows(split.labels, self._batch_size, self._top_device)
         num_batches = -(-self._plan.num_evaluation_images[name] // self._batch_size)
         return EvaluationSet(name, num_batches, images, labels)
 
@@ -90,7 +82,7 @@ class Sources:
         if labels is None and self._plan.targets_everywhere:
             assert self._train_labels is not None
             device = torch.device(self._plan.devices[module.number - 1])
-            labels = TrainLabels(self._train_labels, self._order, device, self._rows)
+            labels = TrainRows(self._train_labels, self._order, device, self._rows)
         return ModuleLink(
             module.watch,
             images=self.images if module.k == 1 else None,

@@ -1,0 +1,258 @@
+"""Inputs that are no images, and samples with several labels: sequences of tokens, maps, floats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import assert_close, assert_same, assert_same_run, call, run_processes, run_serial, tiny_config, train_here
+from test_exactness import SIMULATIONS, assert_matches_reference
+from tiny_data import maps, tokens
+from tiny_models import transformer
+from torch import nn
+
+from fr_bench.data import build_dataset
+from fr_bench.data.outline import Outline
+from fr_bench.errors import ConfigError
+from fr_bench.modules.loss import loss_sum, num_errors
+from fr_bench.notebook import load_model, load_test_set
+from fr_bench.planning.plan import make_plan
+
+KEYS = {"limit": None, "validation": 0, "augmentation": None}
+TOKENS = {
+    "model": {"_target_": "tiny_models.transformer", "name": "transformer"},
+    "dataset": {"_target_": "tiny_data.tokens", "name": "tokens", **KEYS},
+    "optimizer": {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.0},
+}
+MAPS = {
+    "model": {"_target_": "tiny_models.segmenter", "name": "segmenter"},
+    "dataset": {
+        "_target_": "tiny_data.maps",
+        "name": "maps",
+        **KEYS,
+        "augmentation": {"crop_padding": 0, "flip": False},
+    },
+}
+FLOATS = {
+    "model": {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 8, "depth": 3},
+    "dataset": {"_target_": "tiny_data.floats", "name": "floats", **KEYS},
+}
+
+
+def on(problem: dict[str, Any], method: str, k: int, transport: str = "serial", **changes: Any) -> dict[str, Any]:
+    """``dataset`` and ``model`` are added to those of the problem."""
+    nodes = {group: {**problem[group], **changes.pop(group, {})} for group in ("model", "dataset")}
+    return tiny_config(method, k, transport, **{**problem, **nodes, **changes})
+
+
+# --- what is computed
+
+
+def test_loss_and_errors_of_several_labels_are_their_means() -> None:
+    logits, labels = torch.randn(3, 4, 5), torch.randint(5, (3, 4))
+    by_sample = [F.cross_entropy(one, own) for one, own in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(loss_sum(logits, labels), torch.stack(by_sample).sum())
+    assert loss_sum(logits[:, 0], labels[:, 0]).equal(F.cross_entropy(logits[:, 0], labels[:, 0], reduction="sum"))
+    assert loss_sum(logits.bfloat16(), labels).dtype == torch.float32
+    right = F.one_hot(labels, 5)
+    assert num_errors(right, labels) == 0
+    labels[0, :2] = (labels[0, :2] + 1) % 5
+    labels[1, 0] = (labels[1, 0] + 1) % 5
+    assert num_errors(right, labels) == 2 / 4 + 1 / 4
+    assert num_errors(right[:, 0], labels[:, 0]) == 2
+
+
+def test_tokens_with_bp_are_a_plain_loop(tmp_path: Path) -> None:
+    """From the data set on: initial weights and order are fr-bench's."""
+    config = on(TOKENS, "bp", 1, epochs=1)
+    result = run_serial(config, tmp_path)
+    simulated = SIMULATIONS["bp"](config, [])
+    data = tokens()
+    batch = simulated.images.batch(0)
+    assert batch.dtype == torch.int64 and batch.shape == (8, 6)
+    assert all((row == data.train.images).all(dim=1).any() for row in batch)
+    network = simulated.w[1].eval()
+    with torch.no_grad():
+        logits = network(data.test.images)
+    error = (logits.argmax(dim=-1) != data.test.labels).double().mean().item()
+    loss = F.cross_entropy(logits.flatten(0, 1), data.test.labels.flatten()).item()
+    ((_, _, test_loss, test_error),) = result.evaluations
+    assert (test_loss, test_error) == (pytest.approx(loss, rel=1e-5), pytest.approx(error))
+    assert 0 < error < 1 and result.losses == simulated.losses
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+@pytest.mark.parametrize("problem", [TOKENS, MAPS, FLOATS], ids=["tokens", "maps", "floats"])
+def test_methods_equal_their_reference_simulations(problem: dict[str, Any], method: str, tmp_path: Path) -> None:
+    config = on(problem, method, 3)
+    assert_matches_reference(run_serial(config, tmp_path), SIMULATIONS[method](config, make_plan(config).cuts))
+
+
+@pytest.mark.parametrize("method", ["dni", "cdni", "dgl"])
+def test_floats_suit_what_needs_one_label_too(method: str, tmp_path: Path) -> None:
+    serial = run_serial(on(FLOATS, method, 3), tmp_path / "serial")
+    assert_same(run_processes(on(FLOATS, method, 3, "ipc"), tmp_path / "ipc"), serial)
+
+
+@pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo"), ("bp", "ipc")])
+def test_tokens_in_processes_are_those_in_one(method: str, transport: str, tmp_path: Path) -> None:
+    model = {"dropout": 0.3}
+    serial = run_serial(on(TOKENS, method, 3, model=model), tmp_path / "serial")
+    assert_same(run_processes(on(TOKENS, method, 3, transport, model=model), tmp_path / transport), serial)
+
+
+@pytest.mark.parametrize("method", ["gpipe", "1f1b", "ddp"])
+def test_tokens_with_the_libraries_are_bp(method: str, tmp_path: Path) -> None:
+    """Nothing normalises over the batch, so that micro-batches and shares are only another order of sums."""
+    bp = run_serial(on(TOKENS, "bp", 1, precision="fp64"), tmp_path / "bp")
+    assert_close(run_processes(on(TOKENS, method, 2, "gloo", precision="fp64"), tmp_path / method), bp)
+
+
+def test_replicas_of_tokens_are_one(tmp_path: Path) -> None:
+    one = run_serial(on(TOKENS, "fr", 2, precision="fp64"), tmp_path / "one")
+    config = on(TOKENS, "fr", 2, "gloo", precision="fp64", replicas=2)
+    assert_close(run_processes(config, tmp_path / "replicas"), one)
+
+
+def test_tokens_that_are_stored_as_bytes_are_the_same(tmp_path: Path) -> None:
+    wide = run_serial(on(TOKENS, "fr", 2), tmp_path / "int64")
+    assert_same(run_serial(on(TOKENS, "fr", 2, dataset={"dtype": "uint8"}), tmp_path / "uint8"), wide)
+
+
+def test_floats_come_in_the_precision_of_the_run(tmp_path: Path) -> None:
+    """float64 in the file: in float32 as if they had been that there, in float64 as they are."""
+    stored = {dtype: on(FLOATS, "bp", 1, dataset={"dtype": dtype}) for dtype in ("float32", "float64")}
+    results = {dtype: run_serial(config, tmp_path / dtype) for dtype, config in stored.items()}
+    assert_same(results["float32"], results["float64"])
+    exact = run_serial(stored["float64"] | {"precision": "fp64"}, tmp_path / "exact")
+    rounded = run_serial(stored["float32"] | {"precision": "fp64"}, tmp_path / "rounded")
+    assert exact.losses != rounded.losses and exact.losses == pytest.approx(rounded.losses, rel=1e-5)
+
+
+def test_a_transformer_learns_under_fr(tmp_path: Path) -> None:
+    config = on(TOKENS, "fr", 3, epochs=10, log_every=1000)
+    errors = [test_error for *_, test_error in run_serial(config, tmp_path).evaluations]
+    assert errors[-1] < 0.1 < 0.5 < errors[0]  # of a random guess 6/7
+
+
+def test_a_run_that_goes_on_is_the_one_left_alone(tmp_path: Path) -> None:
+    """The history of module 1 holds tokens."""
+    config = on(TOKENS, "fr", 3, checkpoint={"every": 2})
+    train_here(config, tmp_path / "whole")
+    train_here(config, tmp_path / "parts", cut_off_at=6)
+    train_here(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+# --- what is foretold
+
+
+@pytest.mark.parametrize("problem", [TOKENS, MAPS, FLOATS], ids=["tokens", "maps", "floats"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_memory_is_as_predicted(problem: dict[str, Any], method: str, tmp_path: Path) -> None:
+    for record in run_serial(on(problem, method, 3), tmp_path).of("memory")[-3:]:
+        for category in ("parameters", "gradients", "optimizer", "history", "stash", "activations", "buffers"):
+            if category == "activations" and problem is TOKENS:  # attention is predicted as if it were not fused
+                assert record[category] < record[f"predicted_{category}"] < 1.5 * record[category]
+            else:
+                assert record[category] == record[f"predicted_{category}"], category
+
+
+def test_the_history_of_module_1_counts_tokens(tmp_path: Path) -> None:
+    plan = make_plan(on(TOKENS, "fr", 3))
+    assert plan.predicted_memory[0]["history"] == 3 * 8 * 6 * 8  # batches of 8 samples of 6 tokens of 8 bytes
+
+
+def test_cuts_can_be_balanced_and_measured_and_time_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "model").mkdir()
+    for group in ("dataset", "model"):
+        node = TOKENS[group]
+        (tmp_path / "conf" / group / f"{node['name']}.yaml").write_text(json.dumps(node))
+    words = ["--config-dir", str(tmp_path / "conf"), "dataset=tokens", "model=transformer", "batch_size=8", "k=2"]
+    done = call(tmp_path, "train", *words, "partition=measured", "dry_run=true", "device=cpu", "optimizer=adam")
+    assert done.returncode == 0, done.stderr
+    assert "a step" in done.stdout and "2 modules, cut after block" in done.stdout
+
+
+def test_tokens_are_benched_beside_peers_and_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for group in ("dataset", "model"):
+        node = TOKENS[group]
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{node['name']}.yaml").write_text(json.dumps(node))
+    words = ["--config-dir", str(tmp_path), "dataset=tokens", "model=transformer", "batch_size=8", "partition=equal"]
+    own = ["bench.methods=[plain,fr,gpipe]", "bench.k=[2]", "bench.rounds=1", "bench.steps=2", "bench.microbatches=[1]"]
+    done = call(tmp_path, "bench", *words, *own, "simulate.k=[4]", "simulate.methods=[fr,1f1b]", "run_dir=bench")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"plain", "bp", "fr", "gpipe"}
+
+
+# --- what else is done with a run
+
+
+def test_a_run_of_tokens_is_evaluated_and_loaded(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_processes(on(TOKENS, "fr", 2, "ipc", run_dir=str(run)), run)
+    summary = json.loads((run / "summary.json").read_text())
+    done = call(tmp_path, "eval", "run", "--k", "3", "--trust")
+    assert done.returncode == 0, done.stderr
+    assert f"test error {100 * summary['last_test_error']:.1f} %" in done.stdout
+    inputs, labels = load_test_set(run, trust=True)
+    with torch.no_grad():
+        logits = load_model(run, trust=True)(inputs)
+    assert inputs.dtype == torch.int64 and logits.shape == (22, 6, 7)
+    assert (logits.argmax(dim=-1) != labels).double().mean().item() == pytest.approx(summary["last_test_error"])
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("negative", "images are integers, which must be from 0 on, not -1"),
+        ("bool", r"must be uint8 \[N, C, H, W\], floats \[N, ...\] or integers \[N, ...\], not bool \[44, 6\]"),
+        ("bytes", r"not uint8 \[44, 1, 6\]"),
+        ("too few labels", r"labels must be int64 \[44, ...\], one or several an image, not int64 \[43, 6\]"),
+        ("float labels", "not float32"),
+        ("other labels", r"training and test labels are not alike, int64 \[44, 6\] and int64 \[22, 1\]"),
+        ("mean", r"mean=\(0.5,\) and std=\(\) are for images.*leave both out"),
+    ],
+)
+def test_what_a_loader_gets_wrong_is_told(what: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_dataset({"_target_": "tiny_data.wrong", "name": "wrong", "what": what, **KEYS})
+
+
+def test_what_is_for_images_is_refused_without() -> None:
+    with pytest.raises(ConfigError, match=r"dataset.augmentation=.*: is for images"):
+        build_dataset({**TOKENS["dataset"], "augmentation": {"crop_padding": 1, "flip": False}})
+
+
+@pytest.mark.parametrize("method", ["cdni", "dgl"])
+def test_what_needs_one_label_below_the_top_is_refused(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"method={method}: .* one label a sample, and dataset=maps has 4 x 4"):
+        make_plan(on(MAPS, method, 2))
+
+
+def test_dni_says_which_features_it_is_made_for() -> None:
+    with pytest.raises(ConfigError, match=r"needs features \[B, C\] or \[B, C, H, W\] below a cut, not \[8, 6, 8\]"):
+        make_plan(on(TOKENS, "dni", 2))
+
+
+def test_an_output_without_a_logit_for_each_label_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the output has shape \(8, 2\), not \(8, 4, 4, 2\)"):
+        make_plan(on(MAPS, "fr", 2, model={"_target_": "tiny_models.residual", "name": "tiny"}))
+
+
+def test_what_is_known_of_tokens() -> None:
+    assert Outline.of(tokens()) == Outline((6,), 7, 44, 22, num_values=7, label_shape=(6,))
+    assert Outline.of(maps()) == Outline((1, 4, 4), 2, 44, 22, label_shape=(4, 4))
+    assert isinstance(transformer((6,), 7)[0][1], nn.Module)
