@@ -606,7 +606,7 @@ def test_what_a_users_loader_returns_is_checked(wrong: str, words: str) -> None:
 def test_the_doctor_says_which_data_sets_are_there(clothes, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("FR_BENCH_DATA", str(tmp_path / "data"))
     found = doctor.examine()["datasets"]
-    assert {name for name, state in found.items() if state["found"]} == {"digits", "synthetic"}
+    assert {name for name, state in found.items() if state["found"]} == {"digits", "synthetic", "text"}
     assert set(found) == {file.stem for file in CONF}
     write_clothes(tmp_path / "data" / "FashionMNIST" / "raw", clothes, compress=False)
     cifar_archive(tmp_path / "remote", CIFAR100, "fine_labels", monkeypatch)

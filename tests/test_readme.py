@@ -40,12 +40,12 @@ def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Pa
     """The first line of a file's block is where it is."""
     text = (ROOT / "docs" / "your_own.md").read_text()
     files = [*blocks(text, "yaml"), *blocks(text, "python")]
-    assert len(files) == 15
+    assert len(files) == 11
     for content in files:
         path = tmp_path / content.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    command, other_command, on_text = blocks(text, "")
+    command, other_command = blocks(text, "")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
     for words, method in ((command, "mine"), (other_command, "clipped")):
@@ -56,12 +56,6 @@ def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Pa
         assert summary["steps"] == 2 * (1000 // 128) and summary["cuts"] in ([1], [2])
         train = [record for record in read_records(run) if record["kind"] == "train"]
     assert train[-1]["lr"] == pytest.approx(0.001 * (1 + 13 / 7) ** -0.5)  # the last step, by the schedule there
-    words = f"{on_text.strip()} dataset.limit=2000"
-    done = subprocess.run(words, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("outputs/text-transformer-fr-k4-s0/*")
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 2000 // 128 and summary["last_test_error"] < 0.9
     wrong = f"{other_command.strip()} method.limit=0"
     done = subprocess.run(wrong, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "fr-bench: method.limit=0: must be above 0, or null for none\n")

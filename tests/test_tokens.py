@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from harness import assert_close, assert_same, assert_same_run, call, run_processes, run_serial, tiny_config, train_here
 from test_exactness import SIMULATIONS, assert_matches_reference
 from tiny_data import maps, tokens
-from tiny_models import transformer
-from torch import nn
 
 from fr_bench.data import build_dataset
 from fr_bench.data.outline import Outline
+from fr_bench.data.text import load as load_text
 from fr_bench.errors import ConfigError
 from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.notebook import load_model, load_test_set
@@ -24,7 +23,13 @@ from fr_bench.planning.plan import make_plan
 
 KEYS = {"limit": None, "validation": 0, "augmentation": None}
 TOKENS = {
-    "model": {"_target_": "tiny_models.transformer", "name": "transformer"},
+    "model": {
+        "_target_": "fr_bench.models.transformer.causal",
+        "name": "transformer",
+        "width": 8,
+        "depth": 3,
+        "heads": 2,
+    },
     "dataset": {"_target_": "tiny_data.tokens", "name": "tokens", **KEYS},
     "optimizer": {"_target_": "torch.optim.SGD", "name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.0},
 }
@@ -167,26 +172,24 @@ def test_the_history_of_module_1_counts_tokens(tmp_path: Path) -> None:
     assert plan.predicted_memory[0]["history"] == 3 * 8 * 6 * 8  # batches of 8 samples of 6 tokens of 8 bytes
 
 
+def words_for(folder: Path) -> list[str]:
+    """Of a command line, with the data set's YAML in ``folder``."""
+    (folder / "conf" / "dataset").mkdir(parents=True)
+    (folder / "conf" / "dataset" / "tokens.yaml").write_text(json.dumps(TOKENS["dataset"]))
+    model = ["model=transformer", "model.width=8", "model.heads=2", "model.depth=3"]
+    return ["--config-dir", str(folder / "conf"), "dataset=tokens", *model, "batch_size=8", "optimizer=adam"]
+
+
 def test_cuts_can_be_balanced_and_measured_and_time_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "conf" / "dataset").mkdir(parents=True)
-    (tmp_path / "conf" / "model").mkdir()
-    for group in ("dataset", "model"):
-        node = TOKENS[group]
-        (tmp_path / "conf" / group / f"{node['name']}.yaml").write_text(json.dumps(node))
-    words = ["--config-dir", str(tmp_path / "conf"), "dataset=tokens", "model=transformer", "batch_size=8", "k=2"]
-    done = call(tmp_path, "train", *words, "partition=measured", "dry_run=true", "device=cpu", "optimizer=adam")
+    done = call(tmp_path, "train", *words_for(tmp_path), "k=2", "partition=measured", "dry_run=true", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert "a step" in done.stdout and "2 modules, cut after block" in done.stdout
 
 
 def test_tokens_are_benched_beside_peers_and_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for group in ("dataset", "model"):
-        node = TOKENS[group]
-        (tmp_path / group).mkdir()
-        (tmp_path / group / f"{node['name']}.yaml").write_text(json.dumps(node))
-    words = ["--config-dir", str(tmp_path), "dataset=tokens", "model=transformer", "batch_size=8", "partition=equal"]
+    words = [*words_for(tmp_path), "partition=equal"]
     own = ["bench.methods=[plain,fr,gpipe]", "bench.k=[2]", "bench.rounds=1", "bench.steps=2", "bench.microbatches=[1]"]
     done = call(tmp_path, "bench", *words, *own, "simulate.k=[4]", "simulate.methods=[fr,1f1b]", "run_dir=bench")
     assert done.returncode == 0, done.stderr
@@ -209,6 +212,60 @@ def test_a_run_of_tokens_is_evaluated_and_loaded(tmp_path: Path) -> None:
         logits = load_model(run, trust=True)(inputs)
     assert inputs.dtype == torch.int64 and logits.shape == (22, 6, 7)
     assert (logits.argmax(dim=-1) != labels).double().mean().item() == pytest.approx(summary["last_test_error"])
+
+
+# --- text
+
+
+def test_text_is_cut_into_samples_whose_labels_follow(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(bytes(range(200, 256)) * 2)  # 112 bytes: 11 samples of 10, one left over
+    data = load_text(str(tmp_path / "text"), length=10)
+    assert data.train.images.shape == data.train.labels.shape == (10, 10) and len(data.test.images) == 1
+    assert data.train.images[0].tolist() == list(range(200, 210))
+    assert data.train.labels[0].tolist() == list(range(201, 211))
+    whole = torch.cat([data.train.images.flatten(), data.test.images.flatten(), data.test.labels[-1, -1:]])
+    assert bytes(whole.tolist()) == (tmp_path / "text").read_bytes()[:111]
+    assert (data.num_classes, data.num_values, data.label_shape) == (256, 256, (10,))
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "dataset.path=null: name a file"),
+        (["dataset.path=a=b"], "dataset.path=a=b: No such file or directory (/"),  # as paths are typed
+        (["dataset.path=short"], "dataset.path=short: has 640 bytes, and 10 samples of dataset.length=64"),
+        (["dataset.path=short", "dataset.length=0"], "dataset.length=0: must be an integer of at least 1"),
+        (["dataset.path=short", "dataset.length=8", "model=resnet20"], "block 'stem' cannot run on input (8, 8)"),
+        (["dataset.path=short", "dataset.length=8", "model.heads=3"], "model.heads=3: must divide model.width=128"),
+        (["dataset.path=short", "dataset.length=8", "model.depth=0"], "model.depth=0: must be"),
+        (["dataset.path=short", "dataset.length=8", "model.dropout=1"], "model.dropout=1: must be"),
+        (["dataset=digits"], "takes tokens [N, S], as those of dataset=text, not samples of [1, 16, 16]"),
+    ],
+)
+def test_what_is_wrong_with_a_text_or_its_model_is_told(words: list[str], named: str, tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"x" * 640)
+    done = call(
+        tmp_path,
+        "train",
+        "model=transformer",
+        "batch_size=8",
+        *(["dataset=text"] * (words[:1] != ["dataset=digits"])),
+        *words,
+    )
+    assert done.returncode == 2 and named in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_text_is_learned_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"to be, or not to be, that is the question. " * 300)
+    words = ["dataset=text", "dataset.path=text", "dataset.length=16", "model=transformer", "model.width=16"]
+    words += ["model.depth=2", "optimizer=adam", "optimizer.lr=0.01", "batch_size=32", "epochs=3", "eval_every=3"]
+    done = call(tmp_path, "train", *words, "method=ddg", "k=2", "wandb.mode=disabled", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["last_test_error"] < 0.3
+    for command in (["eval", "run"], ["report", "run"], ["plot", "run", "--out", "figures"]):
+        done = call(tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "figures").glob("test-error-*.png"))
 
 
 # --- what is refused
@@ -255,4 +312,3 @@ def test_an_output_without_a_logit_for_each_label_is_refused() -> None:
 def test_what_is_known_of_tokens() -> None:
     assert Outline.of(tokens()) == Outline((6,), 7, 44, 22, num_values=7, label_shape=(6,))
     assert Outline.of(maps()) == Outline((1, 4, 4), 2, 44, 22, label_shape=(4, 4))
-    assert isinstance(transformer((6,), 7)[0][1], nn.Module)

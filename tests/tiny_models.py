@@ -51,39 +51,6 @@ def residual(
     return [*blocks, ("head", Head(width, num_classes))]
 
 
-class Embedding(nn.Module):
-    """Tokens [B, S] -> [B, S, width]."""
-
-    def __init__(self, length: int, num_tokens: int, width: int) -> None:
-        super().__init__()
-        self.token = nn.Embedding(num_tokens, width)
-        self.place = nn.Parameter(0.1 * torch.randn(length, width))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.token(tokens) + self.place
-
-
-class Causal(nn.Module):
-    """A layer of a transformer in which no place sees a later one."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout, batch_first=True, norm_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype)
-        return self.layer(x, mask, is_causal=True)
-
-
-def transformer(
-    input_shape: tuple[int], num_classes: int, width: int = 8, depth: int = 3, dropout: float = 0.0
-) -> list[tuple[str, nn.Module]]:
-    """Logits of the next token at each place: depth + 2 blocks."""
-    blocks: list[tuple[str, nn.Module]] = [("embedding", Embedding(*input_shape, num_classes, width))]
-    blocks += [(f"layer{index}", Causal(width, dropout)) for index in range(1, depth + 1)]
-    return [*blocks, ("head", nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)))]
-
-
 class PerPixel(nn.Module):
     """[B, C, H, W] -> logits [B, H, W, classes]."""
 

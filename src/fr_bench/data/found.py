@@ -20,6 +20,7 @@ def found_datasets() -> dict[str, dict[str, Any]]:
         "fashion_mnist": _fashion_mnist(root),
         "digits": {"found": True, "detail": "inside scikit-learn"},
         "synthetic": {"found": True, "detail": "made when a run starts"},
+        "text": {"found": True, "detail": "any file: dataset.path=FILE"},
     }
 
 

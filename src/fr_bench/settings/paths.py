@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-PATHS = ("resume", "run_dir", "sweep_dir")
+PATHS = ("resume", "run_dir", "sweep_dir", "dataset.path", "dataset.root")
 
 
 def with_quoted_paths(words: Sequence[str]) -> list[str]:
