@@ -44,6 +44,7 @@ from fr_bench.data import (
     outline_dataset,
     prepare_dataset,
 )
+from fr_bench.data import digits as digits_file
 from fr_bench.data.augmentation import Augmentation
 from fr_bench.data.dataset import channel_statistics
 from fr_bench.errors import ConfigError
@@ -251,9 +252,11 @@ def test_statistics_are_those_of_each_channel() -> None:
     assert std == pytest.approx([*pixels[:2].std(1, correction=0).tolist(), 1.0])  # without spread: not scaled
 
 
-def test_digits_are_scikit_learns_in_a_split_that_never_changes() -> None:
+@pytest.mark.parametrize("file", [digits_file.FILE, "elsewhere.csv.gz"])
+def test_digits_are_scikit_learns_in_a_split_that_never_changes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.datasets import load_digits
 
+    monkeypatch.setattr(digits_file, "FILE", file)
     small = build_dataset({"_target_": "fr_bench.data.digits.load", "name": "digits", "size": 8})
     original = torch.from_numpy(load_digits().images).mul(255 / 16).round().to(torch.uint8)
     together = torch.cat((small.train.images, small.test.images)).squeeze(1)
