@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fr_bench.data import SeededOrder, TrainRows, build_dataset, train_inputs
+from fr_bench.data import SeededOrder, TrainTensor, build_dataset, train_inputs
 from fr_bench.models import build_blocks
 from fr_bench.seeds import derive_seed
 
@@ -40,7 +40,7 @@ class Reference:
         self.images = train_inputs(
             data, order, augmentation, config["seed"], device=device, dtype=dtype, memory_format=layout
         )
-        self.labels = TrainRows(data.train.labels, order, device)
+        self.labels = TrainTensor(data.train.labels, order, device)
         self.steps_per_epoch = len(data.train.labels) // self.B
         self.T = config["epochs"] * self.steps_per_epoch
         blocks = build_blocks(config["model"], data.input_shape, data.num_classes, config["seed"])

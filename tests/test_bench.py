@@ -401,7 +401,7 @@ def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> Non
     assert (row.busy_s, row.send_s, row.efficiency) == ([2.0, 1.0], [0.5, 0.0], 2 / 6)
 
 
-def test_one_iteration_in_which_the_machine_was_away_is_in_no_share_without_its_own_time() -> None:
+def test_a_long_iteration_makes_no_share_exceed_one() -> None:
     """A share of a median step could be above one then."""
     lower = [Iteration(2.0, {"play": 1.5, "wait gradient": 0.5})] * 2 + [Iteration(12.0, {"wait gradient": 12.0})]
     top = [Iteration(2.0, {"play": 2.0})] * 2 + [Iteration(12.0, {"play": 12.0})]

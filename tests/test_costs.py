@@ -15,6 +15,7 @@ from harness import tiny_config
 from torch import nn
 
 from fr_bench.components import bind
+from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
@@ -26,7 +27,7 @@ from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, Operat
 from fr_bench.planning.measured_costs import MeasuringTask
 from fr_bench.planning.partition import balanced_cuts, module_slices
 from fr_bench.planning.plan import make_plan
-from fr_bench.planning.tracing import place_on_meta
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 
 RESNET164 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet164", "depth": 164}
 UNIFORM = NetworkCosts([BlockCost(play=1.0, forward=1.0, backward=2.0)] * 52, [0.0] * 52)
@@ -217,9 +218,8 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
     node = {"_target_": f"fr_bench.models.{model}.resnet", "name": model, "depth": depth}
     config = tiny_config(method, 3, model=node, partition=[2, 5], method=settings)
     plan = make_plan(config)
-    with torch.device("meta"):
-        blocks = bind(node)((3, 8, 8), 4)
-    x = place_on_meta(config, blocks, (3, 8, 8), None)
+    sample = SampleSpec((3, 8, 8), 4)
+    blocks, x = blocks_on_meta(config, sample), batch_on_meta(config, sample)
     method_node, optimizer = bind(config["method"]), bind(config["optimizer"])
     memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
@@ -229,7 +229,7 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
 def test_a_device_needs_the_memory_of_all_its_modules_and_each_machine_has_its_own() -> None:
     """Four modules of a GiB on two GPUs a machine: two on each of one machine, one on each of two."""
     config, devices = tiny_config("fr", 4, memory_limit_gb=1.5), ["cuda:0", "cuda:1"] * 2
-    balance = Balance(config, FeaturesReplay, {}, [], torch.empty(0), None, 4, devices, 1, "gloo")
+    balance = Balance(config, FeaturesReplay, {}, [], torch.empty(0), SampleSpec((), 4), devices, 1, "gloo")
     with pytest.raises(ConfigError, match="the device of module 1 needs 2;"):
         balance.check_limit([{"parameters": 2**30}] * 4)
     replace(balance, num_per_machine=2).check_limit([{"parameters": 2**30}] * 4)

@@ -85,7 +85,7 @@ def test_every_bit_is_that_without(method: str, k: int, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
-def test_so_it_is_with_tokens(method: str, tmp_path: Path) -> None:
+def test_every_bit_is_that_without_with_tokens_too(method: str, tmp_path: Path) -> None:
     plain = run_serial(on(TOKENS, method, 3), tmp_path / "plain")
     assert_same(run_serial(on(TOKENS, method, 3, cuda_graphs=True), tmp_path / "graphed"), plain)
     assert counts["repeated"] > 0

@@ -9,6 +9,8 @@ import io
 import itertools
 import multiprocessing
 import pickle
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -32,12 +34,12 @@ from fr_bench.data import (
     COMMON_KEYS,
     Dataset,
     EvaluationImages,
-    EvaluationRows,
+    EvaluationTensor,
     Outline,
     SeededOrder,
     Split,
     TrainImages,
-    TrainRows,
+    TrainTensor,
     build_dataset,
     cifar,
     fashion_mnist,
@@ -142,7 +144,7 @@ def test_both_ends_draw_images_and_labels_that_belong_together() -> None:
     labels = torch.arange(50)
     images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     bottom = TrainImages(images, SeededOrder(50, 8, 1), {"flip": True}, (0.0,) * 3, (1.0,) * 3, 1, **FORMAT)
-    top = TrainRows(labels, SeededOrder(50, 8, 1), CPU)
+    top = TrainTensor(labels, SeededOrder(50, 8, 1), CPU)
     for t in (0, 1, 5, 6, 7, 30, 2):  # epochs have 6 batches; the last request goes back
         shown = bottom.batch(t).mul(255).round().long()
         assert torch.equal(shown, top.batch(t).view(-1, 1, 1, 1).expand_as(shown))
@@ -165,7 +167,7 @@ def test_an_epoch_shows_every_image_once_but_for_the_short_batch() -> None:
 def test_evaluation_covers_exactly_the_test_set(batch_size: int) -> None:
     split = build_dataset(SYNTHETIC).test
     images = EvaluationImages(split.images, (0.0, 0.0), (1.0, 1.0), batch_size, **FORMAT)
-    labels = EvaluationRows(split.labels, batch_size, CPU)
+    labels = EvaluationTensor(split.labels, batch_size, CPU)
     num_batches = -(-22 // batch_size)
     seen = torch.cat([images.batch(index) for index in range(num_batches)]).mul(255).round().to(torch.uint8)
     assert torch.equal(seen, split.images)
@@ -240,6 +242,16 @@ def test_every_yaml_fits_its_loader(file: Path) -> None:
         assert augmentation == Augmentation(crop_padding=4, flip=True)  # the paper's
     if file.stem == "digits":
         assert not augmentation.flip
+
+
+def test_digits_are_there_without_importing_scikit_learn() -> None:
+    """Which takes most of a second, in every process with images or labels."""
+    code = (
+        "import sys; from fr_bench.data import build_dataset\n"
+        "build_dataset({'_target_': 'fr_bench.data.digits.load', 'name': 'digits'})\n"
+        "assert 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_statistics_are_those_of_each_channel() -> None:
@@ -558,7 +570,7 @@ def test_what_data_sets_declare_is_what_is_left_of_them(clothes, tmp_path, monke
     write_clothes(tmp_path / "FashionMNIST" / "raw", clothes, compress=False)
     config = clothes_config(str(tmp_path)) | {"validation": 3, "limit": 5}
     there = Outline.of(build_dataset(config))
-    monkeypatch.setattr(fashion_mnist.load, "outline", Outline(there.input_shape, 10, 12, there.num_test))
+    monkeypatch.setattr(fashion_mnist.load, "outline", Outline(there.sample, 12, there.num_test))
     assert outline_dataset(config) == there and (there.num_train, there.num_validation) == (5, 3)
 
 
@@ -589,7 +601,7 @@ def mine(wrong: str = "") -> Dataset:
             "dtype",
             r"mean=\(0.5,\) and std=\(0.5,\) are for images.*; float32 \[8, 1, 4, 4\] reach the model as they are",
         ),
-        ("labels", r"train labels must be int64 \[8, ...\], one or several an image, not int64 \[7\]"),
+        ("labels", r"train labels must be integers \[8, ...\], one or several a sample, not int64 \[7\]"),
         ("num_classes", "labels must be 0 to 0, not 0 to 1"),
         ("type", "must return a fr_bench.data.Dataset, not Split"),
         ("validation labels", "validation labels must be 0 to 1, not 0 to 2"),

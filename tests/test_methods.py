@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
+from harness import METHODS, assert_same, run_processes, run_serial, tiny_config, train_here
 from test_exactness import assert_matches_reference
 
 from fr_bench.data import build_dataset
@@ -53,6 +53,24 @@ def test_a_module_that_never_steps_is_named(tmp_path: Path) -> None:
     method = {"_target_": "test_methods.Forgetful", "name": "forgetful"}
     with pytest.raises(RunFailed, match=r"module 1 made no step in 5 iterations: .* must call self.module.step\(t\)"):
         run_serial(tiny_config("bp", 2, method=method), tmp_path)
+
+
+class Patient(Backpropagation):
+    """Module 1 steps in every fifth iteration alone."""
+
+    def learn_lower(self, t: int) -> None:
+        assert self._live is not None
+        live, self._live = self._live, None
+        gradient = self.module.backward(live, d=self.link.receive_gradient(t))
+        self.link.send_gradient(gradient, t)
+        if t % 5 == 4:
+            self.module.step(t)
+
+
+def test_one_that_steps_later_is_not_refused_for_a_pause_before(tmp_path: Path) -> None:
+    method = {"_target_": "test_methods.Patient", "name": "patient"}
+    config = tiny_config("bp", 2, method=method, checkpoint={"every": 4})
+    assert train_here(config, tmp_path) == []
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

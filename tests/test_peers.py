@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fr_bench.cli import main
 from fr_bench.commands.dry_run import report
+from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.launching.supervisor import Supervisor
@@ -32,7 +33,6 @@ from fr_bench.processes.reporter import Reporter
 
 NUM_STEPS = 5
 SHAPE, NUM_CLASSES = (3, 8, 8), 4
-DATA: Any = {"input_shape": SHAPE, "num_values": None, "label_shape": (), "num_classes": NUM_CLASSES}
 
 
 def run_peer(peer: str, tmp_path: Path, num_processes: int, **settings: Any) -> tuple[list[float], list[Any]]:
@@ -43,7 +43,7 @@ def run_peer(peer: str, tmp_path: Path, num_processes: int, **settings: Any) -> 
     def make(_: Any, store_port: int | None) -> list[Any]:
         tasks.extend(
             make_tasks(
-                peer, config, **DATA, num_processes=num_processes, threads=1,
+                peer, config, sample=SampleSpec(SHAPE, NUM_CLASSES), num_processes=num_processes, threads=1,
                 num_steps=NUM_STEPS, store_port=store_port, keep_losses=True, **settings,
             )
         )  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_plain_loop_under_autocast_is_the_recipe_of_pytorch(tmp_path: Path) 
     def run(precision: str, **settings: Any) -> list[dict[str, Any]]:
         connection, threads = ListConnection(), torch.get_num_threads()
         (task,) = make_tasks(
-            "plain", tiny_config("bp", 1, precision=precision), **DATA,
+            "plain", tiny_config("bp", 1, precision=precision), sample=SampleSpec(SHAPE, NUM_CLASSES),
             num_processes=1, threads=1, num_steps=NUM_STEPS, store_port=None, keep_losses=True, **settings,
         )  # fmt: skip
         try:
@@ -142,7 +142,7 @@ def test_a_peer_pays_for_no_more_than_our_modules_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     (task,) = make_tasks(
-        "plain", tiny_config("bp", 1, deterministic=True), **DATA, num_processes=1,
+        "plain", tiny_config("bp", 1, deterministic=True), sample=SampleSpec(SHAPE, NUM_CLASSES), num_processes=1,
         threads=1, num_steps=1, store_port=None,
     )  # fmt: skip
     threads = torch.get_num_threads()

@@ -13,8 +13,8 @@ from harness import assert_close, assert_same, assert_same_run, call, run_proces
 from test_exactness import SIMULATIONS, assert_matches_reference
 from tiny_data import maps, tokens
 
-from fr_bench.data import build_dataset
-from fr_bench.data.outline import Outline
+from fr_bench.bench.time_prediction import predict_time
+from fr_bench.data import Outline, SampleSpec, build_dataset
 from fr_bench.data.text import load as load_text
 from fr_bench.errors import ConfigError
 from fr_bench.modules.loss import loss_sum, num_errors
@@ -97,10 +97,25 @@ def test_methods_equal_their_reference_simulations(problem: dict[str, Any], meth
     assert_matches_reference(run_serial(config, tmp_path), SIMULATIONS[method](config, make_plan(config).cuts))
 
 
-@pytest.mark.parametrize("method", ["dni", "cdni", "dgl"])
-def test_floats_suit_what_needs_one_label_too(method: str, tmp_path: Path) -> None:
-    serial = run_serial(on(FLOATS, method, 3), tmp_path / "serial")
-    assert_same(run_processes(on(FLOATS, method, 3, "ipc"), tmp_path / "ipc"), serial)
+@pytest.mark.parametrize(
+    ("problem", "method"),
+    [(FLOATS, "dni"), (FLOATS, "cdni"), (FLOATS, "dgl"), (MAPS, "dni")],
+    ids=lambda each: str(each),
+)
+def test_what_trains_a_network_beside_takes_what_fits_it(problem: dict[str, Any], method: str, tmp_path: Path) -> None:
+    serial = run_serial(on(problem, method, 3), tmp_path / "serial")
+    assert_same(run_processes(on(problem, method, 3, "ipc"), tmp_path / "ipc"), serial)
+
+
+def test_tokens_can_be_limited_and_held_out(tmp_path: Path) -> None:
+    result = run_serial(on(TOKENS, "fr", 2, dataset={"limit": 24, "validation": 8}), tmp_path)
+    assert len(result.losses) == 2 * 24 // 8 and all("validation_error" in record for record in result.of("eval"))
+
+
+def test_tokens_under_bf16_are_nearly_those_in_float32(tmp_path: Path) -> None:
+    exact = run_serial(on(TOKENS, "fr", 2), tmp_path / "fp32")
+    rounded = run_serial(on(TOKENS, "fr", 2, precision="bf16"), tmp_path / "bf16")
+    assert rounded.losses != exact.losses and rounded.losses == pytest.approx(exact.losses, rel=0.02)
 
 
 @pytest.mark.parametrize(("method", "transport"), [("fr", "ipc"), ("ddg", "gloo"), ("bp", "ipc")])
@@ -156,7 +171,10 @@ def test_a_run_that_goes_on_is_the_one_left_alone(tmp_path: Path) -> None:
 # --- what is foretold
 
 
-@pytest.mark.parametrize("problem", [TOKENS, MAPS, FLOATS], ids=["tokens", "maps", "floats"])
+DROPPING = {**TOKENS, "model": {**TOKENS["model"], "dropout": 0.3}}  # for which a CPU has no fused kernel
+
+
+@pytest.mark.parametrize("problem", [TOKENS, DROPPING, MAPS, FLOATS], ids=["tokens", "dropout", "maps", "floats"])
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_memory_is_as_predicted(problem: dict[str, Any], method: str, tmp_path: Path) -> None:
     for record in run_serial(on(problem, method, 3), tmp_path).of("memory")[-3:]:
@@ -225,7 +243,7 @@ def test_text_is_cut_into_samples_whose_labels_follow(tmp_path: Path) -> None:
     assert data.train.labels[0].tolist() == list(range(201, 211))
     whole = torch.cat([data.train.images.flatten(), data.test.images.flatten(), data.test.labels[-1, -1:]])
     assert bytes(whole.tolist()) == (tmp_path / "text").read_bytes()[:111]
-    assert (data.num_classes, data.num_values, data.label_shape) == (256, 256, (10,))
+    assert data.sample == SampleSpec((10,), 256, 256, (10,), is_image=False)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +289,37 @@ def test_a_text_is_learned_from_the_command_line(tmp_path: Path) -> None:
 # --- what is refused
 
 
+def test_an_embedding_that_is_too_small_is_found_before_anything_starts() -> None:
+    data = {"num_tokens": 50, "num_classes": 7}
+    with pytest.raises(ConfigError, match="block 'embedding' embeds 7 tokens, and those of the data set go up to 49"):
+        make_plan(on(TOKENS, "fr", 2, dataset=data))
+
+
+@pytest.mark.parametrize("method", ["dgl", "cdni", "dni"])
+def test_with_one_module_nothing_is_below_the_top(method: str, tmp_path: Path) -> None:
+    bp = run_serial(on(TOKENS, "bp", 1), tmp_path / "bp")
+    assert_same(run_serial(on(TOKENS, method, 1), tmp_path / method), bp)
+    assert predict_time(make_plan(on(TOKENS, method, 1))) is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "problem"), [("dgl", "learns from one label a sample"), ("dni", "synthesizer needs features")]
+)
+def test_what_cannot_be_simulated_is_named(method: str, problem: str, tmp_path: Path) -> None:
+    words = [*words_for(tmp_path), "bench.methods=[]", "simulate.k=[2]", f"simulate.methods=[fr,{method}]"]
+    done = call(tmp_path, "bench", *words)
+    assert done.returncode == 2 and problem in done.stderr, done.stderr
+    assert done.stderr.startswith("fr-bench: simulate.methods: ") and "leave it out" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("negative", "images are integers, which must be from 0 on, not -1"),
-        ("bool", r"must be uint8 \[N, C, H, W\], floats \[N, ...\] or integers \[N, ...\], not bool \[44, 6\]"),
+        ("negative", "images are integers, which stand for tokens and must be 0 or more, not -1"),
+        ("bool", r"must be uint8 \[N, C, H, W\], or uint8 tokens \[N, S\], .*, not bool \[44, 6\]"),
+        ("uint16", r"not uint16 \[44, 6\]"),
         ("bytes", r"not uint8 \[44, 1, 6\]"),
-        ("too few labels", r"labels must be int64 \[44, ...\], one or several an image, not int64 \[43, 6\]"),
+        ("too few labels", r"labels must be integers \[44, ...\], one or several a sample, not int64 \[43, 6\]"),
         ("float labels", "not float32"),
         ("other labels", r"training and test labels are not alike, int64 \[44, 6\] and int64 \[22, 1\]"),
         ("mean", r"mean=\(0.5,\) and std=\(\) are for images.*leave both out"),
@@ -295,7 +337,7 @@ def test_what_is_for_images_is_refused_without() -> None:
 
 @pytest.mark.parametrize("method", ["cdni", "dgl"])
 def test_what_needs_one_label_below_the_top_is_refused(method: str) -> None:
-    with pytest.raises(ConfigError, match=f"method={method}: .* one label a sample, and dataset=maps has 4 x 4"):
+    with pytest.raises(ConfigError, match=f"method={method}: .* one label a sample, .* dataset=maps are .N, 4, 4.$"):
         make_plan(on(MAPS, method, 2))
 
 
@@ -310,5 +352,5 @@ def test_an_output_without_a_logit_for_each_label_is_refused() -> None:
 
 
 def test_what_is_known_of_tokens() -> None:
-    assert Outline.of(tokens()) == Outline((6,), 7, 44, 22, num_values=7, label_shape=(6,))
-    assert Outline.of(maps()) == Outline((1, 4, 4), 2, 44, 22, label_shape=(4, 4))
+    assert Outline.of(tokens()) == Outline(SampleSpec((6,), 7, 7, (6,), is_image=False), 44, 22)
+    assert Outline.of(maps()) == Outline(SampleSpec((1, 4, 4), 2, label_shape=(4, 4)), 44, 22)

@@ -14,14 +14,21 @@ def draw(*shape: int, high: int) -> Tensor:
 
 
 def tokens(
-    length: int = 6, num_tokens: int = 7, num_train: int = 44, num_test: int = 22, dtype: str = "int64"
+    length: int = 6,
+    num_tokens: int = 7,
+    num_train: int = 44,
+    num_test: int = 22,
+    dtype: str = "int64",
+    num_classes: int | None = None,
 ) -> Dataset:
-    """Steps of one size through the tokens, from a random one on; the label at each place is the next token."""
+    """Steps of one size through the tokens, from a random one on; the label at each position is the next token, modulo
+    ``num_classes`` if there are less."""
     starts, step = draw(num_train + num_test, 1, high=num_tokens), 3
     sequence = (starts + step * torch.arange(length + 1)) % num_tokens
-    inputs, labels = sequence[:, :-1].to(getattr(torch, dtype)), sequence[:, 1:]
+    num_classes = num_classes or num_tokens
+    inputs, labels = sequence[:, :-1].to(getattr(torch, dtype)), sequence[:, 1:] % num_classes
     splits = [Split(inputs[part], labels[part]) for part in (slice(num_train), slice(num_train, None))]
-    return Dataset(splits[0], splits[1], None, num_tokens)
+    return Dataset(splits[0], splits[1], None, num_classes)
 
 
 def floats(num_features: int = 5, num_train: int = 44, num_test: int = 22, dtype: str = "float64") -> Dataset:
@@ -48,6 +55,7 @@ def wrong(what: str) -> Dataset:
     split = {
         "negative": Split(inputs - 1, labels),
         "bool": Split(inputs > 2, labels),
+        "uint16": Split(inputs.to(torch.uint16), labels),
         "bytes": Split(inputs.to(torch.uint8).unsqueeze(1), labels),  # images without a channel, more likely
         "too few labels": Split(inputs, labels[:-1]),
         "float labels": Split(inputs, labels.float()),

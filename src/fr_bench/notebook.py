@@ -22,8 +22,8 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
         trust: whether to call what its config.yaml names where that is not fr-bench's own.
 
     Returns:
-        The blocks in order, under their names, in evaluation mode on the CPU: float images [N, C, H, W], normalised as
-        those of :func:`load_test_set`, in; logits [N, classes] out.
+        The blocks in order, under their names, in evaluation mode on the CPU: inputs as those of :func:`load_test_set`
+        in; logits [N, classes] out, or [N, ..., classes] where a sample has several labels.
 
     Raises:
         ConfigError: it is no run's folder, its weights are missing or damaged, or it would call code of others.
@@ -38,7 +38,7 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
 
 def load_test_set(run_dir: str | Path, *, trust: bool = False) -> tuple[Tensor, Tensor]:
     """The test set of a run's data set: float32 images [N, C, H, W], scaled to 0..1 and normalised as the run had
-    them, and int64 labels [N]. What is no image is as the data set has it: float32 or int64.
+    them, and int64 labels [N] or [N, ...]. Other inputs are float32 or int64, with their values as stored.
 
     Raises:
         ConfigError: see :func:`load_model`; or the data set's files are not there.

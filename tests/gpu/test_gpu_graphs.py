@@ -48,7 +48,9 @@ def test_graphs_and_streams_change_no_bit(
 
 
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
-def test_nor_do_they_with_tokens(method: str, cuda: dict[str, Any], launches: list[int], tmp_path: Path) -> None:
+def test_graphs_change_no_bit_with_tokens(
+    method: str, cuda: dict[str, Any], launches: list[int], tmp_path: Path
+) -> None:
     """Whose inputs are integers, and whose samples have several labels."""
     plain = run_serial(on(TOKENS, method, 3, streams=False, **cuda), tmp_path / "plain")
     assert_same(run_serial(on(TOKENS, method, 3, cuda_graphs=True, **cuda), tmp_path / "graphs"), plain)

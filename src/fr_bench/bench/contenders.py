@@ -7,16 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.errors import ConfigError, NoSuchChoice, nearest
-from fr_bench.models import build_blocks
 from fr_bench.peers import PEERS, PIPELINES
 from fr_bench.peers.task import CHUNKS
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.plan import Plan, check_components, fetch_dataset, make_plan
-from fr_bench.planning.tracing import place_on_meta
+from fr_bench.planning.plan import Plan, check_components, make_plan
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 
 ConfigOf = Callable[[Sequence[str]], dict[str, Any]]  # further overrides -> resolved config
 
@@ -168,13 +165,9 @@ def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
     """Cuts that balance forward and backward, as a pipeline's user would choose them."""
     config = {**plan.config, "k": num_stages}
     method = check_components(config)
-    dataset = fetch_dataset(config)
-    with torch.device("meta"):
-        blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
-    x = place_on_meta(config, blocks, dataset.input_shape, dataset.num_values)
+    blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
     devices = plan.devices * num_stages
-    sizes = (dataset.num_values, dataset.num_classes)
-    return Balance(config, method, {}, blocks, x, *sizes, devices, plan.threads, "gloo").cuts()
+    return Balance(config, method, {}, blocks, x, plan.sample, devices, plan.threads, "gloo").cuts()
 
 
 def crowded(contenders: Sequence[Contender]) -> str | None:

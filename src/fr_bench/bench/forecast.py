@@ -15,14 +15,16 @@ from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
 from fr_bench.bench.time_prediction import costs_of_plan, measured_on
 from fr_bench.components import bind
-from fr_bench.models import Blocks, build_blocks
+from fr_bench.errors import ConfigError
+from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
+from fr_bench.planning.balance import Balance
 from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
-from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
-from fr_bench.planning.tracing import place_on_meta, trace_modules
+from fr_bench.planning.plan import Plan, check_components, check_labels, make_plan, predict_modules
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
 from fr_bench.records.run_files import strict_json
 from fr_bench.report.markdown import align
 from fr_bench.simulation import METHODS, PIPELINES
@@ -88,9 +90,10 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     names = [name for name in dict.fromkeys(("bp", *settings.methods)) if name in METHODS]
     plans = {name: make_plan(config_of([f"method={name}", "k=1"])) for name in names}
     plan = plans["bp"]
-    with torch.device("meta"):
-        blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
-    x = place_on_meta(plan.config, blocks, plan.input_shape, plan.num_values)
+    blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
+    for name in WITH_COMPANIONS:
+        if name in plans:
+            _check_companions(plans[name], blocks, x)
     rows = what_if(
         _measured_network(plans, blocks, x),
         settings.k,
@@ -101,6 +104,18 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
         _memory_of(plans, blocks, x),
     )
     return Forecast(settings, plan, measured_on(plan), _notes(settings, plan), rows)
+
+
+def _check_companions(plan: Plan, blocks: Blocks, x: Tensor) -> None:
+    """Raises ConfigError where the method's companions cannot learn from these features or labels, whatever is cut."""
+    method, hyper_parameters = _method_of(plan)
+    devices, threads, transport = plan.devices, plan.threads, plan.transport
+    balance = Balance(plan.config, method, hyper_parameters, blocks, x, plan.sample, devices, threads, transport)
+    try:
+        check_labels(plan.config, method, hyper_parameters, plan.sample)
+        _ = balance.costs  # it builds one behind every block
+    except ConfigError as error:
+        raise ConfigError(f"simulate.methods: {error}; leave it out of simulate.methods=[...]") from error
 
 
 def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MeasuredNetwork:
@@ -149,10 +164,9 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
         if unpredictable(config) is not None:
             return None
         method_class, hyper_parameters = _method_of(plan)
-        shapes = trace_modules(
-            config, blocks, cuts, x, plan.label_shape, plan.num_classes, method_class.sends_gradients
-        )
-        predicted = predict_modules(config, shapes, method_class, hyper_parameters, _buffers(config), plan.num_classes)
+        num_classes = plan.sample.num_classes
+        shapes = trace_modules(config, blocks, cuts, x, plan.sample, method_class.sends_gradients)
+        predicted = predict_modules(config, shapes, method_class, hyper_parameters, _buffers(config), num_classes)
         return [sum(found.values()) for found in predicted]
 
     return memory_of

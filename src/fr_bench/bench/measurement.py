@@ -23,7 +23,12 @@ from fr_bench.records.device_load import load_of
 
 @dataclass(frozen=True)
 class Iteration:
-    """What a module did from the end of one optimizer step to the end of the next: seconds, by name of span, too."""
+    """One iteration of a module, from the end of an optimizer step to the end of the next.
+
+    Attributes:
+        seconds: all of it.
+        phases_s: by name of span.
+    """
 
     seconds: float
     phases_s: dict[str, float]
@@ -92,10 +97,7 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
         return make_tasks(
             contender.method,
             plan.config,
-            input_shape=plan.input_shape,
-            num_values=plan.num_values,
-            label_shape=plan.label_shape,
-            num_classes=plan.num_classes,
+            sample=plan.sample,
             num_processes=k,
             threads=plan.threads,
             num_steps=settings.warmup + settings.steps,

@@ -86,8 +86,8 @@ class Row:
         speedup_vs_single: over BP with one module; see :func:`compare`.
         speedup_vs_locked: over BP over K modules, likewise.
         speedup_vs_plain: over the plain loop, where that takes part.
-        limit: the speed-up over locked BP if the busiest module never waited: ``speedup_vs_locked / efficiency``, so
-            from what was measured in this very run, while all modules are busy.
+        limit: the speed-up over locked BP if the busiest module neither waited nor sent: ``speedup_vs_locked /
+            efficiency``, so from what was measured in this very run, while all modules are busy.
         limit_uncontended: the same from costs of the blocks that were measured while nothing else ran, for both.
         efficiency: the share of its time, over all timed iterations, in which the busiest module computes: what was
             reached of the limit.
@@ -242,6 +242,6 @@ def _median_phases(iterations: Sequence[Iteration]) -> dict[str, float]:
 
 
 def _share(iterations: Sequence[Iteration], kinds: Sequence[str]) -> float:
-    """Of all the time of a module. Not of medians: what is rare, or every other iteration's, counts, too."""
+    """The share of a module's whole time. A ratio of medians could exceed 1, and would miss what is rare."""
     seconds = sum(iteration.seconds for iteration in iterations)
     return sum(_total(iteration.phases_s, kinds) for iteration in iterations) / seconds

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fr_bench.atomic import replace_file
 from fr_bench.bench.checkpoints import CheckpointCost, measure_checkpoints
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
@@ -22,11 +20,10 @@ from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
-from fr_bench.models import build_blocks
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import check_components
-from fr_bench.planning.tracing import place_on_meta
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.records.run_files import strict_json
 from fr_bench.simulation.settings import SimulateSettings
 
@@ -204,14 +201,11 @@ def limit_uncontended(contender: Contender) -> float | None:
     hyper_parameters = bind(plan.config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     if method.policy(**hyper_parameters).gradient == "true":
         return None
-    with torch.device("meta"):
-        blocks = build_blocks(plan.config["model"], plan.input_shape, plan.num_classes, plan.config["seed"])
-    x = place_on_meta(plan.config, blocks, plan.input_shape, plan.num_values)
+    blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
     config = {**plan.config, "partition": "measured"}
     costs = Balance(
-        config, method, hyper_parameters, blocks, x, plan.num_values, plan.num_classes, plan.devices, plan.threads,
-        plan.transport,
-    ).costs  # fmt: skip
+        config, method, hyper_parameters, blocks, x, plan.sample, plan.devices, plan.threads, plan.transport
+    ).costs
     bounds = [0, *plan.cuts, len(blocks)]
     busiest_s = max(costs(bounds[k - 1], bounds[k], k) for k in range(1, plan.k + 1))
     return costs(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does

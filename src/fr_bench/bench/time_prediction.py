@@ -18,13 +18,12 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
 from fr_bench.methods.policy import Policy
-from fr_bench.models import build_blocks
 from fr_bench.planning.compilation import is_compiled, uses_cuda_graphs
 from fr_bench.planning.costs import NetworkCosts
 from fr_bench.planning.environment import cpu_model, usable_cores
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.plan import Plan
-from fr_bench.planning.tracing import place_on_meta, trace_modules
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
 from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Schedule, Setup, group_blocks, make_schedule, simulate
 from fr_bench.simulation.locked import locked
 
@@ -89,11 +88,9 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     if method not in SCHEDULES or plan.num_replicas > 1:
         return None
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
-    with torch.device("meta"):
-        blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
-    x = place_on_meta(config, blocks, plan.input_shape, plan.num_values)
-    shapes = trace_modules(config, blocks, plan.cuts, x, plan.label_shape, plan.num_classes)
-    has_companion = method in WITH_COMPANIONS
+    blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
+    shapes = trace_modules(config, blocks, plan.cuts, x, plan.sample)
+    has_companion = plan.k > 1 and method in WITH_COMPANIONS
     costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
     link, notes = _link(plan, costs)
@@ -119,9 +116,7 @@ def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCost
     Raises:
         ConfigError: the measurement failed.
     """
-    device, threads = plan.devices[0], plan.threads
-    shape, num_values = plan.input_shape, plan.num_values
-    task = MeasuringTask.of(plan.config, shape, num_values, plan.num_classes, device, threads, has_companion)
+    task = MeasuringTask.of(plan.config, plan.sample, plan.devices[0], plan.threads, has_companion)
     return measured_costs(task, asked_by)
 
 

@@ -12,18 +12,20 @@ from fr_bench.data.images import EvaluationImages, TrainImages
 from fr_bench.data.inputs import evaluation_inputs, train_inputs
 from fr_bench.data.order import SeededOrder
 from fr_bench.data.outline import Outline
-from fr_bench.data.rows import EvaluationRows, TrainRows
+from fr_bench.data.sample import SampleSpec
+from fr_bench.data.tensors import EvaluationTensor, TrainTensor
 
 __all__ = [
     "COMMON_KEYS",
     "Dataset",
     "EvaluationImages",
-    "EvaluationRows",
+    "EvaluationTensor",
     "Outline",
+    "SampleSpec",
     "SeededOrder",
     "Split",
     "TrainImages",
-    "TrainRows",
+    "TrainTensor",
     "build_dataset",
     "evaluation_inputs",
     "outline_dataset",

@@ -64,8 +64,8 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     check_dataset(dataset, config["_target_"])
     if not dataset.has_images and Augmentation.from_config(config.get("augmentation")).changes_images:
         raise ConfigError(
-            f"dataset.augmentation={config['augmentation']}: is for images, uint8 [N, C, H, W], which those of "
-            f"{config['_target_']} are not; use null."
+            f"dataset.augmentation={config['augmentation']}: is for images, uint8 [N, C, H, W], and the inputs "
+            f"of {config['_target_']} are none; use null."
         )
     return _hold_out(dataset, config.get("limit"), config.get("validation", 0))
 

@@ -75,15 +75,20 @@ def _described(tensor: Tensor) -> str:
 
 def _problem(split: Split, num_classes: int) -> str | None:
     images, labels = split.images, split.labels
-    are_bytes, dim = images.dtype == torch.uint8, images.dim()
-    if dim < 2 or (are_bytes and dim not in (2, 4)) or images.dtype == torch.bool or images.is_complex():
-        return f"images must be uint8 [N, C, H, W], floats [N, ...] or integers [N, ...], not {_described(images)}"
+    dim = images.dim()
+    is_number = images.is_floating_point() or images.dtype in INTEGERS
+    if not is_number or dim < 2 or (images.dtype == torch.uint8 and dim not in (2, 4)):
+        return (
+            "images must be uint8 [N, C, H, W], or uint8 tokens [N, S], other integers or floats [N, ...], not "
+            f"{_described(images)}"
+        )
     if labels.dtype not in INTEGERS or labels.shape[:1] != images.shape[:1]:
-        return f"labels must be int64 [{len(images)}, ...], one or several an image, not {_described(labels)}"
+        return f"labels must be integers [{len(images)}, ...], one or several a sample, not {_described(labels)}"
     if not labels.numel() or not images.numel():
         return "images are none at all"
     if not images.is_floating_point() and images.min() < 0:
-        return f"images are integers, which must be from 0 on, not {int(images.min())}"
+        smallest = int(images.min())
+        return f"images are integers, which stand for tokens and must be 0 or more, not {smallest}; floats may be less"
     smallest, largest = int(labels.min()), int(labels.max())  # numbers of Python: those of uint8 end at 255
     if smallest < 0 or largest >= num_classes:
         return f"labels must be 0 to {num_classes - 1}, not {smallest} to {largest}"

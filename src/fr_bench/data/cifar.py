@@ -17,6 +17,7 @@ from torchvision.datasets.utils import check_integrity
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.download import fetch, obtain, refuse
 from fr_bench.data.outline import Outline
+from fr_bench.data.sample import SampleSpec
 from fr_bench.errors import ConfigError
 
 # Over all pixels of the training images. (0.2023, 0.1994, 0.2010), which is often seen for CIFAR-10, is the mean of
@@ -55,8 +56,8 @@ def prepare_cifar100(root: str, download: bool = True) -> None:
 
 load_cifar10.prepare = prepare_cifar10  # type: ignore[attr-defined]
 load_cifar100.prepare = prepare_cifar100  # type: ignore[attr-defined]
-load_cifar10.outline = Outline((3, 32, 32), 10, 50_000, 10_000)  # type: ignore[attr-defined]
-load_cifar100.outline = Outline((3, 32, 32), 100, 50_000, 10_000)  # type: ignore[attr-defined]
+load_cifar10.outline = Outline(SampleSpec((3, 32, 32), 10), 50_000, 10_000)  # type: ignore[attr-defined]
+load_cifar100.outline = Outline(SampleSpec((3, 32, 32), 100), 50_000, 10_000)  # type: ignore[attr-defined]
 
 
 def find_fault(source: type[CIFAR10], folder: Path) -> str | None:

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fr_bench.data.sample import SampleSpec
+
 
 @dataclass(frozen=True)
 class Split:
@@ -47,11 +49,6 @@ class Dataset:
     std: tuple[float, ...] = ()
 
     @property
-    def splits(self) -> list[Split]:
-        """Those that there are."""
-        return [split for split in (self.train, self.test, self.validation) if split is not None]
-
-    @property
     def has_images(self) -> bool:
         """Whether inputs are images, to be normalised."""
         return self.train.images.dtype == torch.uint8 and self.train.images.dim() == 4
@@ -62,16 +59,17 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
     @cached_property
-    def num_values(self) -> int | None:
-        """Of inputs that are integers: one more than the largest; None of images and floats."""
-        if self.has_images or self.train.images.is_floating_point():
-            return None
-        return 1 + max(int(split.images.max()) for split in self.splits)
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        """Of the labels of one sample: () where it has one."""
-        return tuple(self.train.labels.shape[1:])
+    def sample(self) -> SampleSpec:
+        """What one sample is like."""
+        splits = [split for split in (self.train, self.test, self.validation) if split is not None]
+        are_tokens = not self.has_images and not self.train.images.is_floating_point()
+        return SampleSpec(
+            input_shape=self.input_shape,
+            num_classes=self.num_classes,
+            vocab_size=1 + max(int(split.images.max()) for split in splits) if are_tokens else None,
+            label_shape=tuple(self.train.labels.shape[1:]),
+            is_image=self.has_images,
+        )
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.download import WITHOUT_DOWNLOAD, fetch, obtain, refuse
 from fr_bench.data.outline import Outline
+from fr_bench.data.sample import SampleSpec
 from fr_bench.errors import ConfigError
 
 # Over all pixels of the training images.
@@ -67,7 +68,7 @@ def prepare(root: str, download: bool = True) -> None:
 
 
 load.prepare = prepare  # type: ignore[attr-defined]
-load.outline = Outline((1, 28, 28), 10, 60_000, 10_000)  # type: ignore[attr-defined]
+load.outline = Outline(SampleSpec((1, 28, 28), 10), 60_000, 10_000)  # type: ignore[attr-defined]
 
 
 def raw_folder(root: str) -> Path:

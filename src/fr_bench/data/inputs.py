@@ -9,7 +9,7 @@ import torch
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.data.images import EvaluationImages, TrainImages
 from fr_bench.data.order import SeededOrder
-from fr_bench.data.rows import EvaluationRows, TrainRows
+from fr_bench.data.tensors import EvaluationTensor, TrainTensor
 
 
 def train_inputs(
@@ -22,11 +22,11 @@ def train_inputs(
     device: torch.device,
     dtype: torch.dtype,
     memory_format: torch.memory_format,
-) -> TrainImages | TrainRows:
+) -> TrainImages | TrainTensor:
     """Batches of the training set, floats in ``dtype``, integers as int64; see :class:`TrainImages`."""
     inputs = dataset.train.images
     if not dataset.has_images:
-        return TrainRows(inputs, order, device, rows, **_format(dataset, dtype, memory_format))
+        return TrainTensor(inputs, order, device, rows, **dataset.sample.input_format(dtype, memory_format))
     return TrainImages(
         inputs, order, augmentation, dataset.mean, dataset.std, seed, rows,
         device=device, dtype=dtype, memory_format=memory_format,
@@ -41,20 +41,10 @@ def evaluation_inputs(
     device: torch.device,
     dtype: torch.dtype,
     memory_format: torch.memory_format,
-) -> EvaluationImages | EvaluationRows:
+) -> EvaluationImages | EvaluationTensor:
     """Batches of ``split`` of ``dataset``, likewise."""
     if not dataset.has_images:
-        return EvaluationRows(split.images, batch_size, device, **_format(dataset, dtype, memory_format))
+        return EvaluationTensor(split.images, batch_size, device, **dataset.sample.input_format(dtype, memory_format))
     return EvaluationImages(
         split.images, dataset.mean, dataset.std, batch_size, device=device, dtype=dtype, memory_format=memory_format
     )
-
-
-def _format(dataset: Dataset, dtype: torch.dtype, memory_format: torch.memory_format) -> dict[str, Any]:
-    """Of a batch that is no images."""
-    if dataset.num_values is not None:
-        return {"dtype": torch.int64}
-    return {
-        "dtype": dtype,
-        "memory_format": memory_format if len(dataset.input_shape) == 3 else torch.contiguous_format,
-    }

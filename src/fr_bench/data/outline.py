@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fr_bench.data.dataset import Dataset
+from fr_bench.data.sample import SampleSpec
 from fr_bench.errors import ConfigError
 
 
@@ -13,27 +14,21 @@ class Outline:
     """Sizes.
 
     Attributes:
-        input_shape: of one input; of an image (channels, height, width).
-        num_classes: labels are 0 to num_classes - 1.
-        num_train, num_test, num_validation: images of each set; without one held out for validation 0.
-        num_values: inputs are integers from 0 to num_values - 1; None of images, and of other floats.
-        label_shape: of the labels of one sample; () where it has one.
+        sample: what one is like.
+        num_train, num_test, num_validation: samples of each set; without one held out for validation 0.
     """
 
-    input_shape: tuple[int, ...]
-    num_classes: int
+    sample: SampleSpec
     num_train: int
     num_test: int
     num_validation: int = 0
-    num_values: int | None = None
-    label_shape: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, dataset: Dataset) -> Outline:
         """Of one that is there."""
         num_validation = 0 if dataset.validation is None else len(dataset.validation.labels)
         sizes = (len(dataset.train.labels), len(dataset.test.labels), num_validation)
-        return cls(dataset.input_shape, dataset.num_classes, *sizes, dataset.num_values, dataset.label_shape)
+        return cls(dataset.sample, *sizes)
 
 
 def num_kept(num_train: int, limit: int | None, num_validation: int) -> int:

@@ -1,4 +1,4 @@
-"""The bytes of a file, as a language model sees them: at each place of a sample the label is the byte that follows."""
+"""The bytes of a file, for a language model: at each position of a sample the label is the byte that follows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEST_SHARE = 10  # a tenth
 def load(path: str | None, length: int = 64) -> Dataset:
     """Cuts the file into samples of ``length`` bytes, uint8 [N, length]; the last tenth of them is the test set.
 
-    A test error is then the share of bytes that are not foretold, a loss in nats a byte.
+    A test error is then the share of bytes that are predicted wrongly, a loss is in nats a byte.
 
     Args:
         path: of any file.
@@ -30,10 +30,11 @@ def load(path: str | None, length: int = 64) -> Dataset:
     if path is None:
         raise ConfigError("dataset.path=null: name a file whose text is to be learned: dataset.path=FILE.")
     check_integer("length", length, 1, ", bytes a sample")
+    file = Path(path).expanduser().absolute()
     try:
-        text = torch.from_numpy(np.fromfile(Path(path).expanduser(), dtype=np.uint8))
+        text = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
     except OSError as error:
-        raise ConfigError(f"dataset.path={path}: {error.strerror} ({Path(path).expanduser().absolute()}).") from error
+        raise ConfigError(f"dataset.path={path}: {error.strerror or error} ({file}).") from error
     num_samples = (len(text) - 1) // length
     num_test = num_samples // TEST_SHARE
     if num_test < 1:

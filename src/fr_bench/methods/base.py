@@ -22,7 +22,7 @@ class Link(Protocol):
     """What a method sees of its neighbours. Batches are named so that a transport can check them."""
 
     def receive_features(self, batch: int) -> Tensor:
-        """Waits for h_{k-1}: the output of the module below, or the images in module 1."""
+        """Waits for h_{k-1}: the output of the module below, or the inputs of the network in module 1."""
 
     def send_features(self, h: Tensor, batch: int) -> None:
         """Sends h_k up; returns before it has arrived."""
@@ -34,7 +34,7 @@ class Link(Protocol):
         """Sends the gradient with respect to h_{k-1} of ``batch`` down; does nothing where no gradients are sent."""
 
     def targets(self, batch: int) -> Tensor:
-        """The labels of ``batch``, drawn here from the same seeded order as the images."""
+        """The labels of ``batch``, drawn here from the same seeded order as the inputs."""
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -52,10 +52,10 @@ class Method:
         sends_gradients: whether modules send error gradients down; if not, there is no channel for them, and training
             computes no gradient of a module's input.
         uses_link: whether features and gradients travel over the link; else the method has them carried by a library,
-            and of the link it uses images and labels alone.
+            and of the link it uses inputs and labels alone.
         plays_itself: whether its library also decides when a forward and when a backward runs.
         sees_waiting: whether the stopwatch can tell waiting for other processes from computing.
-        wants_one_label: whether its modules below the top, where they learn from labels, need one a sample.
+        wants_one_label: whether modules below the top that get labels need exactly one a sample.
     """
 
     transports: ClassVar[tuple[str, ...]] = ("serial", "ipc", "gloo", "nccl")

@@ -24,8 +24,8 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
 
     Args:
         config: the model's node: ``_target_``, ``name`` and the function's own settings.
-        input_shape: of one image, (channels, height, width).
-        num_classes: length of the last block's output.
+        input_shape: of one input; of an image (channels, height, width).
+        num_classes: length of the last dimension of the last block's output.
         seed: of the run.
 
     Raises:

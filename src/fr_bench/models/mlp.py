@@ -24,7 +24,7 @@ def mlp(
     """``depth`` hidden layers of ``width`` units with a norm and ReLU, then a linear layer: depth + 1 blocks.
 
     Args:
-        input_shape: of one image; it is flattened.
+        input_shape: of one input; it is flattened.
         num_classes: length of the output.
         width: units of a hidden layer.
         depth: hidden layers.

@@ -1,4 +1,4 @@
-"""A causal transformer, which foretells the next token at each place: torch's own layers, norms first."""
+"""A causal transformer, which predicts the next token at each position: torch's own layers, norms first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
 
-INITIAL_PLACE = 0.02  # standard deviation, as GPT-2's
+POSITION_STD = 0.02  # of the initial weights, as GPT-2's
 
 
 def causal(
@@ -22,15 +22,15 @@ def causal(
     heads: int = 4,
     dropout: float = 0.0,
 ) -> Blocks:
-    """An embedding of tokens and places, ``depth`` layers and a head: depth + 2 blocks.
+    """An embedding of tokens and positions, ``depth`` layers and a head: depth + 2 blocks.
 
     int64 tokens [B, S] from 0 to num_classes - 1 in, logits [B, S, num_classes] out.
 
     Args:
         input_shape: of one sample, (S,).
         num_classes: different tokens.
-        width: of the features [B, S, width]; the hidden layer of a perceptron has four times as many.
-        depth: layers, each of self-attention and a perceptron.
+        width: of the features [B, S, width]; the hidden layer of a feed-forward network has four times as many.
+        depth: layers, each of self-attention and a feed-forward network.
         heads: of the attention.
         dropout: probability, as in torch.nn.TransformerEncoderLayer.
 
@@ -56,20 +56,20 @@ def causal(
 
 
 class Embedding(nn.Module):
-    """int64 tokens [B, S] -> [B, S, width]: that of the token and that of its place, both learned."""
+    """int64 tokens [B, S] -> [B, S, width]: that of the token and that of its position, both learned."""
 
     def __init__(self, length: int, num_tokens: int, width: int) -> None:
         super().__init__()
         self.token = nn.Embedding(num_tokens, width)
-        self.place = nn.Parameter(INITIAL_PLACE * torch.randn(length, width))
+        self.position = nn.Parameter(POSITION_STD * torch.randn(length, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See the class."""
-        return self.token(tokens) + self.place
+        return self.token(tokens) + self.position
 
 
 class CausalLayer(nn.Module):
-    """[B, S, width] -> [B, S, width]; no place sees a later one."""
+    """[B, S, width] -> [B, S, width]; no position sees a later one."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -118,7 +118,7 @@ class Module:
         # Known after the rehearsal, on `meta`: shapes, batch included, dtypes and strides of h_{k-1} and h_k.
         self.input_like: Tensor | None = None
         self.output_like: Tensor | None = None
-        self.num_steps = 0  # that this process has seen
+        self.num_updates = 0  # calls of step() in this process
         self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
         self.watch = watch
         self.frozen = frozen
@@ -215,7 +215,7 @@ class Module:
     def step(self, t: int) -> None:
         """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
         ``t``."""
-        self.num_steps += 1
+        self.num_updates += 1
         if self.replicas is not None:
             with self.watch.span("wait replicas", t):
                 self.replicas.finish_sum()

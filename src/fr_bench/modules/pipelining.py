@@ -112,7 +112,7 @@ class Pipeline:
         """All micro-batches forward and backward; gradients are added to those at hand.
 
         Args:
-            x: images of the whole batch; looked at by the process of the first stage alone.
+            x: inputs of the whole batch; looked at by the process of the first stage alone.
             y: labels of the whole batch; by that of the last stage alone.
             hold: told of every message to the stage above, which is kept until it has been back-propagated.
 

@@ -11,10 +11,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from fr_bench.models import build_blocks
 from fr_bench.modules.pipelining import Part, Pipeline
 from fr_bench.peers.task import CHUNKS, PeerTask
 from fr_bench.planning.partition import module_slices
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 
 
 class PipelinePeer:
@@ -44,15 +44,12 @@ class PipelinePeer:
     @staticmethod
     def _features(task: PeerTask) -> list[Tensor]:
         """What enters stage 0, passes each cut and leaves the last stage, of a micro-batch: shapes and strides."""
-        with torch.device("meta"):
-            blocks = build_blocks(task.config["model"], task.input_shape, task.num_classes, task.config["seed"])
-        shape = (task.config["batch_size"] // task.num_microbatches, *task.input_shape)
-        dtype = task.dtype if task.num_values is None else torch.int64
-        features = [torch.empty(shape, dtype=dtype, device="meta")]
+        blocks = blocks_on_meta(task.config, task.sample)
+        features = [batch_on_meta(task.config, task.sample, task.config["batch_size"] // task.num_microbatches)]
         for part in module_slices(task.cuts, len(blocks)):
             h = features[-1]
             for _, block in blocks[part]:
-                h = block.to(task.dtype)(h)
+                h = block(h)
             features.append(h)
         return [h.to(memory_format=task.memory_format) if h.dim() == 4 else h for h in features]
 

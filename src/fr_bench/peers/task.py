@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fr_bench.components import bind
+from fr_bench.data import SampleSpec
 from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.models import build_blocks
 from fr_bench.modules.loss import loss_sum
@@ -49,7 +50,7 @@ class PeerTask:
     Attributes:
         peer: one of PEERS.
         config: resolved, as of ``fr-bench train``: model, optimizer, seed, batch size, precision, memory format.
-        input_shape, num_values, label_shape, num_classes: of the data set; see :class:`fr_bench.data.Outline`.
+        sample: what one of the data set is like.
         cuts: block indices where the stages after the first begin; only for pipelines.
         num_microbatches: only for pipelines.
         num_steps: iterations.
@@ -64,10 +65,7 @@ class PeerTask:
 
     peer: str
     config: dict[str, Any]
-    input_shape: tuple[int, ...]
-    num_values: int | None
-    label_shape: tuple[int, ...]
-    num_classes: int
+    sample: SampleSpec
     cuts: list[int]
     num_microbatches: int
     num_steps: int
@@ -131,23 +129,18 @@ class PeerTask:
         """Made-up normalised images, or numbers, and labels, the same in every process, on its device."""
         generator = torch.Generator().manual_seed(self.config["seed"])
         size = self.config["batch_size"]
+        form = self.sample.input_format(self.dtype, self.memory_format)
         made = []
         for _ in range(NUM_BATCHES):
-            x = self._made_up(generator)
-            y = torch.randint(self.num_classes, (size, *self.label_shape), generator=generator)
+            x = self.sample.noise(size, generator).to(**form)
+            y = torch.randint(self.sample.num_classes, (size, *self.sample.label_shape), generator=generator)
             made.append((x.to(self.device), y.to(self.device)))
         return made
 
-    def _made_up(self, generator: torch.Generator) -> Tensor:
-        shape = (self.config["batch_size"], *self.input_shape)
-        if self.num_values is not None:
-            return torch.randint(self.num_values, shape, generator=generator)
-        x = torch.randn(shape, generator=generator).to(self.dtype)
-        return x.to(memory_format=self.memory_format) if x.dim() == 4 else x
-
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """The model's blocks with the initial weights of fr-bench, on the device, in dtype and memory format."""
-        blocks = build_blocks(self.config["model"], self.input_shape, self.num_classes, self.config["seed"])
+        sample = self.sample
+        blocks = build_blocks(self.config["model"], sample.input_shape, sample.num_classes, self.config["seed"])
         for _, block in blocks:
             block.to(device=self.device, dtype=self.dtype).to(memory_format=self.memory_format)
             block.train()
@@ -189,10 +182,7 @@ def make_tasks(
     peer: str,
     config: dict[str, Any],
     *,
-    input_shape: Sequence[int],
-    num_values: int | None,
-    label_shape: Sequence[int],
-    num_classes: int,
+    sample: SampleSpec,
     num_processes: int,
     threads: int,
     num_steps: int,
@@ -207,8 +197,8 @@ def make_tasks(
     """The tasks of all processes of ``peer``; see :class:`PeerTask`."""
     return [
         PeerTask(
-            peer, config, tuple(input_shape), num_values, tuple(label_shape), num_classes, list(cuts),
-            num_microbatches, num_steps, threads, rank, num_processes, store_port, keep_losses, device, profile, folder,
+            peer, config, sample, list(cuts), num_microbatches, num_steps, threads, rank, num_processes, store_port,
+            keep_losses, device, profile, folder,
         )
         for rank in range(num_processes)
     ]  # fmt: skip

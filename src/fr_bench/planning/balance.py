@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.components import bind
+from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks
@@ -32,7 +33,7 @@ class Balance:
         blocks: of the network, on ``meta``, in the run's dtype and memory format.
         x: a mini-batch, or the part of one that modules see at once, of one replica with the whole batch, on ``meta``:
             the cuts of several are those of one.
-        num_values, num_classes: of the data set.
+        sample: what one of the data set is like.
         devices: of modules 1..K, replica by replica.
         threads: of a module.
         transport: by name; the memory of its buffers counts.
@@ -46,8 +47,7 @@ class Balance:
     hyper_parameters: dict[str, Any]
     blocks: Blocks
     x: Tensor
-    num_values: int | None
-    num_classes: int
+    sample: SampleSpec
     devices: Sequence[str]
     threads: int
     transport: str
@@ -82,10 +82,7 @@ class Balance:
         Raises:
             ConfigError: the measurement failed.
         """
-        shape, device = tuple(self.x.shape[1:]), self.devices[0]
-        task = MeasuringTask.of(
-            self.config, shape, self.num_values, self.num_classes, device, self.threads, has_companion
-        )
+        task = MeasuringTask.of(self.config, self.sample, self.devices[0], self.threads, has_companion)
         return measured_costs(task, asked_by)
 
     def cuts(self) -> list[int]:
@@ -129,7 +126,7 @@ class Balance:
 
     def _companion(self, h: Tensor) -> nn.Module | None:
         with torch.device(h.device):
-            companion = self.method.companion(h.shape, self.num_classes, **self.hyper_parameters)
+            companion = self.method.companion(h.shape, self.sample.num_classes, **self.hyper_parameters)
         return None if companion is None else companion.to(h.dtype)
 
     def _device_bytes(self) -> OF_MODULE:
@@ -141,7 +138,8 @@ class Balance:
         optimizer_of = bind(self.config["optimizer"])
         memory = BlockMemory(
             self.blocks, self.x if self.share is None else self.share, self.num_modules, self.method,
-            self.hyper_parameters, optimizer_of, self.transport, self.num_classes, self.config.get("replicas", 1) > 1,
+            self.hyper_parameters, optimizer_of, self.transport, self.sample.num_classes,
+            self.config.get("replicas", 1) > 1,
         )  # fmt: skip
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]

@@ -59,7 +59,7 @@ class NetworkCosts:
         blocks: in order.
         companions: by block, seconds a mini-batch of the method's own network at the output of the block (DNI's
             synthesizer, DGL's auxiliary network), if a module below the top ends there; 0 for methods without one.
-        load: seconds to make a mini-batch of images, where a clock measured it.
+        load: seconds to make a mini-batch of inputs, where a clock measured it.
         copy_s_per_byte: of a copy into shared memory, where a clock measured it.
         measured_at: when a clock measured all this, in seconds since 1970. These three take no part in balancing.
     """
@@ -288,5 +288,5 @@ class ModuleCosts:
 
 
 def if_alone(x: Tensor) -> str:
-    """What else to say where a block cannot run: batch norm, for one, has no statistics of one image."""
-    return "; it sees one image at a time: try a larger batch_size" if len(x) == 1 else ""
+    """What else to say where a block cannot run: batch norm, for one, has no statistics of one sample."""
+    return "; it sees one sample at a time: try a larger batch_size" if len(x) == 1 else ""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fr_bench.atomic import replace_file
 from fr_bench.components import bind, check_callable
-from fr_bench.data import SeededOrder, TrainImages, TrainRows
+from fr_bench.data import SampleSpec, SeededOrder, TrainImages, TrainTensor
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
@@ -50,8 +50,8 @@ class MeasuringTask:
         model, optimizer: nodes of the config.
         method: likewise; none where it trains nothing beside the model.
         augmentation: of the images.
-        input_shape, num_values: of one input; see :class:`fr_bench.data.Outline`.
-        num_classes, seed, batch_size, precision, channels_last, deterministic, threads: of the run.
+        sample: what one of the data set is like.
+        seed, batch_size, precision, channels_last, deterministic, threads: of the run.
         device: of module 1; the others are taken to be alike.
     """
 
@@ -59,9 +59,7 @@ class MeasuringTask:
     optimizer: dict[str, Any]
     method: dict[str, Any] | None
     augmentation: dict[str, Any]
-    input_shape: tuple[int, ...]
-    num_values: int | None
-    num_classes: int
+    sample: SampleSpec
     seed: int
     batch_size: int
     precision: str
@@ -74,9 +72,7 @@ class MeasuringTask:
     def of(
         cls,
         config: dict[str, Any],
-        input_shape: tuple[int, ...],
-        num_values: int | None,
-        num_classes: int,
+        sample: SampleSpec,
         device: str,
         threads: int,
         has_companion: bool,
@@ -87,9 +83,7 @@ class MeasuringTask:
             **{key: config[key] for key in keys},
             method=config["method"] if has_companion else None,
             augmentation=config["dataset"].get("augmentation") or {},
-            input_shape=input_shape,
-            num_values=num_values,
-            num_classes=num_classes,
+            sample=sample,
             device=device,
             threads=threads,
         )
@@ -164,17 +158,15 @@ def measure(task: MeasuringTask) -> NetworkCosts:
         if method is None or task.method is None:
             return None
         settings = bind(task.method).keywords  # type: ignore[attr-defined]  # a functools.partial
-        companion = method.companion(h.shape, task.num_classes, **settings)
+        companion = method.companion(h.shape, task.sample.num_classes, **settings)
         return None if companion is None else placed(companion)
 
     def context() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, dtype=torch.bfloat16) if task.precision == "bf16" else nullcontext()
 
-    blocks = build_blocks(task.model, task.input_shape, task.num_classes, task.seed)
+    blocks = build_blocks(task.model, task.sample.input_shape, task.sample.num_classes, task.seed)
     blocks = [(name, placed(block).train()) for name, block in blocks]
-    x = _made_up(task, task.batch_size, device, dtype)
-    if x.dim() == 4 and task.num_values is None:
-        x = x.to(memory_format=layout)
+    x = task.sample.noise(task.batch_size).to(device, **task.sample.input_format(dtype, layout))
     has_gradient = method is not None and not method.sends_gradients
     costs = network_costs(blocks, x, Clock(device), companion_of, context, bind(task.optimizer), has_gradient)
     load_s = _load_s(task, device, dtype, layout)
@@ -183,28 +175,21 @@ def measure(task: MeasuringTask) -> NetworkCosts:
 
 
 def _load_s(task: MeasuringTask, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
-    """Seconds to pick, augment and normalise a mini-batch; the images are noise, which costs the same."""
+    """Seconds to make a mini-batch of noise, which costs the same as one of images: picked, augmented, normalised."""
     num_images = 4 * task.batch_size
     order = SeededOrder(num_images, task.batch_size, task.seed)
-    images: TrainImages | TrainRows
-    if len(task.input_shape) == 3 and task.num_values is None:
-        noise = torch.randint(0, 256, (num_images, *task.input_shape), dtype=torch.uint8)
-        mean = std = (0.5,) * task.input_shape[0]
+    images: TrainImages | TrainTensor
+    if task.sample.is_image:
+        noise = torch.randint(0, 256, (num_images, *task.sample.input_shape), dtype=torch.uint8)
+        mean = std = (0.5,) * task.sample.input_shape[0]
         images = TrainImages(
             noise, order, task.augmentation, mean, std, task.seed, device=device, dtype=dtype, memory_format=layout
         )
     else:
-        values = _made_up(task, num_images, device, dtype)
-        images = TrainRows(values, order, device, dtype=values.dtype)
+        noise = task.sample.noise(num_images)
+        images = TrainTensor(noise, order, device, **task.sample.input_format(dtype, layout))
     clock = Clock(device)
     return statistics.median(clock.measure(partial(images.batch, t))[0] for t in range(NUM_LOADED))
-
-
-def _made_up(task: MeasuringTask, num_samples: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    shape = (num_samples, *task.input_shape)
-    if task.num_values is not None:
-        return torch.randint(task.num_values, shape, device=device)
-    return torch.randn(shape, device=device, dtype=dtype)
 
 
 def _copy_s_per_byte() -> float:

@@ -8,14 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fr_bench.components import bind, check_callable, check_optimizer, refusing
-from fr_bench.data import COMMON_KEYS, Outline, build_dataset, outline_dataset, prepare_dataset
+from fr_bench.data import COMMON_KEYS, Outline, SampleSpec, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
-from fr_bench.models import build_blocks
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.compilation import (
@@ -29,7 +26,7 @@ from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
 from fr_bench.planning.never_learning import never_learning
 from fr_bench.planning.partition import check_num_modules, module_slices, module_table
 from fr_bench.planning.site import find_site, site_elsewhere
-from fr_bench.planning.tracing import place_on_meta, ring_bytes, trace_modules
+from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, ring_bytes, trace_modules
 from fr_bench.planning.transport_choice import check_precision
 from fr_bench.training.extent import Extent
 
@@ -48,9 +45,8 @@ class Plan:
         threads: CPU threads of a module.
         steps_per_epoch: full batches in the training set.
         num_steps: iterations of the whole run.
-        input_shape, num_values, label_shape: of one input and its labels; see :class:`fr_bench.data.Outline`.
-        num_classes: of the data set.
-        num_train: training images.
+        sample: what one of the data set is like.
+        num_train: training samples.
         num_evaluation_images: by the name of the set: ``test``, and ``validation`` where there is one.
         num_parameters: of modules 1..K, replica by replica, as all that follows by module.
         expected_share: by module, expected busy time a mini-batch over that of the slowest (see costs.py).
@@ -77,10 +73,7 @@ class Plan:
     threads: int
     steps_per_epoch: int
     num_steps: int
-    input_shape: tuple[int, ...]
-    num_values: int | None
-    label_shape: tuple[int, ...]
-    num_classes: int
+    sample: SampleSpec
     num_train: int
     num_evaluation_images: dict[str, int]
     num_parameters: list[int]
@@ -196,8 +189,8 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     limit_gb, unknown = config.get("memory_limit_gb"), unpredictable(config)
     if limit_gb is not None and unknown is not None:
         raise ConfigError(f"memory_limit_gb={limit_gb:g}: memory is not predicted {unknown}; leave it out")
-    with torch.device("meta"):
-        blocks = build_blocks(config["model"], dataset.input_shape, dataset.num_classes, config["seed"])
+    sample = dataset.sample
+    blocks = blocks_on_meta(config, sample)
     check_replicas(config, replicas, method)
     if not policy.replicates:
         check_num_modules(k, len(blocks))
@@ -205,11 +198,8 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         raise ConfigError(f"k={k}: more processes than a batch has images, {config['batch_size']}")
     site = find_site(config, method) if runs_here else site_elsewhere(config, method)
     check_precision(config["precision"], site.known_devices)
-    if dataset.label_shape and method.wants_one_label and method.needs_targets(**hyper_parameters):
-        raise ConfigError(
-            f"method={config['method']['name']}: below the top it learns from one label a sample, and dataset="
-            f"{config['dataset']['name']} has {' x '.join(map(str, dataset.label_shape))}"
-        )
+    if k > 1:
+        check_labels(config, method, hyper_parameters, sample)
     check_compile(config, method, policy)
     if runs_here:
         check_compiler(config, site.devices)
@@ -218,19 +208,16 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     method.check_run(config, transport=transport, on_gpu=site.devices[0] != "cpu", **hyper_parameters)
     num_replicas = k if policy.replicates else replicas
     num_at_once = config["batch_size"] // policy.num_microbatches
-    batch, x = (
-        place_on_meta(config, blocks, dataset.input_shape, dataset.num_values, num)
-        for num in (num_at_once, num_at_once // num_replicas)
-    )
+    batch, x = (batch_on_meta(config, sample, num) for num in (num_at_once, num_at_once // num_replicas))
     balance = Balance(
-        config, method, hyper_parameters, blocks, batch, dataset.num_values, dataset.num_classes, site.devices,
-        site.threads, transport, site.num_per_machine, runs_here, share=x,
+        config, method, hyper_parameters, blocks, batch, sample, site.devices, site.threads, transport,
+        site.num_per_machine, runs_here, share=x,
     )  # fmt: skip
     cuts = balance.cuts()
-    shapes = trace_modules(config, blocks, cuts, x, dataset.label_shape, dataset.num_classes, method.sends_gradients)
+    shapes = trace_modules(config, blocks, cuts, x, sample, method.sends_gradients)
     check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
     transport, reason = site.transport(num_replicas * ring_bytes(shapes, method.sends_gradients))
-    predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, dataset.num_classes)
+    predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, sample.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
     is_predictable = policy.is_predictable and unknown is None
@@ -247,10 +234,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         threads=site.threads,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        input_shape=tuple(dataset.input_shape),
-        num_values=dataset.num_values,
-        label_shape=tuple(dataset.label_shape),
-        num_classes=dataset.num_classes,
+        sample=sample,
         num_train=dataset.num_train,
         num_evaluation_images={name: number for name, number in evaluated.items() if number},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
@@ -304,6 +288,17 @@ def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) 
         raise ConfigError(
             f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
             f"use a multiple of {replicas}"
+        )
+
+
+def check_labels(
+    config: dict[str, Any], method: type[Method], hyper_parameters: dict[str, Any], sample: SampleSpec
+) -> None:
+    """Raises ConfigError where modules below the top need one label a sample, and there are more."""
+    if sample.label_shape and method.wants_one_label and method.needs_targets(**hyper_parameters):
+        raise ConfigError(
+            f"method={config['method']['name']}: below the top it learns from one label a sample, and the labels of "
+            f"dataset={config['dataset']['name']} are [N, {', '.join(map(str, sample.label_shape))}]"
         )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
-from fr_bench.models import Blocks
+from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import InPlaceError, Network
 from fr_bench.planning.costs import if_alone
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
@@ -26,29 +27,41 @@ def memory_format_of(config: Mapping[str, Any]) -> torch.memory_format:
     return torch.channels_last if config["channels_last"] else torch.contiguous_format
 
 
-def place_on_meta(
-    config: dict[str, Any],
-    blocks: Blocks,
-    input_shape: Sequence[int],
-    num_values: int | None,
-    num_images: int | None = None,
-) -> Tensor:
-    """Gives ``blocks`` the run's dtype and memory format, and returns a batch in both that has a shape alone.
+def blocks_on_meta(config: dict[str, Any], sample: SampleSpec) -> Blocks:
+    """The model's blocks with shapes alone, in the run's dtype and memory format.
+
+    Raises:
+        ConfigError: a model that cannot be built for such samples.
+    """
+    with torch.device("meta"):
+        blocks = build_blocks(config["model"], sample.input_shape, sample.num_classes, config["seed"])
+    for _, block in blocks:
+        block.to(dtype=DTYPES[config["precision"]]).to(memory_format=memory_format_of(config))
+    _check_embeddings(blocks, sample.vocab_size)
+    return blocks
+
+
+def _check_embeddings(blocks: Blocks, vocab_size: int | None) -> None:
+    """Raises ConfigError for tokens that no embedding of the first block knows, which shapes alone do not tell."""
+    name, first = blocks[0]
+    sizes = [layer.num_embeddings for layer in first.modules() if isinstance(layer, nn.Embedding)]
+    if vocab_size is not None and sizes and max(sizes) < vocab_size:
+        raise ConfigError(
+            f"model: block '{name}' embeds {max(sizes)} tokens, and those of the data set go up to {vocab_size - 1}"
+        )
+
+
+def batch_on_meta(config: dict[str, Any], sample: SampleSpec, num_samples: int | None = None) -> Tensor:
+    """A batch that has a shape alone, in the run's dtype and memory format.
+
+    Its layout counts too: flattened in channels_last, images become a copy, which autograd may save.
 
     Args:
-        num_values: of inputs that are integers; see :class:`fr_bench.data.Outline`.
-        num_images: of that batch, where modules see a part of the run's at a time.
+        num_samples: where modules see a part of the run's batch at a time.
     """
-    dtype = DTYPES[config["precision"]]
-    layout = memory_format_of(config)
-    for _, block in blocks:
-        block.to(dtype=dtype).to(memory_format=layout)
-    shape = (num_images or config["batch_size"], *input_shape)
-    if num_values is not None:
-        return torch.empty(shape, dtype=torch.int64, device="meta")
-    # The images' layout counts too: flattened in channels_last they become a copy, which autograd may save.
-    layout = layout if len(input_shape) == 3 else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+    shape = (num_samples or config["batch_size"], *sample.input_shape)
+    form = sample.input_format(DTYPES[config["precision"]], memory_format_of(config))
+    return torch.empty(shape, device="meta", **form)
 
 
 def trace_modules(
@@ -56,14 +69,10 @@ def trace_modules(
     blocks: Blocks,
     cuts: Sequence[int],
     x: Tensor,
-    label_shape: Sequence[int],
-    num_classes: int,
+    sample: SampleSpec,
     sends_gradients: bool = True,
 ) -> list[ModuleShapes]:
     """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
-
-    Args:
-        label_shape: of the labels of one sample.
 
     Raises:
         ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
@@ -83,7 +92,7 @@ def trace_modules(
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
             raise ConfigError(f"model: module {k}{what}: {cause}{if_alone(x)}") from cause
         x = shapes[-1].output
-    expected = (size, *label_shape, num_classes)
+    expected = (size, *sample.label_shape, sample.num_classes)
     if x.shape != expected:
         raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {expected}")
     return shapes

@@ -26,7 +26,7 @@ from fr_bench.training.lockstep import play_in_lockstep
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 
-WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)  # of attention its output projection alone is one
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,9 @@ class Trainer:
 
     def _finish_step(self, step: int) -> None:
         """What there is to do between two stretches, after ``step`` iterations."""
-        self._refuse_idle(step)
         self._report_direction(step)
         if self.extent.evaluates(step):
+            self._refuse_idle(step)
             self._evaluate(step)
             self._report_memory(step)
 
@@ -148,7 +148,7 @@ class Trainer:
         if min(num_iterations, self.extent.steps_per_epoch) < enough:  # what starts anew every epoch may be waiting yet
             return
         for module in (player.module for player in self.players):
-            if module.num_steps == 0:
+            if module.num_updates == 0:
                 raise RunFailed(
                     f"module {module.number} made no step in {num_iterations} iterations: its method must call "
                     "self.module.step(t) once an iteration",

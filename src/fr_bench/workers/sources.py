@@ -10,9 +10,9 @@ from torch.distributed import ProcessGroup
 
 from fr_bench.data import (
     Dataset,
-    EvaluationRows,
+    EvaluationTensor,
     SeededOrder,
-    TrainRows,
+    TrainTensor,
     build_dataset,
     evaluation_inputs,
     train_inputs,
@@ -50,7 +50,7 @@ class Sources:
         self._plan = plan
         self._rows = rows = _share(config["batch_size"], plan.place_of(numbers[0]).replica, plan.num_replicas)
         self.images: Batches | None = None
-        self.labels: TrainRows | None = None
+        self.labels: TrainTensor | None = None
         self._train_labels: Tensor | None = None
         dataset = None
         if self._at_bottom or self._at_top or plan.targets_everywhere:
@@ -61,7 +61,7 @@ class Sources:
             augmentation = config["dataset"].get("augmentation") or {}
             self.images = train_inputs(dataset, self._order, augmentation, config["seed"], rows, **self._format)
         if self._train_labels is not None and self._at_top:
-            self.labels = TrainRows(self._train_labels, self._order, self._top_device, rows)
+            self.labels = TrainTensor(self._train_labels, self._order, self._top_device, rows)
         self.evaluation_sets = [self._evaluation_set(name, dataset) for name in plan.num_evaluation_images]
 
     def _evaluation_set(self, name: str, dataset: Dataset | None) -> EvaluationSet:
@@ -72,7 +72,7 @@ class Sources:
             if self._at_bottom:
                 images = evaluation_inputs(dataset, split, self._batch_size, **self._format)
             if self._at_top:
-                labels = EvaluationRows(split.labels, self._batch_size, self._top_device)
+                labels = EvaluationTensor(split.labels, self._batch_size, self._top_device)
         num_batches = -(-self._plan.num_evaluation_images[name] // self._batch_size)
         return EvaluationSet(name, num_batches, images, labels)
 
@@ -82,7 +82,7 @@ class Sources:
         if labels is None and self._plan.targets_everywhere:
             assert self._train_labels is not None
             device = torch.device(self._plan.devices[module.number - 1])
-            labels = TrainRows(self._train_labels, self._order, device, self._rows)
+            labels = TrainTensor(self._train_labels, self._order, device, self._rows)
         return ModuleLink(
             module.watch,
             images=self.images if module.k == 1 else None,

@@ -214,7 +214,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     """Builds the modules with ``numbers``. All blocks are initialised from the seed, then sliced, so that the initial
     weights depend on the seed alone."""
     config = plan.config
-    blocks = build_blocks(config["model"], plan.input_shape, plan.num_classes, config["seed"])
+    blocks = build_blocks(config["model"], plan.sample.input_shape, plan.sample.num_classes, config["seed"])
     schedule = bind(config["schedule"])()
     memory_format = memory_format_of(config)
     steps_per_epoch, epochs = plan.steps_per_epoch, config["epochs"]
@@ -236,7 +236,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 base_lr=config["optimizer"]["lr"] * multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
                 global_batch_size=config["batch_size"],
-                num_classes=plan.num_classes,
+                num_classes=plan.sample.num_classes,
                 seed=config["seed"],
                 watch=make_stopwatch(torch.device(plan.devices[number - 1])),
                 frozen=place.k in config["freeze"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from fr_bench.data.order import SeededOrder
 
 
-class TrainRows:
+class TrainTensor:
     """Rows of the training set, [N, ...], in seeded order."""
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainRows:
         return picked.to(**self._format)
 
 
-class EvaluationRows:
+class EvaluationTensor:
     """Rows of a test or validation set, [N, ...], in their own order."""
 
     def __init__(
@@ -53,7 +53,7 @@ class EvaluationRows:
         dtype: torch.dtype = torch.int64,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """The arguments are those of :class:`TrainRows`; ``batch_size`` may be anything from 1."""
+        """The arguments are those of :class:`TrainTensor`; ``batch_size`` may be anything from 1."""
         self._values = values.to(device)
         self._batch_size = batch_size
         self._format: dict[str, Any] = {"dtype": dtype, "memory_format": memory_format}
