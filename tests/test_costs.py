@@ -221,7 +221,7 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
     sample = SampleSpec((3, 8, 8), 4)
     blocks, x = blocks_on_meta(config, sample), batch_on_meta(config, sample)
     method_node, optimizer = bind(config["method"]), bind(config["optimizer"])
-    memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
+    memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4, "cpu")  # type: ignore[attr-defined]
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
         assert memory(part.start, part.stop, k) == pytest.approx(sum(plan.predicted_memory[k - 1].values()), rel=0.01)
 

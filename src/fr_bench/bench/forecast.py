@@ -165,7 +165,8 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
             return None
         method_class, hyper_parameters = _method_of(plan)
         num_classes = plan.sample.num_classes
-        shapes = trace_modules(config, blocks, cuts, x, plan.sample, method_class.sends_gradients)
+        device = plan.devices[0]
+        shapes = trace_modules(config, blocks, cuts, x, plan.sample, device, method_class.sends_gradients)
         predicted = predict_modules(config, shapes, method_class, hyper_parameters, _buffers(config), num_classes)
         return [sum(found.values()) for found in predicted]
 

@@ -89,7 +89,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         return None
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
-    shapes = trace_modules(config, blocks, plan.cuts, x, plan.sample)
+    shapes = trace_modules(config, blocks, plan.cuts, x, plan.sample, plan.devices[0])
     has_companion = plan.k > 1 and method in WITH_COMPANIONS
     costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])

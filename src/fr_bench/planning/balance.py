@@ -139,7 +139,7 @@ class Balance:
         memory = BlockMemory(
             self.blocks, self.x if self.share is None else self.share, self.num_modules, self.method,
             self.hyper_parameters, optimizer_of, self.transport, self.sample.num_classes,
-            self.config.get("replicas", 1) > 1,
+            self.devices[0], self.config.get("replicas", 1) > 1,
         )  # fmt: skip
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]

@@ -33,13 +33,15 @@ class BlockMemory:
         optimizer_of: Any,
         transport: str,
         num_classes: int,
+        device: str,
         sums_gradients: bool = False,
     ) -> None:
-        """``blocks`` and the mini-batch ``x`` are on ``meta``; for the rest see ``predict``."""
+        """``blocks`` and the mini-batch ``x`` are on ``meta``, to be on ``device``; for the rest see ``predict``."""
         self._shapes: list[ModuleShapes] = []
         for index, block in enumerate(blocks):
             network = Network([block], seed=0)
-            self._shapes.append(shape_pass(network, x, input_gradient=index > 0, is_top=index == len(blocks) - 1))
+            is_top = index == len(blocks) - 1
+            self._shapes.append(shape_pass(network, x, device, input_gradient=index > 0, is_top=is_top))
             x = self._shapes[-1].output
         # What takes a network or an optimizer to find out is found once for each block and added.
         plain = type("Plain", (method,), {"predict_memory": Method.predict_memory})

@@ -18,6 +18,7 @@ from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes
 from fr_bench.methods.base import Method
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
+from fr_bench.planning.attention import attention_of
 from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.transport.open import buffer_bytes
@@ -59,23 +60,26 @@ class ModuleShapes:
         return self.count_checkpointed_bytes()
 
 
-def shape_pass(network: Network, x: Tensor, input_gradient: bool, is_top: bool) -> ModuleShapes:
+def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, is_top: bool) -> ModuleShapes:
     """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells.
 
     Args:
         network, x: as training will run them.
+        device: on which it will.
         input_gradient: whether a backward has the gradient of ``x``.
         is_top: whether a loss follows.
     """
     x = x.detach().requires_grad_(input_gradient)
     weights = [*network.parameters(), *network.buffers()]
-    h, saved = _run(network, x, is_top)
+    with attention_of(device):
+        h, saved = _run(network, x, is_top)
 
     def count_checkpointed_bytes() -> int:
         network.checkpointing = True
-        _, saved_by_block = _run(network, x, is_top)
-        network.checkpointing = False
-        return tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0))
+        with attention_of(device):
+            _, saved_by_block = _run(network, x, is_top)
+            network.checkpointing = False
+            return tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0))
 
     with_input = tensor_bytes(saved, except_for=weights)
     graph_bytes = tensor_bytes(saved, except_for=[*weights, x])

@@ -214,7 +214,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         site.num_per_machine, runs_here, share=x,
     )  # fmt: skip
     cuts = balance.cuts()
-    shapes = trace_modules(config, blocks, cuts, x, sample, method.sends_gradients)
+    shapes = trace_modules(config, blocks, cuts, x, sample, site.devices[0], method.sends_gradients)
     check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
     transport, reason = site.transport(num_replicas * ring_bytes(shapes, method.sends_gradients))
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, sample.num_classes)

@@ -70,6 +70,7 @@ def trace_modules(
     cuts: Sequence[int],
     x: Tensor,
     sample: SampleSpec,
+    device: str,
     sends_gradients: bool = True,
 ) -> list[ModuleShapes]:
     """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
@@ -86,7 +87,8 @@ def trace_modules(
         if not any(p.requires_grad for p in network.parameters()):
             raise ConfigError(f"partition={list(cuts)}: module {k} has no parameters to train; move its cuts")
         try:
-            shapes.append(shape_pass(network, x, input_gradient=sends_gradients and k > 1, is_top=k == len(cuts) + 1))
+            is_top = k == len(cuts) + 1
+            shapes.append(shape_pass(network, x, device, input_gradient=sends_gradients and k > 1, is_top=is_top))
         except CANNOT_RUN as error:
             cause = _cause(error, network, x)
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
