@@ -199,7 +199,7 @@ def help_of(capsys, *words: str) -> str:
 def test_train_help_lists_groups_settings_and_examples(launch, capsys):
     text = help_of(capsys)
     assert "schedule constant, cosine, multistep (the learning rate over the epochs)" in text
-    assert "batch_size=128 images an iteration" in text and "fr-bench train -m" in text
+    assert "batch_size=128 samples an iteration" in text and "fr-bench train -m" in text
     assert "dataset.root=${oc.env:FR_BENCH_DATA,data} folder" in text
 
 

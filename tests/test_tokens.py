@@ -18,7 +18,9 @@ from fr_bench.data import Outline, SampleSpec, build_dataset
 from fr_bench.data.text import load as load_text
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
+from fr_bench.models.transformer import causal
 from fr_bench.modules.loss import loss_sum, num_errors
+from fr_bench.modules.network import Network
 from fr_bench.notebook import load_model, load_test_set
 from fr_bench.planning.attention import attention_of
 from fr_bench.planning.plan import make_plan
@@ -214,6 +216,17 @@ def test_attention_saves_what_the_kernel_of_a_cpu_does(mask: str | None, setting
     in_general = saved_bytes("meta")
     with attention_of("cuda:0"):
         assert saved_bytes("meta") == in_general >= saved_bytes("cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(("dropout", "drawing"), [(0.0, []), (0.3, ["layer1"])])
+def test_attention_draws_where_it_drops(device: str, dropout: float, drawing: list[str]) -> None:
+    """Its kernels are marked as drawing whether they do or not; a block that draws has no CUDA graph."""
+    with torch.device("meta"):
+        network = Network(causal((6,), 7, width=8, heads=2, depth=1, dropout=dropout), seed=0)
+    with attention_of(device):
+        network(torch.empty(8, 6, dtype=torch.int64, device="meta"), 0)
+    assert network.drawing_blocks == drawing
 
 
 def test_the_history_of_module_1_counts_tokens(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,17 @@ class RandomOps(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Looks at each operation's tags on its way."""
-        self.seen |= torch.Tag.nondeterministic_seeded in operation.tags  # type: ignore[attr-defined]
+        """Looks at each operation on its way."""
+        self.seen |= _draws(operation, args, kwargs or {})
         return operation(*args, **(kwargs or {}))
+
+
+def _draws(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``operation`` is tagged to draw, and is no attention in which nothing is dropped."""
+    if torch.Tag.nondeterministic_seeded not in operation.tags:
+        return False
+    for index, argument in enumerate(operation._schema.arguments):
+        if argument.name == "dropout_p":
+            dropout_p = args[index] if index < len(args) else kwargs.get(argument.name, argument.default_value)
+            return bool(dropout_p > 0)
+    return True
