@@ -294,6 +294,8 @@ def test_text_is_cut_into_samples_whose_labels_follow(tmp_path: Path) -> None:
     ("words", "named"),
     [
         ([], "dataset.path=null: name a file"),
+        (["dataset.path="], "dataset.path=: name a file"),
+        (["dataset.path=~/no such file"], "dataset.path=~/no such file: No such file or directory (/"),
         (["dataset.path=a=b"], "dataset.path=a=b: No such file or directory (/"),  # as paths are typed
         (["dataset.path=short"], "dataset.path=short: has 640 bytes, and 10 samples of dataset.length=64"),
         (["dataset.path=short", "dataset.length=0"], "dataset.length=0: must be an integer of at least 1"),
@@ -353,7 +355,7 @@ def test_what_cannot_be_simulated_is_named(method: str, problem: str, tmp_path: 
     words = [*words_for(tmp_path), "bench.methods=[]", "simulate.k=[2]", f"simulate.methods=[fr,{method}]"]
     done = call(tmp_path, "bench", *words)
     assert done.returncode == 2 and problem in done.stderr, done.stderr
-    assert done.stderr.startswith("fr-bench: simulate.methods: ") and "leave it out" in done.stderr
+    assert done.stderr.startswith(f"fr-bench: simulate.methods: leave {method} out, with simulate.methods=[...]: ")
 
 
 @pytest.mark.parametrize(
@@ -366,6 +368,10 @@ def test_what_cannot_be_simulated_is_named(method: str, problem: str, tmp_path: 
         ("too few labels", r"labels must be integers \[44, ...\], one or several a sample, not int64 \[43, 6\]"),
         ("float labels", "not float32"),
         ("other labels", r"training and test labels are not alike, int64 \[44, 6\] and int64 \[22, 1\]"),
+        ("array", r"the train images must be a tensor, not ndarray: torch.as_tensor\(...\) makes one"),
+        ("labels of numpy", "the train labels must be a tensor, not ndarray"),
+        ("nan", "the train images are floats of which some are not finite"),
+        ("huge", "the train images are floats of which some are not finite in float32"),
         ("mean", r"mean=\(0.5,\) and std=\(\) are for images.*leave both out"),
     ],
 )
@@ -377,6 +383,10 @@ def test_what_a_loader_gets_wrong_is_told(what: str, words: str) -> None:
 def test_what_is_for_images_is_refused_without() -> None:
     with pytest.raises(ConfigError, match=r"dataset.augmentation=.*: is for images"):
         build_dataset({**TOKENS["dataset"], "augmentation": {"crop_padding": 1, "flip": False}})
+    with pytest.raises(ConfigError, match=r"dataset.augmentation=.*: moves pixels, and the labels .* stay"):
+        build_dataset({**MAPS["dataset"], "augmentation": {"crop_padding": 0, "flip": True}})
+    kept = {**MAPS["dataset"], "name": "two labels", "num_labels": 2, "augmentation": {"crop_padding": 1, "flip": True}}
+    assert build_dataset(kept).sample.label_shape == (2,)
 
 
 @pytest.mark.parametrize("method", ["cdni", "dgl"])

@@ -40,10 +40,12 @@ def floats(num_features: int = 5, num_train: int = 44, num_test: int = 22, dtype
     return Dataset(splits[0], splits[1], None, 2)
 
 
-def maps(size: int = 4, num_train: int = 44, num_test: int = 22) -> Dataset:
-    """Images, with a label at each pixel: whether it is bright."""
+def maps(size: int = 4, num_train: int = 44, num_test: int = 22, num_labels: int | None = None) -> Dataset:
+    """Images, with a label at each pixel: whether it is bright. Or with those of the first pixels alone."""
     images = draw(num_train + num_test, 1, size, size, high=256).to(torch.uint8)
     labels = (images[:, 0] > 127).long()
+    if num_labels is not None:
+        labels = labels.flatten(1)[:, :num_labels]
     splits = [Split(images[part], labels[part]) for part in (slice(num_train), slice(num_train, None))]
     return Dataset(splits[0], splits[1], None, 2, mean=(0.5,), std=(0.3,))
 
@@ -52,7 +54,12 @@ def wrong(what: str) -> Dataset:
     """Tokens with a mistake."""
     good = tokens()
     inputs, labels = good.train.images, good.train.labels
+    values = inputs.double()
     split = {
+        "array": Split(inputs.numpy(), labels),  # type: ignore[arg-type]
+        "labels of numpy": Split(inputs, labels.numpy()),  # type: ignore[arg-type]
+        "nan": Split(torch.where(inputs == 3, torch.nan, values), labels),
+        "huge": Split(torch.where(inputs == 3, 1e200, values), labels),
         "negative": Split(inputs - 1, labels),
         "bool": Split(inputs > 2, labels),
         "uint16": Split(inputs.to(torch.uint16), labels),

@@ -26,7 +26,8 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
         in; logits [N, classes] out, or [N, ..., classes] where a sample has several labels.
 
     Raises:
-        ConfigError: it is no run's folder, its weights are missing or damaged, or it would call code of others.
+        ConfigError: it is no run's folder, its weights are missing or damaged, its data set, which says what the inputs
+            are like, is not there, or it would call code of others.
     """
     config = _read(run_dir, trust)
     folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"])

@@ -93,7 +93,7 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
     for name in WITH_COMPANIONS:
         if name in plans:
-            _check_companions(plans[name], blocks, x)
+            _check_companions(name, plans[name], blocks, x)
     rows = what_if(
         _measured_network(plans, blocks, x),
         settings.k,
@@ -106,7 +106,7 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     return Forecast(settings, plan, measured_on(plan), _notes(settings, plan), rows)
 
 
-def _check_companions(plan: Plan, blocks: Blocks, x: Tensor) -> None:
+def _check_companions(name: str, plan: Plan, blocks: Blocks, x: Tensor) -> None:
     """Raises ConfigError where the method's companions cannot learn from these features or labels, whatever is cut."""
     method, hyper_parameters = _method_of(plan)
     devices, threads, transport = plan.devices, plan.threads, plan.transport
@@ -115,7 +115,7 @@ def _check_companions(plan: Plan, blocks: Blocks, x: Tensor) -> None:
         check_labels(plan.config, method, hyper_parameters, plan.sample)
         _ = balance.costs  # it builds one behind every block
     except ConfigError as error:
-        raise ConfigError(f"simulate.methods: {error}; leave it out of simulate.methods=[...]") from error
+        raise ConfigError(f"simulate.methods: leave {name} out, with simulate.methods=[...]: {error}") from error
 
 
 def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MeasuredNetwork:

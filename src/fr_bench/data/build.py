@@ -62,12 +62,21 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     except OSError as error:
         raise ConfigError(f"dataset: {config['_target_']}: {error}.") from error
     check_dataset(dataset, config["_target_"])
-    if not dataset.has_images and Augmentation.from_config(config.get("augmentation")).changes_images:
-        raise ConfigError(
-            f"dataset.augmentation={config['augmentation']}: is for images, uint8 [N, C, H, W], and the inputs "
-            f"of {config['_target_']} are none; use null."
-        )
+    if Augmentation.from_config(config.get("augmentation")).changes_images:
+        _check_augmented(dataset, config)
     return _hold_out(dataset, config.get("limit"), config.get("validation", 0))
+
+
+def _check_augmented(dataset: Dataset, config: dict[str, Any]) -> None:
+    """Raises ConfigError where images are none, or have labels that would have to move with their pixels."""
+    sizes = dataset.sample
+    if not sizes.is_image:
+        problem = f"is for images, uint8 [N, C, H, W], and the inputs of {config['_target_']} are none"
+    elif sizes.label_shape[-2:] == sizes.input_shape[-2:]:
+        problem = "moves pixels, and the labels that belong to them stay where they are"
+    else:
+        return
+    raise ConfigError(f"dataset.augmentation={config['augmentation']}: {problem}; use null.")
 
 
 def outline_dataset(config: dict[str, Any]) -> Outline | None:

@@ -11,6 +11,7 @@ from fr_bench.data.augmentation import Augmentation
 from fr_bench.data.dataset import Dataset, Split
 from fr_bench.errors import ConfigError
 
+LARGEST = torch.finfo(torch.float32).max
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -55,7 +56,7 @@ def check_dataset(dataset: Any, target: str) -> None:
                 both = f"{_described(of_training)} and {_described(own)}"
                 raise ConfigError(f"dataset: {target}: training and {name} {what} are not alike, {both}.")
     if not dataset.has_images:
-        if dataset.mean or dataset.std:
+        if len(dataset.mean) or len(dataset.std):
             raise ConfigError(
                 f"dataset: {target}: mean={dataset.mean} and std={dataset.std} are for images, uint8 [N, C, H, W]; "
                 f"{_described(dataset.train.images)} reach the model as they are: leave both out."
@@ -75,6 +76,9 @@ def _described(tensor: Tensor) -> str:
 
 def _problem(split: Split, num_classes: int) -> str | None:
     images, labels = split.images, split.labels
+    for what, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            return f"{what} must be a tensor, not {type(given).__name__}: torch.as_tensor(...) makes one"
     dim = images.dim()
     is_number = images.is_floating_point() or images.dtype in INTEGERS
     if not is_number or dim < 2 or (images.dtype == torch.uint8 and dim not in (2, 4)):
@@ -86,6 +90,8 @@ def _problem(split: Split, num_classes: int) -> str | None:
         return f"labels must be integers [{len(images)}, ...], one or several a sample, not {_described(labels)}"
     if not labels.numel() or not images.numel():
         return "images are none at all"
+    if images.is_floating_point() and not images.abs().max() <= LARGEST:
+        return "images are floats of which some are not finite in float32"
     if not images.is_floating_point() and images.min() < 0:
         smallest = int(images.min())
         return f"images are integers, which stand for tokens and must be 0 or more, not {smallest}; floats may be less"

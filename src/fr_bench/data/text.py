@@ -27,8 +27,9 @@ def load(path: str | None, length: int = 64) -> Dataset:
     Raises:
         ConfigError: no file is named, it cannot be read, or is too short for a sample in each set.
     """
-    if path is None:
-        raise ConfigError("dataset.path=null: name a file whose text is to be learned: dataset.path=FILE.")
+    if not path:
+        named = "null" if path is None else ""
+        raise ConfigError(f"dataset.path={named}: name a file whose text is to be learned: dataset.path=FILE.")
     check_integer("length", length, 1, ", bytes a sample")
     file = Path(path).expanduser().absolute()
     try:

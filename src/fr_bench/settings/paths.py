@@ -38,8 +38,8 @@ def _with_quoted_path(word: str) -> str:
         several = path.split(",")
         if name == "resume" and not os.path.exists(path) and all(map(os.path.exists, several)):
             return f"{key}={','.join(map(quoted, several))}"
-        # Nor is ~ taken, which the shell leaves alone here: a folder of that name would be a trap.
-        return word if path.startswith("~") else f"{key}={quoted(path)}"
+        # Nor is ~ taken, which the shell leaves alone here: a folder of that name would be a trap. Loaders know it.
+        return word if path.startswith("~") and "." not in name else f"{key}={quoted(path)}"
     if value is None or value == path:
         return word
     is_number = isinstance(value, int | float)  # 2024_01 would be 202401
