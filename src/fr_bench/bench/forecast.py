@@ -19,11 +19,12 @@ from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
 from fr_bench.planning.balance import Balance
+from fr_bench.planning.checks import check_labels
 from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
-from fr_bench.planning.plan import Plan, check_components, check_labels, make_plan, predict_modules
+from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
 from fr_bench.records.run_files import strict_json
 from fr_bench.report.markdown import align

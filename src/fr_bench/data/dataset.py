@@ -20,7 +20,7 @@ class Split:
             [N, ...], in the run's precision, or integers from 0 [N, ...], such as those of tokens (of uint8 [N, S]), as
             int64.
         labels: integers, class numbers from 0: [N], or [N, ...] where a sample has several, such as the next token
-            at each of S places.
+            at each of S positions.
     """
 
     images: Tensor

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
 from fr_bench.models.norms import check_norm, group_norm, no_norm
+from fr_bench.models.sizes import check_dropout, check_sizes
 
 
 def mlp(
@@ -34,11 +34,8 @@ def mlp(
     Raises:
         ConfigError: a size below 1, a probability outside [0, 1), another norm, or a width without whole groups.
     """
-    for key, value in (("width", width), ("depth", depth)):
-        if value < 1:
-            raise ConfigError(f"model.{key}={value}: must be an integer of at least 1.")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout={dropout}: must be at least 0 and below 1.")
+    check_sizes(width=width, depth=depth)
+    check_dropout(dropout)
     check_norm(norm)
     kinds: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "group": group_norm, "none": no_norm}
     blocks: Blocks = []

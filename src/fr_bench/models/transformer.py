@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
+from fr_bench.models.sizes import check_dropout, check_sizes
 
 POSITION_STD = 0.02  # of the initial weights, as GPT-2's
 
@@ -42,13 +43,10 @@ def causal(
         raise ConfigError(
             f"model=transformer: takes tokens [N, S], as those of dataset=text, not samples of {list(input_shape)}."
         )
-    for key, value in (("width", width), ("depth", depth), ("heads", heads)):
-        if value < 1:
-            raise ConfigError(f"model.{key}={value}: must be an integer of at least 1.")
+    check_sizes(width=width, depth=depth, heads=heads)
+    check_dropout(dropout)
     if width % heads:
         raise ConfigError(f"model.heads={heads}: must divide model.width={width}.")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout={dropout}: must be at least 0 and below 1.")
     (length,) = input_shape
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
     layers = [(f"layer{number}", CausalLayer(width, heads, dropout)) for number in range(1, depth + 1)]

@@ -104,7 +104,7 @@ class PlayGraph:
     """
 
     def __init__(self, run: Callable[[Tensor], Tensor], x_like: Tensor, recorder: Recorder, pool: Any) -> None:
-        self._x = torch.zeros_like(x_like)  # no index that is out of range, where the recorder runs what it records
+        self._x = torch.zeros_like(x_like)  # tokens that an embedding knows, where a recorder runs what it records
         self._recording = recorder.new_recording(pool)
         (self._h,) = self._recording.record(lambda: [run(self._x)])
 
@@ -139,7 +139,7 @@ class PairGraph:
         pool: Any,
     ) -> None:
         self._run = run
-        self.x = torch.zeros_like(x_like, requires_grad=needs_input_gradient)
+        self.x = torch.zeros_like(x_like, requires_grad=needs_input_gradient)  # as above
         self._d = torch.empty_like(d_like)
         self.leaves = dict(leaves)
         self._on_copies = on_copies

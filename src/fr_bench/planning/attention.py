@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-in_general = F.scaled_dot_product_attention
+_IN_GENERAL = F.scaled_dot_product_attention
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def attention_of(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = in_general
+        F.scaled_dot_product_attention = _IN_GENERAL
 
 
 def _on_cpu(
@@ -45,7 +45,7 @@ def _on_cpu(
     fits = query.is_meta and query.dim() == 4 and query.shape[-1] == value.shape[-1]
     if dropout_p > 0 or enable_gqa or learns_mask or not fits:
         settings: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
-        return in_general(query, key, value, attn_mask, dropout_p, is_causal, **settings)
+        return _IN_GENERAL(query, key, value, attn_mask, dropout_p, is_causal, **settings)
     if attn_mask is not None:  # what is added to the weights: of a mask of booleans 0 or minus infinity
         attn_mask = attn_mask.to(query.dtype)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -15,6 +15,7 @@ from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
+from fr_bench.planning.checks import check_labels, check_replicas
 from fr_bench.planning.compilation import (
     check_captured_blocks,
     check_compile,
@@ -273,33 +274,6 @@ def count_steps(config: dict[str, Any], num_train: int) -> tuple[int, int]:
     steps_per_epoch = num_train // config["batch_size"]
     num_steps = config["epochs"] * steps_per_epoch
     return steps_per_epoch, num_steps if config["max_steps"] is None else min(num_steps, config["max_steps"])
-
-
-def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:
-    """Raises ConfigError where ``replicas`` cannot be had with the method, or share the batch."""
-    if replicas == 1:
-        return
-    if not method.uses_link:
-        raise ConfigError(
-            f"replicas={replicas}: method={config['method']['name']} brings its own way of sharing the work of a "
-            "batch; use replicas=1"
-        )
-    if config["batch_size"] % replicas:
-        raise ConfigError(
-            f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
-            f"use a multiple of {replicas}"
-        )
-
-
-def check_labels(
-    config: dict[str, Any], method: type[Method], hyper_parameters: dict[str, Any], sample: SampleSpec
-) -> None:
-    """Raises ConfigError where modules below the top need one label a sample, and there are more."""
-    if sample.label_shape and method.wants_one_label and method.needs_targets(**hyper_parameters):
-        raise ConfigError(
-            f"method={config['method']['name']}: below the top it learns from one label a sample, and the labels of "
-            f"dataset={config['dataset']['name']} are [N, {', '.join(map(str, sample.label_shape))}]"
-        )
 
 
 def predict_modules(

@@ -1,0 +1,36 @@
+"""Whether a method, its replicas and the data of a run fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fr_bench.data import SampleSpec
+from fr_bench.errors import ConfigError
+from fr_bench.methods.base import Method
+
+
+def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:
+    """Raises ConfigError where ``replicas`` cannot be had with the method, or share the batch."""
+    if replicas == 1:
+        return
+    if not method.uses_link:
+        raise ConfigError(
+            f"replicas={replicas}: method={config['method']['name']} brings its own way of sharing the work of a "
+            "batch; use replicas=1"
+        )
+    if config["batch_size"] % replicas:
+        raise ConfigError(
+            f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
+            f"use a multiple of {replicas}"
+        )
+
+
+def check_labels(
+    config: dict[str, Any], method: type[Method], hyper_parameters: dict[str, Any], sample: SampleSpec
+) -> None:
+    """Raises ConfigError where modules below the top need one label a sample, and there are more."""
+    if sample.label_shape and method.wants_one_label and method.needs_targets(**hyper_parameters):
+        raise ConfigError(
+            f"method={config['method']['name']}: below the top it learns from one label a sample, and the labels of "
+            f"dataset={config['dataset']['name']} are [N, {', '.join(map(str, sample.label_shape))}]"
+        )
