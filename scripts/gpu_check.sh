@@ -12,7 +12,7 @@
 #   PARTS=training DATASET=fashion_mnist EPOCHS=4 TRAINING_LIMIT=600 scripts/gpu_check.sh   # the data must be there
 #
 # ..._LIMIT: seconds for all tests, for each run, and for each bench. WORKERS: so many tests run side by side. THREADS: of
-# a module on the CPU. SWITCHES, SIDE_BY_SIDE: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
+# a module on the CPU. SWITCHES, SIDE_BY_SIDE, CORES: what the benches compare, as in bench.methods. DEVICE=cpu rehearses it
 # without a GPU.
 set -uo pipefail
 python=${PYTHON:-python3} device=${DEVICE:-cuda} methods=${METHODS:-bp dni ddg fr dgl}
@@ -21,6 +21,7 @@ switches="[plain,bp,'bp cuda_graphs=true','bp cuda_graphs=true channels_last=fal
 'bp precision=tf32 cuda_graphs=true','bp precision=bf16','bp precision=bf16 cuda_graphs=true']"
 side_by_side="[bp,'bp cuda_graphs=true','fr cuda_graphs=true','fr cuda_graphs=true streams=false',\
 'fr cuda_graphs=true transport=ipc',fr,'ddg cuda_graphs=true','dni cuda_graphs=true','dgl cuda_graphs=true']"
+cores="[bp,fr,ddg,'fr partition=measured','ddg partition=measured',ddp,1f1b]"
 graphs=true
 if [ "$device" = cpu ]; then
     graphs=false
@@ -115,7 +116,7 @@ for part in $parts; do
         done
         "$python" -m fr_bench plot "$results"/training/* --out "$results/training/figures" || failed=1
         ;;
-    cores) bench cores '[1,4]' '[bp,fr,ddg,ddp,1f1b]' device=cpu "threads=${THREADS:-4}" bench.rounds=1 bench.steps=5 ;;
+    cores) bench cores '[1,4]' "${CORES:-$cores}" device=cpu "threads=${THREADS:-4}" bench.rounds=1 bench.steps=12 ;;
     esac
 done
 exit $failed

@@ -256,7 +256,7 @@ class BadDay(nn.Module):
         if self.what == "leave":
             os._exit(0)
         if self.what == "torch":
-            torch.empty(2**50, dtype=torch.uint8)
+            torch.empty(2**50, dtype=torch.uint8, device=x.device)
         if self.what == "python":
             bytearray(2**60)
         if is_learning and self.what == "killed in learn":
