@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.launching.supervisor import Supervisor
-from fr_bench.processes.child import IGNORED, remove_shared_counters
+from fr_bench.processes.child import IGNORED, tidy_up
 from fr_bench.processes.reporter import Reporter
 
 
@@ -41,9 +42,22 @@ class Look:
         )
 
 
-def look(folder: Path, num_processes: int) -> list[dict[str, Any]]:
-    def make(_: Any, __: int | None) -> list[Look]:
-        return [Look([number]) for number in range(1, num_processes + 1)]
+@dataclass
+class Lock:
+    """A process in which a library makes a lock for processes, and keeps it."""
+
+    modules: list[int]
+
+    def run(self, reporter: Reporter) -> None:
+        sys.lock = lock = multiprocessing.get_context("spawn").RLock()  # type: ignore[attr-defined]
+        name = lock._semlock.name  # type: ignore[attr-defined]
+        path = Path(f"/dev/shm/sem.{name.removeprefix('/')}")
+        reporter.send("found", module=self.modules[0], path=path, exists=path.exists())
+
+
+def look(folder: Path, num_processes: int, task: type[Look | Lock] = Look) -> list[dict[str, Any]]:
+    def make(_: Any, __: int | None) -> list[Look | Lock]:
+        return [task([number]) for number in range(1, num_processes + 1)]
 
     with watch_signals() as signals, Supervisor(make, num_processes, folder, needs_store=False) as supervisor:
         found = [event for event in supervisor.events(signals) if event and event["event"] == "found"]
@@ -106,6 +120,13 @@ def members_of(session: int) -> list[str]:
     return found
 
 
+def test_locks_that_a_library_makes_in_a_process_end_with_it(tmp_path: Path) -> None:
+    """Else Python's resource tracker warns of them when the program ends."""
+    found = look(tmp_path, 2, Lock)
+    assert [event["exists"] for event in found] == [True, True]
+    assert [event["path"].exists() for event in found] == [False, False]
+
+
 def test_shared_counters_of_this_process_are_removed_and_those_of_others_are_not() -> None:
     """As torch leaves them in /dev/shm on a GPU."""
     paths = [Path(f"/dev/shm/torch_{os.getpid()}_fr_bench_{index}") for index in (1, 2)]
@@ -113,7 +134,7 @@ def test_shared_counters_of_this_process_are_removed_and_those_of_others_are_not
         for path in paths:
             path.write_bytes(bytes(4096))
         with paths[0].open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-            remove_shared_counters()
+            tidy_up()
         assert [path.exists() for path in paths] == [False, True]
     finally:
         for path in paths:

@@ -223,10 +223,13 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
 def _child_main(surroundings: child.Surroundings, sender: Connection, task: MeasuringTask) -> None:
     child.begin(surroundings)
     keep_freed_memory()  # as in the processes of a run
+    answer: NetworkCosts | str
     try:
-        sender.send(measure(task))
+        answer = measure(task)
     except Exception as error:  # whatever it is, the parent says it in one line
-        sender.send(f"{type(error).__name__}: {error}")
+        answer = f"{type(error).__name__}: {error}"
+    child.tidy_up()  # now: the parent kills this process when it has the answer
+    sender.send(answer)
 
 
 def cache_folder() -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -93,12 +94,20 @@ def main(
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    remove_shared_counters()
+    tidy_up()
     # Not sys.exit: a process group with a receive still posted would wait for a message that never comes.
     os._exit(exit_code)
 
 
-def remove_shared_counters() -> None:
+def tidy_up() -> None:
+    """Removes what an orderly exit of Python's would, and ``os._exit`` does not: semaphores that the model or a library
+    (tqdm's, in torch's compiler) made here, of which a user would be warned at the end, and torch's counters."""
+    with contextlib.suppress(Exception):  # somebody else's; the work is done
+        multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
+    _remove_shared_counters()
+
+
+def _remove_shared_counters() -> None:
     """Removes the files in which torch counts who uses a GPU's memory that this process shares: it does so itself in an
     orderly exit only. They are known by being mapped here, since another container may have processes of our number.
     """
