@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config, train_here
 from test_exactness import assert_matches_reference
+from tiny_models import LayerDrop
 
 from fr_bench.data import build_dataset
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
+from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.models import build_blocks
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
 from fr_bench.planning.plan import make_plan
+from fr_bench.training.diagnostics import GradientSums
 
 
 class GradientLog:
@@ -436,6 +443,105 @@ def test_every_block_draws_random_numbers_of_its_own_for_every_batch() -> None:
     first, again, other = (network(torch.ones(10_000), batch) for batch in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert (first == 0).float().mean() == pytest.approx(0.75, abs=0.03)  # with the same numbers it were half of them
+
+
+@pytest.mark.parametrize("of", ["torch", "python", "numpy"])
+def test_a_block_repeats_what_it_draws_from_other_generators(of: str) -> None:
+    network = Network([("drop", LayerDrop(8, of)), ("still", torch.nn.ReLU())], seed=0)
+    x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    random.seed(1)
+    np.random.seed(1)
+    wanted = random.random(), np.random.rand()
+    random.seed(1)
+    np.random.seed(1)
+    skipped = []
+    for batch in range(20):
+        with network.statistics(update=False):
+            first, again = network(x, batch), network(x, batch)
+        assert torch.equal(first, again)
+        skipped.append(torch.equal(first, x.relu()))
+    assert 2 < sum(skipped) < 18
+    assert network.drawing_blocks == ["drop"]
+    assert (random.random(), np.random.rand()) == wanted  # whoever else draws from these is not disturbed
+
+
+def test_draws_of_shapes_alone_are_noticed_and_leave_the_generators_alone() -> None:
+    for of in ("torch", "python", "numpy"):
+        with torch.device("meta"):
+            network = Network([("drop", LayerDrop(8, of)), ("still", torch.nn.ReLU())], seed=0)
+        before = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
+        network(torch.empty(2, 8, 4, 4, device="meta"), 0)
+        assert network.drawing_blocks == ["drop"]
+        assert (random.getstate(), np.random.get_state()[2]) == before[:2]
+        assert of == "torch" or torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.parametrize("of", ["python", "numpy"])
+def test_blocks_that_draw_elsewhere_are_the_same_in_every_run_and_wherever_they_are_cut(
+    of: str, tmp_path: Path
+) -> None:
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}
+    fr = run_serial(tiny_config("fr", 3, model=model), tmp_path / "fr")
+    assert_same(run_processes(tiny_config("fr", 3, "ipc", model=model), tmp_path / "ipc"), fr)
+    bp = run_serial(tiny_config("bp", 1, model=model), tmp_path / "bp")
+    assert_same(run_serial(tiny_config("bp", 3, model=model), tmp_path / "cut"), bp)
+
+
+class WithHead(FeaturesReplay):
+    """A method with a network of its own, which it does not seed."""
+
+    weights: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def __init__(self, module: Module, link: Any, **settings: Any) -> None:
+        super().__init__(module, link, **settings)
+        self.weights[module.k] = torch.nn.Linear(3, 2).weight.detach() + random.random()
+
+
+def test_networks_of_a_method_depend_on_the_seed_and_k_alone(tmp_path: Path) -> None:
+    found = []
+    for partition, seed in (("equal", 3), ([1, 3], 3), ("equal", 4)):
+        config = tiny_config("fr", 3, partition=partition, seed=seed, epochs=1)
+        config["method"]["_target_"] = "test_methods.WithHead"
+        run_serial(config, tmp_path / str(len(found)))
+        found.append(dict(sys.modules["test_methods"].WithHead.weights))
+    assert all(torch.equal(found[0][k], found[1][k]) and not torch.equal(found[0][k], found[2][k]) for k in (1, 2, 3))
+    assert not torch.equal(found[0][1], found[0][2])
+
+
+def test_the_learning_rates_of_an_optimizers_groups_keep_their_proportion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[list[float]] = []
+    original = Module.step
+
+    def step(module: Module, t: int) -> None:
+        original(module, t)
+        used.append([group["lr"] for group in module.optimizer.param_groups])
+
+    monkeypatch.setattr(Module, "step", step)
+    optimizer = {"_target_": "tiny_models.grouped", "name": "grouped", "lr": 0.05, "momentum": 0.9}
+    config = tiny_config("fr", 2, optimizer=optimizer, module_lr=[2.0, 1.0])
+    result = run_serial(config, tmp_path / "run")
+    # Module 2 has three groups, module 1 twice its rate and no matrix; the schedule takes a tenth from halfway on.
+    assert {tuple(round(rate, 6) for rate in rates) for rates in used} == {
+        (0.0, 0.05, 0.5), (0.0, 0.005, 0.05), (0.0, 1.0), (0.0, 0.1),
+    }  # fmt: skip
+    initial = run_serial(config | {"max_steps": 1}, tmp_path / "initial").weights
+    for name, weight in result.weights.items():
+        if "norm.weight" in name or name.endswith("bias"):
+            assert torch.equal(weight, initial[name]), name
+
+
+def test_sigma_counts_a_shared_weight_once_and_has_attention_whole() -> None:
+    linear = torch.nn.Linear(4, 4, bias=False)
+    attention = torch.nn.MultiheadAttention(4, 2)
+    spectral = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(4, 4))
+    network = torch.nn.Sequential(linear, torch.nn.ReLU(), linear, attention, spectral, torch.nn.LayerNorm(4))
+    found = GradientSums(SimpleNamespace(network=network)).parameters  # type: ignore[arg-type]
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert [names[id(parameter)] for parameter in found] == [
+        "0.weight", "3.in_proj_weight", "3.out_proj.weight", "4.parametrizations.weight.original",
+    ]  # fmt: skip
 
 
 DIGITS: dict[str, Any] = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,6 +51,43 @@ def residual(
     blocks: list[tuple[str, nn.Module]] = [("stem", stem)]
     blocks += [(f"block{index}", Residual(width, dropout)) for index in range(1, depth + 1)]
     return [*blocks, ("head", Head(width, num_classes))]
+
+
+class LayerDrop(nn.Module):
+    """A residual block that half of the batches skip in training.
+
+    Args:
+        of: what decides: ``torch`` (on the host), ``python`` or ``numpy``.
+    """
+
+    def __init__(self, channels: int, of: str) -> None:
+        super().__init__()
+        self.block = Residual(channels, 0.0)
+        self.draw = {
+            "torch": lambda: torch.rand(()).item(),
+            "python": random.random,
+            "numpy": np.random.rand,
+        }[of]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and self.draw() < 0.5 else self.block(x)
+
+
+def layer_drop(input_shape: tuple[int, int, int], num_classes: int, of: str) -> list[tuple[str, nn.Module]]:
+    """``residual`` with blocks that are skipped; numpy draws the head's initial weights."""
+    blocks = residual(input_shape, num_classes)
+    weight = blocks[-1][1].linear.weight  # type: ignore[union-attr]
+    with torch.no_grad():
+        weight.copy_(torch.from_numpy(np.random.normal(0.0, 0.1, tuple(weight.shape))))  # type: ignore[arg-type]
+    return [(name, LayerDrop(8, of) if name.startswith("block") else block) for name, block in blocks]
+
+
+def grouped(params: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch.optim.Optimizer:
+    """SGD that leaves biases and norms alone, and learns tenfold in what has four dimensions."""
+    groups: dict[float, list[nn.Parameter]] = {0.0: [], 1.0: [], 10.0: []}
+    for parameter in params:
+        groups[{1: 0.0, 4: 10.0}.get(parameter.dim(), 1.0)].append(parameter)
+    return torch.optim.SGD([{"params": group, "lr": lr * times} for times, group in groups.items() if group], lr=lr)
 
 
 class PerPixel(nn.Module):

@@ -6,6 +6,9 @@ A stream keyed by name cannot shift when K, the method, the transport or the num
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def derive_seed(*parts: object) -> int:
@@ -15,3 +18,28 @@ def derive_seed(*parts: object) -> int:
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def host_streams(seed: int) -> Iterator[Callable[[], bool]]:
+    """Inside, what Python's ``random`` and numpy's global functions draw follows from ``seed``; afterwards they go on
+    where they were.
+
+    Yields:
+        tells whether any of it was drawn so far.
+    """
+    import numpy as np  # a tenth of a second, which whoever only derives seeds need not pay
+
+    def states() -> tuple[object, ...]:
+        of_numpy = np.random.get_state(legacy=False)
+        return random.getstate(), of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["has_gauss"]
+
+    before, numpy_before = random.getstate(), np.random.get_state(legacy=False)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    seeded = states()
+    try:
+        yield lambda: states() != seeded
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)

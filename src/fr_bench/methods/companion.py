@@ -20,10 +20,8 @@ def check_features(shape: Sequence[int], what: str) -> None:
         )
 
 
-def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def take_step(optimizer: torch.optim.Optimizer) -> None:
     """A step with the gradients at hand, which are gone then."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -26,6 +26,7 @@ from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
+from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
 from fr_bench.modules.passes import Pass
@@ -51,6 +52,7 @@ class DecoupledGreedyLearning(Method):
             self.auxiliary = AuxiliaryNetwork(module.output_shape, num_convolutions, num_hidden, module.num_classes)
         module.like_network(self.auxiliary)
         self.optimizer = module.make_optimizer(self.auxiliary.parameters())
+        self.learning_rates = LearningRates(self.optimizer, module.lr_multiplier)
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays with a graph."""
@@ -78,7 +80,8 @@ class DecoupledGreedyLearning(Method):
             with self.module.watch.span("wait replicas", t):
                 self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
         with self.module.watch.span("loss", t):
-            take_step(self.optimizer, self.module.base_lr * self.module.schedule(t))
+            self.learning_rates.scale(self.module.schedule(t))
+            take_step(self.optimizer)
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the auxiliary network's graph lives beside the module's."""

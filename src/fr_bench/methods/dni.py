@@ -27,6 +27,7 @@ from fr_bench.methods.base import Link, Method
 from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
+from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
 from fr_bench.modules.passes import Pass
@@ -74,7 +75,7 @@ class DecoupledNeuralInterfaces(Method):
             self.synthesizer = Synthesizer(module.output_shape, num_hidden, hidden_channels, kernel_size, num_classes)
         module.like_network(self.synthesizer)
         self.optimizer = optimizer(self.synthesizer.parameters())
-        self.base_lr = self.optimizer.param_groups[0]["lr"]
+        self.learning_rates = LearningRates(self.optimizer)
         self.scale = module.global_batch_size * math.sqrt(math.prod(module.output_shape[1:]))
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
@@ -109,7 +110,8 @@ class DecoupledNeuralInterfaces(Method):
             self.module.replicas.average([gradient for gradient in gradients if gradient is not None])
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.synthesizer.parameters(), self.clip_norm)
-        take_step(self.optimizer, self.base_lr * self.module.schedule(t))
+        self.learning_rates.scale(self.module.schedule(t))
+        take_step(self.optimizer)
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the synthesizer's graph lives beside the module's."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from fr_bench.components import bind, refusing
 from fr_bench.errors import ConfigError
-from fr_bench.seeds import derive_seed
+from fr_bench.seeds import derive_seed, host_streams
 
 Blocks = list[tuple[str, nn.Module]]
 
@@ -31,8 +31,9 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
     Raises:
         ConfigError: the function refused its settings, or returned something else than named blocks.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "initial weights"))
+    seed = derive_seed(seed, "initial weights")
+    with torch.random.fork_rng(devices=[]), host_streams(seed):
+        torch.manual_seed(seed)
         with refusing("model", config):
             blocks = bind(config)(tuple(input_shape), num_classes)
     _check_blocks(blocks, str(config["_target_"]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.finite import FiniteWatch
+from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass, Passes, PassKind
@@ -78,7 +79,8 @@ class Module:
         network: the module's blocks, on its device.
         make_optimizer: parameters -> optimizer; it is called with the network's.
         place: which one.
-        base_lr: learning rate of this module before the schedule.
+        lr: learning rate of the run, before the schedule.
+        lr_multiplier: on it, and on all of the optimizer's, for this module.
         schedule: iteration -> factor on every learning rate.
         global_batch_size: what the loss's sum is divided by.
         frozen: the module runs but never steps (DESIGN's control for 'learning is real').
@@ -93,7 +95,8 @@ class Module:
         make_optimizer: Callable[..., torch.optim.Optimizer],
         place: Place,
         *,
-        base_lr: float,
+        lr: float,
+        lr_multiplier: float = 1.0,
         schedule: Callable[[int], float],
         global_batch_size: int,
         num_classes: int,
@@ -110,7 +113,9 @@ class Module:
         self.network = network
         self.make_optimizer = make_optimizer
         self.optimizer = make_optimizer(network.parameters())
-        self.base_lr = base_lr
+        self.base_lr = lr * lr_multiplier
+        self.lr_multiplier = lr_multiplier
+        self._learning_rates = LearningRates(self.optimizer, lr_multiplier)
         self.schedule = schedule
         self.global_batch_size = global_batch_size
         self.num_classes = num_classes
@@ -224,8 +229,7 @@ class Module:
         with self.watch.span("step", t):
             if self._first_parameter.grad is not None:
                 self.finite.add(self._first_parameter.grad, t)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.base_lr * self.schedule(t)
+            self._learning_rates.scale(self.schedule(t))
             if not self.frozen:
                 if self.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)

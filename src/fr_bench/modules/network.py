@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from enum import Enum
 from typing import Any
 
 import torch
@@ -13,18 +14,28 @@ from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
 from fr_bench.modules.random_ops import RandomOps
-from fr_bench.seeds import derive_seed
+from fr_bench.seeds import derive_seed, host_streams
 
 
 class InPlaceError(ValueError):
     """A module changed its own input, which a history or a sender may still hold."""
 
 
+class Draws(Enum):
+    """From where a block draws random numbers."""
+
+    NOWHERE = "nowhere"
+    TORCH = "torch's default generators"
+    ANYWHERE = "those, and Python's or numpy's"
+
+
 class Network(nn.Module):
     """Blocks in order, under their own names: parameter ``conv1.weight`` of block ``stem`` is ``stem.conv1.weight``.
 
     A block that draws random numbers (dropout) draws the same ones whenever it sees the same mini-batch:
-    its stream is keyed by (seed, block, batch), not by the order of calls, so that a replay repeats the play.
+    its streams are keyed by (seed, block, batch), not by the order of calls, so that a replay repeats the play. That
+    holds for what torch's default generators draw, on the block's device and on the host, and what Python's ``random``
+    and numpy's global functions do; generators of a block's own are its own affair.
     """
 
     def __init__(self, blocks: Sequence[tuple[str, nn.Module]], seed: int) -> None:
@@ -34,7 +45,7 @@ class Network(nn.Module):
         self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
         self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
         self._seed = seed
-        self._draws: dict[str, bool] = {}
+        self._draws: dict[str, Draws] = {}
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # Buffers that other layers have, by owner and name: those that passes move, as far as passes have shown.
         self._moving = [
@@ -83,26 +94,31 @@ class Network(nn.Module):
     @property
     def drawing_blocks(self) -> list[str]:
         """Those that draw random numbers, as far as passes have shown."""
-        return [name for name, draws in self._draws.items() if draws]
+        return [name for name, draws in self._draws.items() if draws != Draws.NOWHERE]
 
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         draws = self._draws.get(name)
         run = self._compiled.get(name, block)
-        if draws is False:
+        if draws is Draws.NOWHERE:
             return run(x)
-        if x.device.type == "meta":  # has no generator
-            with RandomOps() as random_ops:
+        seed = derive_seed(self._seed, "stochastic block", name, batch)
+        generators = _default_generators(x.device)
+        for generator in generators:
+            generator.manual_seed(seed)
+        if draws is Draws.TORCH:
+            return run(x)
+        with host_streams(seed) as has_drawn:
+            if draws is Draws.ANYWHERE:
+                return run(x)
+            # The first pass tells whether this block draws at all.
+            before = [generator.get_state() for generator in generators]
+            with RandomOps() if x.device.type == "meta" else nullcontext() as random_ops:
                 h = run(x)
-            self._draws[name] = random_ops.seen
+            after = [generator.get_state() for generator in generators]
+            moved = not all(map(torch.equal, before, after))
+            uses_torch = moved if random_ops is None else random_ops.seen
+            self._draws[name] = Draws.ANYWHERE if has_drawn() else Draws.TORCH if uses_torch else Draws.NOWHERE
             return h
-        generator = _default_generator(x.device)
-        generator.manual_seed(derive_seed(self._seed, "stochastic block", name, batch))
-        if draws is None:  # the first pass tells whether this block draws at all
-            before = generator.get_state()
-            h = run(x)
-            self._draws[name] = not torch.equal(before, generator.get_state())
-            return h
-        return run(x)
 
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
@@ -231,8 +247,12 @@ def unmoved_statistics(block: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = counter
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
+def _default_generators(device: torch.device) -> list[torch.Generator]:
+    """Of the host, on which a block may draw wherever it computes, and of the device; none where shapes alone are."""
+    if device.type == "meta":
+        return []
+    found = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
-    return torch.default_generator
+        found.append(torch.cuda.default_generators[index])
+    return found

@@ -13,7 +13,7 @@ iteration t begins. It changes no weight, no running statistic and no random str
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from fr_bench.training.lockstep import play_in_lockstep
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 
-WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)  # of attention its output projection alone is one
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,7 @@ class GradientSums:
 
     def __init__(self, module: Module) -> None:
         self._module = module
-        self.parameters = [
-            parameter
-            for layer in module.network.modules()
-            if isinstance(layer, WEIGHTED)
-            for name, parameter in layer.named_parameters()
-            if "weight" in name and parameter.requires_grad  # one that is computed, as by spectral norm, has others
-        ]
+        self.parameters = list(dict.fromkeys(_weights_of(module.network)))  # a weight that layers share counts once
         self._true = [torch.zeros_like(p) for p in self.parameters]
         self._used = [torch.zeros_like(p) for p in self.parameters]
 
@@ -106,6 +100,18 @@ class GradientSums:
         for total in (*self._true, *self._used):
             total.zero_()
         return products
+
+
+def _weights_of(network: nn.Module) -> Iterator[nn.Parameter]:
+    """Of convolutions, linear layers and attention's projections; where a weight is computed, as by spectral norm, what
+    it is computed from."""
+    for layer in network.modules():
+        if isinstance(layer, WEIGHTED):
+            found = list(layer.named_parameters(recurse=False))
+            if isinstance(computed := getattr(layer, "parametrizations", None), nn.ModuleDict):
+                for name, originals in computed.items():
+                    found += [(name, original) for original in originals.parameters(recurse=False)]
+            yield from (parameter for name, parameter in found if "weight" in name and parameter.requires_grad)
 
 
 class SufficientDirection:

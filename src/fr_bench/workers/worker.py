@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -19,6 +20,7 @@ from fr_bench.components import bind
 from fr_bench.errors import RunFailed
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
+from fr_bench.methods.base import Link, Method
 from fr_bench.models import build_blocks
 from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.modules.module import Module
@@ -31,6 +33,7 @@ from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.processes.torchrun import Torchrun
+from fr_bench.seeds import derive_seed, host_streams
 from fr_bench.training.diagnostics import SufficientDirection, Windows
 from fr_bench.training.extent import Extent
 from fr_bench.training.rehearsal import rehearse
@@ -129,7 +132,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
-        players.append(Player(module, method(module, link), link, side, device, own_stream(plan, device)))
+        players.append(Player(module, make_method(method, module, link), link, side, device, own_stream(plan, device)))
     has_trace = task.resumption is not None and task.resumption.has_trace
     extent = Extent.of(plan.config, plan.num_steps, plan.steps_per_epoch, task.run_directory, has_trace)
     direction = make_direction(plan, modules, sides, sources)
@@ -155,6 +158,15 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
                 save_weights(module, task.run_directory / "checkpoints" / "final")
     checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
+
+
+def make_method(method: Callable[[Module, Link], Method], module: Module, link: Link) -> Method:
+    """Networks of the method's own draw their initial weights from the default generators, unless it seeds them: which
+    weights they are is to depend on the seed and k alone, not on which modules the process has."""
+    seed = derive_seed(module.seed, "method", module.k)
+    with torch.random.fork_rng(devices=[]), host_streams(seed):
+        torch.manual_seed(seed)
+        return method(module, link)
 
 
 def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
@@ -233,7 +245,8 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 network,
                 bind(config["optimizer"]),
                 place,
-                base_lr=config["optimizer"]["lr"] * multiplier,
+                lr=config["optimizer"]["lr"],
+                lr_multiplier=multiplier,
                 schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
                 global_batch_size=config["batch_size"],
                 num_classes=plan.sample.num_classes,

@@ -1,0 +1,23 @@
+"""The learning rates of an optimizer's parameter groups, which the schedule scales and never replaces."""
+
+from __future__ import annotations
+
+import torch
+
+
+class LearningRates:
+    """Those that a new optimizer has, by group: of torch's own all are the config's, of a user's own some may differ.
+
+    Args:
+        optimizer: as it was made.
+        multiplier: on all of them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, multiplier: float = 1.0) -> None:
+        self._optimizer = optimizer
+        self._initial = [group["lr"] * multiplier for group in optimizer.param_groups]
+
+    def scale(self, factor: float) -> None:
+        """Sets each group's to its initial one times ``factor``, the schedule's."""
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group["lr"] = initial * factor
