@@ -259,6 +259,29 @@ def test_no_key_lacks_a_description():
                 assert key in MADE_BY or "defaults:" in text or all(meanings.get(each) for each in keys), keys
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: [\n", "line 2, column 1: is not YAML: expected the node content"),
+        ("a: b: c\n", "line 1, column 5: is not YAML: mapping values are not allowed"),
+        ("a: 1\na: 2\n", "line 2, column 1: is not YAML: found duplicate key a"),
+        ("a: !foo x\n", "is not YAML: could not determine a constructor for the tag"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_named_with_the_place(text, why, launch, tmp_path, capsys):
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "broken.yaml").write_text(text)
+    assert train("--config-dir", "mine", "method=broken", "debug=fast") == 2
+    err = capsys.readouterr().err
+    assert "broken.yaml, line " in err and why in err and err.count("\n") == 1
+    assert not launch.started
+
+
+def test_info_may_stand_at_the_end(launch, capsys):
+    assert train("debug=fast", "-i") == 0
+    assert "debug" in capsys.readouterr().out
+
+
 def test_info_passes_through(launch, capsys):
     assert train("--info", "searchpath") == 0
     assert "pkg://fr_bench.conf" in capsys.readouterr().out

@@ -221,3 +221,13 @@ def test_a_run_ends_well_whose_output_has_no_room_and_no_letters_for_it(tmp_path
     assert shown.returncode == 0 and "n = 1" in shown.stdout, shown.stderr
     closed = subprocess.run(f"{shlex.join(report)} >&-", shell=True, env=environment, stderr=subprocess.PIPE, text=True)
     assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_a_run_without_stdout_and_stderr_trains_in_processes_of_its_own(tmp_path):
+    """As a daemon may start it."""
+    words = ["debug=fast", "max_steps=3", "k=2", "transport=ipc", f"run_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = shlex.join([sys.executable, "-m", "fr_bench", "train", *words])
+    done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.cli import main
 from fr_bench.commands import evaluate
+from fr_bench.settings.since_later import SINCE_LATER
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,18 @@ def test_what_training_needed_an_evaluation_does_without(
     expected = capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("key", [key for key in SINCE_LATER if "." not in key])
+def test_a_run_made_before_a_setting_was_there_is_evaluated(
+    key: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del config[key]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", str(tmp_path / "run"), "--json", "--trust"]) == 0
+    assert "test_error" in capsys.readouterr().out
 
 
 def test_final_weights_of_which_some_are_missing_are_passed_over_for_a_checkpoint(

@@ -404,7 +404,9 @@ def test_a_run_that_did_not_take_over_from_the_one_named_is_refused(tmp_path: Pa
             decide(longer | {"resume": str(other)}, RunDirectory(tmp_path / name), print)
         with pytest.raises(ConfigError, match=why):
             check_plan(longer | {"resume": str(other), "run_dir": str(tmp_path / name)})
-    assert decide(longer | {"resume": str(source)}, RunDirectory(tmp_path / "taken over"), print).resumption is not None
+    (tmp_path / "link").symlink_to(source)
+    for name in (str(source), str(tmp_path / "link"), str(other / ".." / "source")):
+        assert decide(longer | {"resume": name}, RunDirectory(tmp_path / "taken over"), print).resumption is not None
 
 
 def test_a_finished_run_is_not_taken_over_for_no_step_at_all(tmp_path: Path) -> None:

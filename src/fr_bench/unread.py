@@ -29,10 +29,17 @@ def lead_nowhere(stream: TextIO) -> None:
 
 def open_to_all() -> None:
     """Has stdout and stderr take whatever is printed: where they are closed, and letters that a terminal lacks."""
-    for name in ("stdout", "stderr"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+            # For as long as the process lives; under its number, or a file that is opened later would get it, and
+            # processes that we start would have none.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
         else:
             stream.reconfigure(errors="replace")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fr_bench.checkpoints.files import newest_good, weights_file
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
+from fr_bench.settings.since_later import SINCE_LATER
 from fr_bench.settings.trust import foreign_targets
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
+        config = {key: value for key, value in SINCE_LATER.items() if "." not in key} | config
         config["partition"] = config.pop("plan")["cuts"]
         config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
         config["replicas"] = 1  # all end with the same weights

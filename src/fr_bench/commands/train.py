@@ -68,7 +68,10 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     launch = Torchrun.from_environment()
     # Hydra's parser wants all overrides side by side; ours takes them in any order.
-    argv = [word for word in argv if word not in arguments.overrides] + arguments.overrides
+    argv = [word for word in argv if word not in arguments.overrides]
+    if argv[-1:] in (["-i"], ["--info"]):  # it would take the first override for what to tell
+        argv.append("all")
+    argv += arguments.overrides
     if arguments.shell_completion:
         return _show(argv)
     if launch is not None and not (arguments.help or arguments.hydra_help or arguments.info or arguments.cfg):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         if not meeting.leads:
             return follow_run(config, run_directory, meeting)
     directory = RunDirectory(run_directory)
-    if config["resume"] != "never" and Path(config["resume"]).absolute() == run_directory.absolute():
+    if config["resume"] != "never" and os.path.realpath(config["resume"]) == os.path.realpath(run_directory):
         config = {**config, "resume": "auto"}  # nothing is taken over from another run
     with contextlib.nullcontext() if meeting is None else meeting.refusing():
         start = decide(config, directory, say)

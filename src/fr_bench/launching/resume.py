@@ -261,9 +261,9 @@ def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: Run
     """With ``resume=RUN_DIR`` a run that is there already must have taken over from that one."""
     if config["resume"] in ("auto", "never"):
         return
-    asked, was = Path(config["resume"]).absolute(), read_json(directory.path / ORIGIN).get("run")
+    asked, was = os.path.realpath(config["resume"]), read_json(directory.path / ORIGIN).get("run")
     has_begun = found.state == "finished" or directory.checkpoints.is_dir()
-    if has_begun and (was is None or Path(was) != asked) and asked != directory.path.absolute():
+    if has_begun and (was is None or os.path.realpath(was) != asked) and asked != os.path.realpath(directory.path):
         took_over = "began by itself" if was is None else f"took over from {was}"
         raise ConfigError(
             f"resume={config['resume']}: run_dir={directory.path} holds a run that {took_over}; choose another "

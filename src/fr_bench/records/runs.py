@@ -136,7 +136,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in RUN_FILES)
+    return any(os.path.isfile(folder / name) for name in RUN_FILES)  # False, too, where we may not look
 
 
 def read_run(directory: Path, complain: Complain) -> Run | None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,13 +58,28 @@ def check_wandb(mode: str) -> None:
     _check_variables()
 
 
+def _import() -> ModuleType:
+    """Of wandb: late, since it is large.
+
+    Raises:
+        RunFailed: it is installed, but does not work.
+    """
+    try:
+        import wandb
+    except Exception as error:  # of whatever it imports in turn
+        raise RunFailed(
+            f"wandb is installed but cannot be imported ({type(error).__name__}: {error}); reinstall it, or use "
+            "wandb.mode=disabled (all records are in metrics.jsonl either way)."
+        ) from error
+    return wandb
+
+
 def _check_variables() -> None:
     """Raises ConfigError for a variable WANDB_... that wandb would not take."""
     names = [name for name in os.environ if name.startswith("WANDB_")]
     if not names:
         return
-    import wandb
-
+    wandb = _import()
     for name in names:
         try:
             wandb.Settings().update_from_env_vars({name: os.environ[name]})
@@ -156,8 +172,7 @@ class WandbSink:
         Raises:
             RunFailed: W&B could not be started.
         """
-        import wandb
-
+        wandb = _import()
         method, model, dataset = (config[part]["name"] for part in ("method", "model", "dataset"))
         id_path = run_dir / "wandb" / "run_id"
         (run_dir / "wandb").mkdir(exist_ok=True)  # or wandb may choose a hidden folder
@@ -167,7 +182,7 @@ class WandbSink:
                 id=id_path.read_text().strip() if id_path.exists() else None,
                 resume="allow",
                 reinit="finish_previous",
-                mode=mode,  # type: ignore[arg-type]  # one of its literals
+                mode=mode,
                 project=project,
                 entity=entity,
                 group=group or f"{dataset}-{model}",

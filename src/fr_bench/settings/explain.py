@@ -21,6 +21,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import YAMLError
 
 from fr_bench.errors import ConfigError, NoSuchChoice, called, meant, nearest, suggestion
 from fr_bench.settings.config import COMPONENTS
@@ -28,7 +29,7 @@ from fr_bench.settings.config import COMPONENTS
 WHAT_IS_MEANT = {"Integer": "an integer", "Float": "a number", "string": "a text", "bool": "true or false"}
 WRONG_TYPE = r"could not be converted to (\w+)|Cannot convert .* to (string)|not a valid (bool)"
 # Hydra raises some as a plain ValueError, OmegaConf lets an AttributeError through.
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, AttributeError)
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, AttributeError, YAMLError)
 GLOBAL_GROUPS = ("experiment", "debug", "local")
 
 
@@ -86,6 +87,8 @@ class Known:
 def explain(error: Exception, known: Known) -> ConfigError:
     """Returns the ConfigError to raise instead of ``error``."""
     message = str(error)
+    if isinstance(error, YAMLError):
+        return ConfigError(_not_yaml(error))
     if isinstance(error, OverrideParseException):
         return ConfigError(_unreadable(error, known))
     if isinstance(error, MissingConfigException):
@@ -106,6 +109,12 @@ def explain(error: Exception, known: Known) -> ConfigError:
     if culprit is not None and culprit.startswith("+") and known.composes(plain := culprit.lstrip("+")):
         return ConfigError(f"{culprit}: leave out the +, which is for what is not there yet: {plain}.")
     return ConfigError(f"{culprit}: {_one_line(message)}." if culprit else f"{_one_line(message)}.")
+
+
+def _not_yaml(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = "a file of the config" if mark is None else f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
+    return f"{place}: is not YAML: {_one_line(getattr(error, 'problem', None) or str(error))}."
 
 
 def _unreadable(error: OverrideParseException, known: Known) -> str:
