@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## BP, DNI, DDG and FR with K=4 on real data (scikit-learn's digits), with figures and a table
 	FR_BENCH=$(BIN)/fr-bench scripts/demo.sh
 
-poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS= (see scripts/reproduce_poster.sh)
-	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh
+poster: setup ## the poster's comparison; DATASET=, MODEL=, EPOCHS=, SEEDS=, ARGS= (see scripts/reproduce_poster.sh)
+	FR_BENCH=$(BIN)/fr-bench scripts/reproduce_poster.sh $(ARGS)
 
 # They start the program a hundred times, so its bytecode is kept, whatever the environment says. Three workers on two
 # cores: much of a test is waiting for processes that start, or for one that must be seen to end.

@@ -185,6 +185,13 @@ def test_a_module_that_changes_its_input_in_place_is_refused_by_name() -> None:
     make_plan(tiny_config("fr", 2, model=model, partition=[2]))  # inside a module it harms nobody
 
 
+def test_a_block_that_returns_no_tensor_is_named() -> None:
+    model = {"_target_": "tiny_models.two_outputs", "name": "two"}
+    for partition in ([1], [2]):
+        with pytest.raises(ConfigError, match="block 'lstm' returns a tuple; every block takes one tensor and returns"):
+            make_plan(tiny_config("fr", 2, model=model, partition=partition))
+
+
 def test_ddg_with_current_weights_departs_from_the_published_gradient(tmp_path: Path) -> None:
     """The authors' code back-propagates old activations through new weights; alike only while weights stand still."""
     stashed = run_serial(tiny_config("ddg", 3), tmp_path / "stashed")

@@ -49,8 +49,11 @@ def test_the_model_has_the_loss_of_the_run(model: dict[str, str], tmp_path: Path
 def test_code_of_others_is_not_called_and_weights_that_are_missing_are_said(run_dir: Path, tmp_path: Path) -> None:
     text = (run_dir / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("fr_bench.models.mlp.mlp", "os.mkdir"))
-    with pytest.raises(ConfigError, match=r"would call os.mkdir"):
+    with pytest.raises(ConfigError, match=r"would call os.mkdir.* pass trust=True"):
         load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text(text.replace("fr_bench.models.mlp.mlp", "nobodys.package.net"))
+    with pytest.raises(ConfigError, match=r"_target_=nobodys.package.net: there is no such .* PYTHONPATH"):
+        load_model(tmp_path, trust=True)
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match="holds no weights"):
         load_model(tmp_path)

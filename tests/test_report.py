@@ -74,7 +74,7 @@ def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     write_run(tmp_path / "ddg2", "ddg", k=2, step_s=0.2)
     assert report(tmp_path) == 0
     rows = table(capsys.readouterr().out, "Speed")
-    columns = ("speed-up over BP, K = 1", "over locked BP, same K", "limit", "seconds an epoch", "efficiency")
+    columns = ("speed-up over BP, K = 1", "over locked BP, same K", "ideal limit", "seconds an epoch", "efficiency")
     assert [rows["FR 4"][column] for column in columns] == ["2", "2.5", "3.25", "2", "80 %"]
     assert [rows["DDG 2"][column] for column in columns] == ["2", "", "2.00", "2", "80 %"]
     assert [rows["BP 4"][column] for column in columns] == ["0.8", "1", "", "5", "80 %"]
@@ -260,7 +260,7 @@ def test_the_limit_is_that_of_a_device_a_module_and_not_of_replicas(tmp_path, ca
     for replicas in (1, 2):
         write_run(tmp_path / str(replicas), settings={"replicas": replicas})
     assert report(tmp_path) == 0
-    limits = {row["method"]: row["limit"] for row in table(capsys.readouterr().out, "Speed").values()}
+    limits = {row["method"]: row["ideal limit"] for row in table(capsys.readouterr().out, "Speed").values()}
     assert limits == {"FR": "1.75", "FR (replicas=2)": ""}
 
 

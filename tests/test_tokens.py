@@ -401,7 +401,7 @@ def test_dni_says_which_features_it_is_made_for() -> None:
 
 
 def test_an_output_without_a_logit_for_each_label_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the output has shape \(8, 2\), not \(8, 4, 4, 2\)"):
+    with pytest.raises(ConfigError, match=r"the output has shape \(8, 2\), not \(8, 4, 4, 2\)$"):
         make_plan(on(MAPS, "fr", 2, model={"_target_": "tiny_models.residual", "name": "tiny"}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -88,6 +89,21 @@ def grouped(params: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch
     for parameter in params:
         groups[{1: 0.0, 4: 10.0}.get(parameter.dim(), 1.0)].append(parameter)
     return torch.optim.SGD([{"params": group, "lr": lr * times} for times, group in groups.items() if group], lr=lr)
+
+
+class FirstOf(nn.Module):
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        return self.linear(both[0])
+
+
+def two_outputs(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """A block that returns a pair, for one that takes it."""
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 8))
+    return [("flat", flat), ("lstm", nn.LSTM(8, 8)), ("head", FirstOf(8, num_classes))]
 
 
 class PerPixel(nn.Module):

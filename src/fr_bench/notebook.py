@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fr_bench.commands.evaluate import fill, find_weights, read_config, read_weights, refuse_foreign_code
 from fr_bench.data import build_dataset, evaluation_inputs
 from fr_bench.models import build_blocks
+from fr_bench.planning.plan import check_model_and_data
 
 
 def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
@@ -56,5 +57,6 @@ def _read(run_dir: str | Path, trust: bool) -> dict[str, Any]:
     config = read_config(Path(run_dir))
     called = {key: config[key] for key in ("model", "dataset")}
     if not trust:
-        refuse_foreign_code(called, Path(run_dir))
+        refuse_foreign_code(called, Path(run_dir), trusting="pass trust=True")
+    check_model_and_data(called)
     return config

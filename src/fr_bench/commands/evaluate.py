@@ -65,8 +65,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
+def refuse_foreign_code(config: dict[str, Any], run_dir: Path, trusting: str = "add --trust") -> None:
     """Makes sure that the config of a run, which may be somebody else's, calls nothing but what fr-bench's own do.
+
+    Args:
+        trusting: how to say that it may.
 
     Raises:
         ConfigError: naming what it would call.
@@ -76,7 +79,7 @@ def refuse_foreign_code(config: dict[str, Any], run_dir: Path) -> None:
         verb = "is" if len(found) == 1 else "are"
         raise ConfigError(
             f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which {verb} not part of fr-bench; if that is "
-            "code of yours, or of somebody you trust, add --trust."
+            f"code of yours, or of somebody you trust, {trusting}."
         )
 
 
@@ -119,13 +122,14 @@ def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:
     Returns:
         ``test_loss``, ``test_error`` and, with a validation set, ``validation_loss``, ``validation_error``.
     """
-    from fr_bench.planning.plan import make_plan
+    from fr_bench.planning.plan import check_model_and_data, make_plan
     from fr_bench.training.evaluation import evaluate
     from fr_bench.transport.side import LocalSide
     from fr_bench.workers.sources import Sources
     from fr_bench.workers.worker import build_modules, configure_process
 
     weights = read_weights(folder)
+    check_model_and_data(config)
     plan = make_plan(without_tf32(config))
     configure_process(plan, 1)
     numbers = list(range(1, plan.k + 1))

@@ -117,6 +117,10 @@ class Network(nn.Module):
             after = [generator.get_state() for generator in generators]
             moved = not all(map(torch.equal, before, after))
             uses_torch = moved if random_ops is None else random_ops.seen
+            if not isinstance(h, Tensor):
+                raise TypeError(
+                    f"block '{name}' returns a {type(h).__name__}; every block takes one tensor and returns one"
+                )
             self._draws[name] = Draws.ANYWHERE if has_drawn() else Draws.TORCH if uses_torch else Draws.NOWHERE
             return h
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -325,7 +325,12 @@ def check_components(config: dict[str, Any]) -> type[Method]:
     check_callable("schedule", config["schedule"], ())
     with refusing("schedule", config["schedule"]):
         bind(config["schedule"])()  # it checks its own values
+    check_model_and_data(config)
+    return method
+
+
+def check_model_and_data(config: Mapping[str, Any]) -> None:
+    """The part of :func:`check_components` that concerns weights which are trained."""
     check_callable("model", config["model"], ("input_shape", "num_classes"))
     loader = {key: value for key, value in config["dataset"].items() if key not in COMMON_KEYS}
     check_callable("dataset", loader, ())
-    return method

@@ -96,7 +96,10 @@ def trace_modules(
         x = shapes[-1].output
     expected = (size, *sample.label_shape, sample.num_classes)
     if x.shape != expected:
-        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {expected}")
+        hint = ""
+        if sample.label_shape == (1,):
+            hint = "; labels of shape [N, 1] are one at each of 1 places: labels.squeeze(1) makes them one a sample"
+        raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {expected}{hint}")
     return shapes
 
 

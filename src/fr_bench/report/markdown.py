@@ -56,7 +56,7 @@ def _speed(rows: list[Row]) -> list[str]:
         "seconds an epoch": lambda row: _number(row.epoch_time_s, 3),
         "speed-up over BP, K = 1": lambda row: _number(row.speedup_vs_single, 3),
         "over locked BP, same K": lambda row: _number(row.speedup_vs_locked, 3),
-        "limit": lambda row: "" if row.limit is None else f"{row.limit:.2f}",
+        "ideal limit": lambda row: "" if row.limit is None else f"{row.limit:.2f}",
         "efficiency": lambda row: _percent(row.efficiency, 0),
     }
     targets = [row.seconds_to_target.test_error for row in rows if row.seconds_to_target]
@@ -66,8 +66,8 @@ def _speed(rows: list[Row]) -> list[str]:
     if published:
         columns["published speed-up"] = lambda row: _published(row.published_speedup, lambda each: f"{each.value:.2f}")
     notes = [
-        "Times are training alone: no evaluation, no logging. Limit: balanced modules, a backward of two forwards, "
-        "a transport that costs nothing. Efficiency: computing time of the busiest module over the "
+        "Times are training alone: no evaluation, no logging. Ideal limit: balanced modules, a backward of two "
+        "forwards, a transport that costs nothing. Efficiency: computing time of the busiest module over the "
         "step time, mean over the run. Mean ± sample standard deviation over the seeds; a speed-up is the ratio of two "
         "means, and its deviation follows from those of both."
     ]
