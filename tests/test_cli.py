@@ -277,6 +277,12 @@ def test_a_file_that_is_not_yaml_is_named_with_the_place(text, why, launch, tmp_
     assert not launch.started
 
 
+def test_jobs_that_would_share_a_folder_of_a_new_sweep_are_refused(launch, capsys):
+    assert train("-m", "debug=fast", "hydra.sweep.subdir=k${k}", "seed=1,2", "k=2") == 2
+    assert "seed=1 and seed=2: two jobs of the sweep would be one run" in capsys.readouterr().err
+    assert not launch.started
+
+
 def test_info_may_stand_at_the_end(launch, capsys):
     assert train("debug=fast", "-i") == 0
     assert "debug" in capsys.readouterr().out

@@ -279,7 +279,9 @@ class _Composer:
     def _combine(self, master: DictConfig, overrides: list[str], number: int) -> Job:
         try:
             shared = _as_typed(master.hydra.overrides.hydra)
-            return self._job(self._load([*shared, *overrides], RunMode.RUN), overrides, number)
+            config = self._load([*shared, *overrides], RunMode.RUN)
+            OmegaConf.copy_cache(master, config)  # one time and one run_id for all jobs, as Hydra will have it
+            return self._job(config, overrides, number)
         except ConfigError as error:
             raise in_combination(overrides, error) from error
 
