@@ -71,6 +71,26 @@ def test_a_sweep_trains_every_combination_and_tells_how_it_went(tmp_path):
     assert len(list(tmp_path.glob("multirun/*/*/summary.json"))) == 4
 
 
+def test_a_sweep_whose_own_code_was_edited_says_so_and_is_no_mean_with_the_runs_before(tmp_path, monkeypatch):
+    """Started again with one more seed: the run that is there was made by the code before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "edited.py").write_text("from fr_bench.methods.fr import FeaturesReplay as Mine\n")
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: edited.Mine\nname: mine\n")
+    words = ["-cd", "mine", "debug=fast", "max_steps=5", "method=mine", "k=2", "transport=serial", "sweep_dir=sweep"]
+    done = call(tmp_path, "train", "-m", *words, "seed=0")
+    assert done.returncode == 0 and "other code" not in done.stderr, done.stderr
+    with (tmp_path / "edited.py").open("a") as stream:
+        stream.write("# another version\n")
+    done = call(tmp_path, "train", "-m", *words, "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("was made by other code of edited than is there now; remove ") == 1
+    done = call(tmp_path, "report", "sweep", "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["runs_finished"] for row in rows] == ["1", "1"]
+    assert [row["variant"].partition("=")[0] for row in rows] == ["edited", "edited"]
+
+
 def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypatch, capsys):
     planned = []
 

@@ -483,7 +483,7 @@ def test_the_files_hold_what_is_printed(tmp_path, capsys):
 
 def test_curves_have_every_evaluation_and_where_the_runs_were_made(tmp_path, capsys):
     def made_at(run: Path, commit: str) -> None:
-        told = {"git": {"commit": commit}, "cpu": {"model": "a processor"}, "hostname": "mine", "command": ["/home/me"]}
+        told = {"git": {"commit": commit}, "code": {"mine": "3f2a"}, "hostname": "mine", "command": ["/home/me"]}
         (run / "env.json").write_text(json.dumps(told))
 
     for seed, commit in enumerate(("one", "other", "one")):
@@ -495,8 +495,8 @@ def test_curves_have_every_evaluation_and_where_the_runs_were_made(tmp_path, cap
     text = (tmp_path / "curves.json").read_text()
     found = json.loads(text)
     assert found["environments"] == [
-        {"git": {"commit": "one"}, "cpu": {"model": "a processor"}},
-        {"git": {"commit": "other"}, "cpu": {"model": "a processor"}},
+        {"git": {"commit": "one"}, "code": {"mine": "3f2a"}},
+        {"git": {"commit": "other"}, "code": {"mine": "3f2a"}},
     ]
     *whole, frozen = found["runs"]
     assert [(run["seed"], run["environment"], run["settings"], run["state"]) for run in found["runs"]] == [

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from fr_bench.training.trainer import Player, Trainer
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
 METHODS = ["bp", "fr", "ddg", "dni", "cdni", "dgl"]
+CHANGED = "The code of own_model has changed since"
 
 
 def stopped(config: dict[str, Any], run: Path, step: int) -> Path:
@@ -633,6 +635,78 @@ def test_a_finished_run_is_said_to_be_finished(tmp_path: Path, capsys: pytest.Ca
 def with_status(run: Path, **fields: Any) -> None:
     status = json.loads((run / "status.json").read_text()) | fields
     (run / "status.json").write_text(json.dumps(status))
+
+
+def own_model(folder: Path, comment: str = "") -> dict[str, Any]:
+    """A model of the user's own, whose code is another with another ``comment``."""
+    (folder / "own_model").mkdir(exist_ok=True)
+    (folder / "own_model" / "models.py").write_text(f"from tiny_models import residual as build\n# {comment}\n")
+    return {"_target_": "own_model.models.build", "name": "own"}
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("own_model", "own_model.models"):  # of the next test it is another
+        sys.modules.pop(name, None)
+
+
+def environment_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "env.json").read_text())
+
+
+def test_a_run_that_goes_on_with_other_code_of_the_users_own_says_so(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 3)
+    first = environment_of(run)["code"]
+    assert not any(CHANGED in line for line in train_here(config, run, stop_at=4))
+    assert environment_of(run)["code"] == first and "code_before" not in environment_of(run)
+    own_model(own_folder, "edited")
+    for stop_at in (6, None):  # also when it goes on once more, with the code that is there now
+        said = train_here(config, run, stop_at=stop_at)
+        assert said.count(f"{CHANGED} this run began: it goes on with what is there now.") == 1
+        assert environment_of(run)["code"] != first and environment_of(run)["code_before"] == [first]
+
+
+def test_a_run_that_starts_anew_is_made_by_the_code_that_is_there_now(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    train_here(config, own_folder / "run", cut_off_at=2)
+    own_model(own_folder, "edited")
+    said = train_here(config, own_folder / "run")
+    assert any("starts anew" in line for line in said) and not any(CHANGED in line for line in said)
+    assert "code_before" not in environment_of(own_folder / "run")
+
+
+def test_a_run_that_takes_over_from_one_of_other_code_says_so(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    source = stopped(config, own_folder / "source", 5)
+    own_model(own_folder, "edited")
+    said = train_here(config | {"resume": str(source)}, own_folder / "run")
+    assert said.count(f"{CHANGED} that run began: this one goes on with what is there now.") == 1
+    assert environment_of(own_folder / "run")["code_before"] == [environment_of(source)["code"]]
+
+
+def test_a_finished_run_of_other_code_is_said_to_be_one(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = tiny_config("fr", 2, model=own_model(own_folder)), own_folder / "run"
+    train_here(config, run)
+    run_training(config, run)
+    assert capsys.readouterr().err == f"fr-bench: {run} holds this run, finished; nothing to do\n"
+    own_model(own_folder, "edited")
+    run_training(config, run)
+    note = f"fr-bench: {run} was made by other code of own_model than is there now; remove {run} to run it again.\n"
+    assert capsys.readouterr().err.endswith(note)
+
+
+@pytest.mark.parametrize("code", [None, {}, "unknown"])
+def test_of_code_that_nobody_knows_nothing_is_said(code: Any, own_folder: Path) -> None:
+    """As of runs of older versions, and of packages that were installed then."""
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 5)
+    told = environment_of(run) | {"code": code}
+    (run / "env.json").write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    own_model(own_folder, "edited")
+    assert len(decide(config, RunDirectory(run), print).notes) == 1  # from which step it goes on
 
 
 def test_a_run_whose_process_is_alive_is_refused(tmp_path: Path) -> None:

@@ -297,6 +297,46 @@ def test_runs_whose_first_steps_were_made_otherwise_are_no_seeds_of_one_experime
     assert not problems
 
 
+def with_code(run, *history):
+    """``history``: hashes of the code that made its steps, the oldest first."""
+    before = {"code_before": history[:-1]} if history[1:] else {}
+    (run / "env.json").write_text(json.dumps({"code": history[-1], **before}))
+    return run
+
+
+OWN = {"method": {"name": "own", "_target_": "mine.methods.Own"}}
+ONE, OTHER = {"mine": "3f2a" + 12 * "0"}, {"mine": "77b0" + 12 * "0"}
+
+
+def test_runs_of_different_code_are_no_seeds_of_one_method(tmp_path, problems):
+    write_run(tmp_path / "before there was a hash", "bp", seed=0)
+    with_code(write_run(tmp_path / "built in", "bp", seed=1), {})
+    for seed, code in enumerate((ONE, ONE, OTHER)):
+        with_code(write_run(tmp_path / str(seed), seed=seed, settings=OWN), code)
+    with_code(write_run(tmp_path / "went on", seed=3, settings=OWN), ONE, OTHER)
+    write_run(tmp_path / "unknown", seed=4, settings=OWN)
+    assert {label: [run.seed for run in group.runs] for label, group in groups_of(tmp_path, problems).items()} == {
+        "BP, K = 2": [0, 1],
+        "own, K = 2": [4],
+        "own (mine=3f2a), K = 2": [0, 1],
+        "own (mine=77b0), K = 2": [2],
+        "own (mine=3f2a then 77b0), K = 2": [3],
+    }
+    assert not problems
+
+
+def test_code_that_is_the_same_wherever_it_is_used_is_in_no_label(tmp_path, problems):
+    with_code(write_run(tmp_path / "own", settings=OWN), ONE)
+    with_code(write_run(tmp_path / "fr"), {})
+    assert list(groups_of(tmp_path, problems)) == ["FR, K = 2", "own, K = 2"]
+
+
+def test_hashes_are_as_long_as_it_takes_to_tell_them_apart(tmp_path, problems):
+    for seed, digest in enumerate(("3f2a11", "3f2a12")):
+        with_code(write_run(tmp_path / str(seed), seed=seed, settings=OWN), {"mine": digest + 10 * "0"})
+    assert list(groups_of(tmp_path, problems)) == ["own (mine=3f2a11), K = 2", "own (mine=3f2a12), K = 2"]
+
+
 # --- measures
 
 
@@ -427,6 +467,19 @@ def test_runs_on_other_hardware_are_neither_averaged_nor_compared(tmp_path, prob
     assert [len(group.runs) for group in groups] == [1, 1, 1]
     found = {group.settings["hardware"]: baseline(group, groups, 2) for group in groups if group.method == "fr"}
     assert found["new"] is None and found["old"].method == "bp"
+
+
+def test_bp_is_compared_with_unless_other_code_than_the_methods_is_another(tmp_path, problems):
+    """A package that BP, too, is made by may hold the model."""
+    own_model = {"model": {"name": "tiny", "_target_": "mine.models.build"}}
+    with_code(write_run(tmp_path / "own", settings=OWN | own_model), ONE | {"method": "1"})
+    for seed, code in enumerate((ONE, OTHER)):
+        with_code(write_run(tmp_path / f"bp {seed}", "bp", seed=seed, settings=own_model), code)
+    groups = make_groups(find(tmp_path, problems), problems.append)
+    (own,) = (group for group in groups if group.method == "own")
+    assert [run.path.name for run in baseline(own, groups, 2).runs] == ["bp 0"]
+    only_other = [group for group in groups if group.runs[0].path.name != "bp 0"]
+    assert len(only_other) == 2 and baseline(own, only_other, 2) is None
 
 
 def test_runs_whose_modules_share_a_gpu_are_no_seeds_of_those_with_a_gpu_each(tmp_path, problems):

@@ -100,6 +100,8 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         meeting.say("start", {"is_finished": finished is not None, **start.description()})
     if finished is not None:
         say(f"{run_directory} holds this run, finished; nothing to do")
+        for note in start.notes if start.finished is not None else ():
+            say(note)
         return finished
     assert start.plan is not None
     with watch_signals(max_time_s(config)) as signals:
@@ -194,7 +196,8 @@ class Run:
         self.collector = Collector(plan.num_modules, plan.steps_per_epoch, batch_size, in_parallel, plan.num_replicas)
         described = {**plan.config, "plan": plan.description()}
         directory.write_config(described)
-        directory.write_environment(describe_environment(sys.argv, {**plan.config, "threads": plan.threads}))
+        environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads})
+        directory.write_environment(environment | ({"code_before": start.code_before} if start.code_before else {}))
         origin = settle_origin(start, plan, directory.path)
         self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names), origin)
         self.records = bring_records(start, directory)

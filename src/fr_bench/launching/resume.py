@@ -28,6 +28,7 @@ from fr_bench.components import bind
 from fr_bench.errors import ConfigError
 from fr_bench.launching.differences import MOVABLE, differences, refuse_differences
 from fr_bench.launching.origin import NAME as ORIGIN
+from fr_bench.planning.own_code import Code, changed_since, code_history, describe_code
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.run_directory import FoundRun, RunDirectory
 from fr_bench.records.run_files import read_json
@@ -46,6 +47,7 @@ class Start:
         found: the unfinished run in its directory, if there is one.
         resumption: None to begin at the beginning.
         source: the run whose records come first, None if there are none.
+        code_before: the user's own code that made the steps before, the oldest first; without what is there now.
         notes: for the user, in whole sentences.
     """
 
@@ -54,6 +56,7 @@ class Start:
     found: FoundRun | None = None
     resumption: Resumption | None = None
     source: Path | None = None
+    code_before: list[Code] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def description(self) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) 
     if found is not None:
         _refuse_other_run(found, config, directory)
         if found.state == "finished":
-            return Start(finished=found.summary)
+            return Start(finished=found.summary, notes=_made_by_other_code(config, directory.path))
         directory.refuse_if_alive(found)
         start = _go_on(config, found, directory, complain)
         if start.resumption is not None or config["resume"] == "auto":
@@ -173,9 +176,21 @@ def _start(
             f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
             "an empty pipe, weights and optimizer as they were."
         )
+    history, now = code_history(read_json(source / "env.json")), describe_code(plan.config)
+    if changed := changed_since(history, now):
+        began = "that run began: this one goes on" if found is None else "this run began: it goes on"
+        notes.append(f"The code of {changed} has changed since {began} with what is there now.")
+    code_before = history[:-1] if history[-1:] == [now] else history
     is_exact = is_whole and shape_of(checkpoint) == shape_of_plan(plan)
     resumption = Resumption(checkpoint, is_exact, has_trace)
-    return Start(plan, found=found, resumption=resumption, source=source, notes=notes)
+    return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
+
+
+def _made_by_other_code(config: dict[str, Any], finished: Path) -> list[str]:
+    changed = changed_since(code_history(read_json(finished / "env.json")), describe_code(config))
+    if changed is None:
+        return []
+    return [f"{finished} was made by other code of {changed} than is there now; remove {finished} to run it again."]
 
 
 def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import fr_bench
+from fr_bench.planning.own_code import describe_code
 
 LIBRARIES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 # Settings that change speed or bits. Nothing else of the environment is recorded: it may hold secrets.
@@ -48,6 +49,7 @@ def describe_environment(argv: list[str], config: dict[str, Any]) -> dict[str, A
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": argv,
         "versions": versions(),
+        "code": describe_code(config),
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "cpu": {

@@ -12,7 +12,7 @@ from fr_bench.report.groups import Group
 
 KINDS = {"evaluations": "eval", "sigma": "sigma"}  # what of metrics.jsonl is kept: its name here -> its kind there
 # Of env.json: what can change a number. Neither host nor date nor command, with the paths of somebody's machine.
-ORIGINS = ("git", "versions", "cpu", "gpus", "platform", "numerics")
+ORIGINS = ("git", "code_before", "code", "versions", "cpu", "gpus", "platform", "numerics")
 NUM_DIGITS = 6  # that are significant
 
 

@@ -1,8 +1,8 @@
 """Runs that differ in nothing but the seed, as one group with a label that says what sets it apart.
 
 Means are taken within a group only, so whatever can change a result or a time is part of a group's identity:
-every setting of config.yaml but those that only say what is written down, the cuts, the transport and the
-hardware.
+every setting of config.yaml but those that only say what is written down, the cuts, the transport, the hardware and
+the code of the user's own.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import PurePath
 from typing import Any
 
+from fr_bench.planning.own_code import NUM_DIGITS, code_history
 from fr_bench.records.reading import Record
 from fr_bench.records.runs import Complain, Run
 from fr_bench.settings.since_later import SINCE_LATER
@@ -45,6 +47,7 @@ SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {Tru
 BOUND_TO_K = ("cuts", "devices", "freeze", "module_lr", "num_devices", "partition", "threads", "transport")
 
 TARGET = "_target_"  # of a component's settings: the class or function it is made by
+CODE = "code."  # begins the names of the user's own packages, whose code env.json has the hash of
 THERE = "resume."  # begins the names of settings of the run that another took over from
 
 
@@ -160,6 +163,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
         settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
         settings |= _hardware(run, {str(device) for device in plan.get("devices") or []})
+    settings |= _code(run)
     settings["resume"] = _taken_over(run)
     if settings["resume"] is not None:
         settings |= dict(_settings_there(run.origin))
@@ -218,6 +222,15 @@ def _hardware(run: Run, devices: set[str]) -> dict[str, Any]:
     return {"num_devices": len(devices), "hardware": gpu.get("name", "cuda") if isinstance(gpu, dict) else "cuda"}
 
 
+def _code(run: Run) -> dict[str, list[str]]:
+    """The hashes of every package, the oldest first: several, where the run went on with other code."""
+    history = code_history(run.environment)
+    return {
+        f"{CODE}{name}": [digest for digest, _ in groupby(str(code.get(name, "?")) for code in history)]
+        for name in {name for code in history for name in code}
+    }
+
+
 def _group(runs: list[Run], complain: Complain) -> Group:
     first = runs[0]
     chosen: dict[Any, Run] = {}
@@ -257,9 +270,17 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
         rivals = [other for other in rivals if (other.method, other.k) == (group.method, group.k)]
     elif key.startswith(THERE):  # it goes without saying but where all else of the steps before is the same
         rivals = [other for other in rivals if other.settings.get("resume") == group.settings["resume"]]
+    elif key.startswith(CODE):  # others have none of it to differ in
+        rivals = [other for other in rivals if _has_code_of(key.removeprefix(CODE), other)]
     elif key in BOUND_TO_K:
         rivals = [other for other in rivals if other.k == group.k]
     return any(other.settings.get(key) != group.settings[key] for other in rivals)
+
+
+def _has_code_of(package: str, group: Group) -> bool:
+    """Whether a part of it is made by ``package``; of runs of older versions no hash says so."""
+    used = {str(value).partition(".")[0] for key, value in group.settings.items() if key.endswith(f".{TARGET}")}
+    return package in used or f"{CODE}{package}" in group.settings
 
 
 def _components(key: str, group: Group) -> Iterable[str]:
@@ -270,9 +291,13 @@ def _components(key: str, group: Group) -> Iterable[str]:
 
 
 def _words(key: str, value: Any, differing: list[str], rivals: list[Group]) -> str:
-    """``lr=0.1``, ``optimizer=Adam``, or the shorter words of SAID_SHORTER; empty for what goes without saying."""
+    """``lr=0.1``, ``optimizer=Adam``, ``my_package=3f2a``, or the words of SAID_SHORTER; empty for what goes unsaid."""
     if key == "resume":
         return str(value) if str(value).startswith("from ") else f"resumed from {PurePath(str(value)).name}"
+    if key.startswith(CODE):
+        hashes = {each for other in rivals for each in other.settings.get(key, ())}
+        length = next((n for n in range(4, NUM_DIGITS) if len({each[:n] for each in hashes}) == len(hashes)), None)
+        return f"{key.removeprefix(CODE)}={' then '.join(each[:length] for each in value)}"
     known = SAID_SHORTER.get(key)
     if known is not None and value in known:
         return known[value]

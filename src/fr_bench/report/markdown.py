@@ -88,8 +88,8 @@ def _speed(rows: list[Row]) -> list[str]:
         )
     if not any(row.speedup_vs_single for row in rows):
         notes.append(
-            "No speed-up over BP with K = 1: no such run with the same model, data, batch size, precision and "
-            "hardware is among those given."
+            "No speed-up over BP with K = 1: no such run with the same model, data, batch size, precision, "
+            "hardware and code of your own is among those given."
         )
     if any(row.group.in_one_process for row in rows):
         notes.append(

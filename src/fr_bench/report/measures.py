@@ -11,7 +11,7 @@ from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
 from fr_bench.records.reading import Record, number
 from fr_bench.records.runs import Run
-from fr_bench.report.groups import Group
+from fr_bench.report.groups import CODE, Group
 
 # Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.
 MEMORY_CATEGORIES = (*CATEGORIES, OTHER)
@@ -176,9 +176,9 @@ def peak_memory(run: Run, module: int) -> float | None:
 def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
     """Returns the BP group with ``k`` modules that ``group``'s times may be compared with, or None.
 
-    Data set, model, batch size, precision and hardware are the same (all but FREE_IN_A_COMPARISON); of several
-    the one that shares most settings. Where modules shared one process, the baseline's did too. It recomputes
-    nothing, as ordinary training does.
+    Data set, model, batch size, precision, hardware and the user's own code that both need are the same (all but
+    FREE_IN_A_COMPARISON); of several the one that shares most settings. Where modules shared one process, the
+    baseline's did too. It recomputes nothing, as ordinary training does.
     """
     rivals = [
         other
@@ -198,8 +198,10 @@ def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
 
 
 def differing_settings(one: Group, other: Group) -> list[str]:
-    """The keys of all settings that one of the two groups has otherwise, or not at all."""
+    """The keys of all settings that one of the two groups has otherwise, or not at all. Code of the user's own that
+    only one of them needs is none: what names it is, as ``method._target_``."""
     keys = one.settings.keys() | other.settings.keys()
+    keys -= {key for key in one.settings.keys() ^ other.settings.keys() if key.startswith(CODE)}
     return [key for key in keys if one.settings.get(key) != other.settings.get(key)]
 
 

@@ -5,26 +5,15 @@ A ``_target_`` is called with what stands beside it, so a config is a program: `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
+
+from fr_bench.planning.own_code import targets
 
 
 def foreign_targets(config: Any) -> list[str]:
     """The targets in ``config``, at any depth, that no config file of this program names."""
-    return sorted(set(_targets(config)) - _own_targets())
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "_target_":
-                yield str(value)
-            else:
-                yield from _targets(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _targets(item)
+    return sorted(set(targets(config)) - _own_targets())
 
 
 def _own_targets() -> set[str]:
@@ -32,4 +21,4 @@ def _own_targets() -> set[str]:
 
     groups = (folder for folder in resources.files("fr_bench.conf").iterdir() if folder.is_dir())
     files = (file for folder in groups for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return {target for file in files for target in _targets(yaml.safe_load(file.read_text()))}
+    return {target for file in files for target in targets(yaml.safe_load(file.read_text()))}
