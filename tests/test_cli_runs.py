@@ -243,6 +243,16 @@ def test_a_run_ends_well_whose_output_has_no_room_and_no_letters_for_it(tmp_path
     assert (closed.returncode, closed.stderr) == (0, "")
 
 
+def test_hydras_logging_can_be_turned_off(tmp_path):
+    """In a process of its own, whose logging it then is."""
+    words = ["train", "debug=fast", "max_steps=2", "k=1", "hydra/job_logging=disabled", "run_dir=run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_without_stdout_and_stderr_trains_in_processes_of_its_own(tmp_path):
     """As a daemon may start it."""
     words = ["debug=fast", "max_steps=3", "k=2", "transport=ipc", f"run_dir={tmp_path / 'run'}"]
