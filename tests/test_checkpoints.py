@@ -211,6 +211,11 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
     assert found == [f"step_{step:08d}" for step in range(8, 8 - keep, -1)]
 
 
+def test_all_checkpoints_are_kept_at_the_end_too_where_asked_for(tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, checkpoint={"every": 3, "keep": None}), tmp_path)
+    assert [folder.name[-2:] for folder in whole_folders(tmp_path / "checkpoints")] == ["10", "09", "06", "03"]
+
+
 def test_no_gradient_is_kept_for_longer_than_its_checkpoint(tmp_path: Path) -> None:
     train_here(tiny_config("fr", 2, checkpoint={"every": 2, "keep": 9}), tmp_path, cut_off_at=9)
     for step in (2, 4, 6, 8):

@@ -150,6 +150,16 @@ def test_weights_that_are_tied_are_saved_and_evaluated(tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["test_loss"] == last["test_loss"]
 
 
+def test_weights_of_a_step_have_the_error_of_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_here(tiny_config("fr", 2, checkpoint={"every": 5, "keep": None}), tmp_path)
+    expected = next(record for record in read_records(tmp_path) if record["kind"] == "eval" and record["step"] == 5)
+    assert main(["eval", str(tmp_path), "--trust", "--json", "--step", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+    (tmp_path / "checkpoints" / "step_00000005" / weights_file(1)).write_bytes(b"torn")
+    assert main(["eval", str(tmp_path), "--trust", "--step", "5"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("k", ["0", "-1"])
 def test_too_few_modules_are_refused(run_dir: Path, k: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run_dir), "--k", k, "--trust"]) == 2

@@ -21,7 +21,7 @@ MLP = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"}
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train_here(tiny_config("fr", 2, model=MLP, checkpoint={"every": 5}), folder)
+    train_here(tiny_config("fr", 2, model=MLP, checkpoint={"every": 5, "keep": None}), folder)
     return folder
 
 
@@ -44,6 +44,16 @@ def test_the_model_has_the_loss_of_the_run(model: dict[str, str], tmp_path: Path
     records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
     assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
     assert all(name.split(".")[0] in dict(model_of_run.named_children()) for name in model_of_run.state_dict())
+
+
+def test_a_checkpoint_is_had_by_its_step(run_dir: Path, tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, model=MLP, max_steps=5), tmp_path)  # its epochs, and so its schedule, are the same
+    expected = load_model(tmp_path).state_dict()
+    found = load_model(run_dir, step=5).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert not all(torch.equal(found[name], value) for name, value in load_model(run_dir).state_dict().items())
+    with pytest.raises(ConfigError, match=r"step 6: .*; there are 5, 10 \(checkpoint.every"):
+        load_model(run_dir, step=6)
 
 
 def test_code_of_others_is_not_called_and_weights_that_are_missing_are_said(run_dir: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from fr_bench.models import build_blocks
 from fr_bench.planning.plan import check_model_and_data
 
 
-def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
+def load_model(run_dir: str | Path, *, step: int | None = None, trust: bool = False) -> nn.Sequential:
     """The network of a run with its final weights, or those of its newest good checkpoint if it has not come so far.
 
     Args:
         run_dir: of the run, however many modules it had.
+        step: take the weights of the checkpoint after so many iterations instead.
         trust: whether to call what its config.yaml names where that is not fr-bench's own.
 
     Returns:
@@ -31,7 +32,7 @@ def load_model(run_dir: str | Path, *, trust: bool = False) -> nn.Sequential:
             are like, is not there, or it would call code of others.
     """
     config = _read(run_dir, trust)
-    folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"])
+    folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"], step)
     dataset = build_dataset(config["dataset"])
     model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
     fill(model, read_weights(folder), folder)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fr_bench.checkpoints.files import newest_good, weights_file
+from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, verify, weights_file, whole_folders
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.since_later import SINCE_LATER
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="fr-bench eval", description="Evaluates the final weights of a run.")
     parser.add_argument("run_dir", type=Path, help="a run directory, as the last line of a run names it")
     parser.add_argument("--k", type=int, help="modules to cut the network into (default: as it was trained)")
+    parser.add_argument("--step", type=int, help="the weights of the checkpoint after so many steps, if it is there")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--trust", action="store_true", help="call what config.yaml names, also where that is not fr-bench's own"
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
     if arguments.k is not None and arguments.k < 1:
         raise ConfigError(f"--k {arguments.k}: must be at least 1.")
     config = read_config(arguments.run_dir)
-    folder, which = find_weights(arguments.run_dir / "checkpoints", config["k"])
+    folder, which = find_weights(arguments.run_dir / "checkpoints", config["k"], arguments.step)
     if arguments.k is not None and arguments.k != config["k"]:
         config |= {"k": arguments.k, "partition": "equal", "freeze": [], "module_lr": None}
     # Weights are evaluated alike whatever trained them, and some methods cannot be planned for one process.
@@ -83,9 +84,28 @@ def refuse_foreign_code(config: dict[str, Any], run_dir: Path, trusting: str = "
         )
 
 
-def find_weights(checkpoints: Path, k: int) -> tuple[Path, str]:
+def find_weights(checkpoints: Path, k: int, step: int | None = None) -> tuple[Path, str]:
     """The folder of the final weights, and in words which; that of the newest good checkpoint where not all of the
-    run's ``k`` modules came to write theirs."""
+    run's ``k`` modules came to write theirs.
+
+    Args:
+        step: take those of the checkpoint after so many steps instead.
+
+    Raises:
+        ConfigError: there is none after ``step`` steps, or it is damaged.
+    """
+    if step is not None:
+        found = {int(folder.name.rpartition("_")[2]): folder for folder in whole_folders(checkpoints)}
+        if step not in found:
+            there = f"there are {', '.join(map(str, sorted(found)))}" if found else "there is none"
+            raise ConfigError(
+                f"step {step}: {checkpoints} has no checkpoint after so many steps; {there} (checkpoint.every=N makes "
+                "them, with checkpoint.keep=null they stay)."
+            )
+        try:
+            return verify(found[step]).folder, f"weights after step {step}"
+        except DamagedCheckpoint as error:
+            raise ConfigError(f"{found[step]}: is damaged: {error}.") from error
     final = checkpoints / "final"
     if not all((final / weights_file(number)).exists() for number in range(1, k + 1)):
         checkpoint = newest_good(checkpoints, lambda line: print(f"fr-bench: {line}", file=sys.stderr))

@@ -99,8 +99,9 @@ class CheckpointBook:
         }
         write_manifest(self._checkpoints, json.loads(strict_json(manifest)))
         self.last_step = step
-        # A finished run needs but the one at its end.
-        keep_newest(self._checkpoints, 1 if step == plan.num_steps else plan.config["checkpoint"]["keep"])
+        keep = plan.config["checkpoint"]["keep"]
+        if keep is not None:  # a finished run needs but the one at its end
+            keep_newest(self._checkpoints, 1 if step == plan.num_steps else keep)
 
     def _say_failed(self, step: int, message: str) -> None:
         if not self._has_complained:

@@ -75,7 +75,7 @@ class CheckpointConfig:
 
     every: int | None = MISSING
     minutes: float | None = MISSING
-    keep: int = MISSING
+    keep: int | None = MISSING
 
 
 @dataclass
@@ -228,13 +228,13 @@ def _check_sigma(every: int, window: int) -> None:
         )
 
 
-def _check_checkpoint(every: int | None, minutes: float | None, keep: int) -> None:
+def _check_checkpoint(every: int | None, minutes: float | None, keep: int | None) -> None:
     if every is not None and every < 1:
         raise ConfigError(f"checkpoint.every={every}: must be an integer of at least 1, or null.")
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"checkpoint.minutes={minutes:g}: must be above 0, or null.")
-    if keep < 1:
-        raise ConfigError(f"checkpoint.keep={keep}: must be an integer of at least 1.")
+    if keep is not None and keep < 1:
+        raise ConfigError(f"checkpoint.keep={keep}: must be an integer of at least 1, or null.")
 
 
 def _check_devices(devices: list[int] | None, device: str) -> None:
