@@ -30,13 +30,17 @@ from fr_bench.launching.launch import Run, check_plan, run_training
 from fr_bench.launching.resume import decide
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.module import Module
+from fr_bench.notebook import load_model
+from fr_bench.planning.plan import make_plan
 from fr_bench.records import run_directory
 from fr_bench.records.collector import Collector
 from fr_bench.records.run_directory import RunDirectory
+from fr_bench.records.run_files import read_json
 from fr_bench.records.runs import find_runs
 from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
+from fr_bench.workers.sources import Sources
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
 METHODS = ["bp", "fr", "ddg", "dni", "cdni", "dgl"]
@@ -234,6 +238,39 @@ def test_with_another_k_weights_and_optimizer_go_on_and_the_method_begins_anew(
         train_here(tiny_config(method, after, resume=str(source)), tmp_path / f"{method}-other")
         steps = [record["step"] for record in read_records(tmp_path / f"{method}-other") if record["kind"] == "train"]
         assert steps == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("before", "after"), [("bp", "fr"), ("fr", "bp"), ("dni", "ddg"), ("fr", "dgl")])
+def test_with_another_method_weights_and_optimizer_go_on_and_it_begins_anew(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    source = stopped(tiny_config(before, 3), tmp_path / "source", 5)
+    said = train_here(tiny_config(after, 3, resume=str(source)), tmp_path / "other")
+    told = f"That run had method={before}, k=3: weights and optimizer are taken, the method begins anew with method="
+    assert any(line.startswith(f"{told}{after}, k=3") for line in said), said
+    records = read_records(tmp_path / "other")
+    assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, 11))
+    assert read_json(tmp_path / "other" / "origin.json")["method"] == before
+    # The same command goes on there, and BP, which keeps nothing, does not depend on K.
+    config = tiny_config(after, 3, resume=str(source))
+    train_here(config, stopped(config, tmp_path / "in two pieces", 8))
+    assert_same_run(tmp_path / "other", tmp_path / "in two pieces")
+    if after == "bp":
+        train_here(tiny_config("bp", 1, resume=str(source)), tmp_path / "k1")
+        for name, value in read_weights(tmp_path / "k1").items():
+            assert torch.equal(value, read_weights(tmp_path / "other")[name]), name
+
+
+def test_a_method_begins_with_the_weights_that_another_one_left(tmp_path: Path) -> None:
+    source = stopped(tiny_config("bp", 2), tmp_path / "source", 5)
+    train_here(tiny_config("fr", 2, resume=str(source)), tmp_path / "other")
+    first = next(r for r in read_records(tmp_path / "other") if r["kind"] == "train" and r["step"] == 6)
+    model = load_model(source, trust=True).train()
+    plan = make_plan(tiny_config("fr", 2))
+    sources = Sources(plan, [1, 2])
+    assert sources.images is not None and sources.labels is not None
+    logits = model(sources.images.batch(5))
+    assert first["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, sources.labels.batch(5))))
 
 
 def sigma_of(run: Path) -> dict[int, list[float]]:
@@ -579,7 +616,7 @@ def test_what_may_change_from_another_run_and_what_may_not(tmp_path: Path) -> No
     start = decide(tiny_config("fr", 2, epochs=4, max_steps=17, threads=1, resume=source), directory, print)
     assert start.plan is not None and start.plan.num_steps == 17 and start.resumption is not None
     for change, why in (
-        ({"batch_size": 4}, "batch_size is 8 there and 4 here; only epochs, max_steps, k"),
+        ({"batch_size": 4}, "batch_size is 8 there and 4 here; only method, epochs, max_steps, k"),
         ({"max_steps": 3}, "after step 5, this run ends after 3; more epochs"),
         ({"partition": [1]}, "partition is"),
     ):

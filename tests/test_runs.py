@@ -259,6 +259,7 @@ def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_pa
     write_run(tmp_path / "k4 again", seed=1, settings=longer, origin=ORIGIN)
     write_run(tmp_path / "twice", seed=0, settings=moved, origin=ORIGIN | {"k": 3, "step": 20, "origin": ORIGIN})
     write_run(tmp_path / "nobody knows", seed=0, settings=moved)
+    write_run(tmp_path / "warmed up", seed=0, origin=ORIGIN | {"method": "bp"})
     write_run(tmp_path / "in one piece", seed=1, settings=longer, origin=ORIGIN | {"is_exact": True, "num_steps": 30})
     labels = {label: [run.seed for run in group.runs] for label, group in groups_of(tmp_path, problems).items()}
     assert labels == {
@@ -266,6 +267,7 @@ def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_pa
         "FR (from K=4 at step 10 of 10), K = 2": [0, 1],
         "FR (from K=4 at step 10 of 10, K=3 at step 20 of 10), K = 2": [0],
         "FR (resumed from a), K = 2": [0],
+        "FR (from BP, K=4 at step 10 of 10), K = 2": [0],
     }
     assert not problems
 

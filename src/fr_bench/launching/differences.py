@@ -14,10 +14,10 @@ LOGGING = (
     "checkpoint", "cluster", "console", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "profile",
     "resume", "run_dir", "sweep_dir", "trace", "wandb",
 )  # fmt: skip
-# A run that goes on in a new directory may also change these; and with another k what goes with k.
+# A run that goes on in a new directory may also change these; and with another k, or method, what goes with k.
 MOVABLE = (
-    "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs", "streams",
-    "diagnostics",
+    "method", "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs",
+    "streams", "diagnostics",
 )  # fmt: skip
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
 
@@ -54,7 +54,7 @@ def differences(
         cuts: that ``before`` came to: asking for them is no difference.
     """
     ignored = {*LOGGING, *may_change}
-    if "k" in may_change and before.get("k") != now["k"]:
+    if any(key in may_change and before.get(key) != now[key] for key in ("k", "method")):
         ignored |= set(BOUND_TO_K)
     if cuts is not None and now["partition"] == cuts:
         ignored.add("partition")
@@ -64,17 +64,18 @@ def differences(
 
 def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """All of them, one a setting, in words."""
-    flat_before, flat_now = _flat(before), _flat(now)
+    flat_before, flat_now = flat(before), flat(now)
     found = []
     for key in dict.fromkeys([*flat_now, *flat_before]):
-        there, here = (flat.get(key, SINCE_LATER.get(key)) for flat in (flat_before, flat_now))
+        there, here = (each.get(key, SINCE_LATER.get(key)) for each in (flat_before, flat_now))
         if there != here:
             found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
     return found
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optimizer": {"lr": 0.1}}`` as ``{"optimizer.lr": 0.1}``."""
+    found: dict[str, Any] = {}
     for key, value in json.loads(strict_json(node)).items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fr_bench.checkpoints.files import remove_after
-from fr_bench.launching.resume import Start, shape_of, shape_of_plan
+from fr_bench.launching.resume import Start, has_modules_of
 from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.run_files import strict_json, write_text
@@ -57,7 +57,7 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
         (kept if is_before else dropped).append(record)
     if start.resumption is None:
         dropped, kept = [*kept, *dropped], []
-    elif start.plan is not None and shape_of(start.resumption.checkpoint) != shape_of_plan(start.plan):
+    elif start.plan is not None and not has_modules_of(start.resumption.checkpoint, start.plan):
         kept = [record for record in kept if "module" not in record]  # those were other modules
     if kept or directory.metrics.exists():
         write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr_bench.components import bind
+from fr_bench.launching.differences import flat
 from fr_bench.records.run_files import read_json, strict_json, write_text
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _describe(start: Start, plan: Plan) -> Record:
         "step": checkpoint.step,
         "epoch": checkpoint.step / plan.steps_per_epoch,
         "train_time": checkpoint.manifest["train_time"],
+        "method": config["method"]["name"],
         "k": checkpoint.k,
         "replicas": checkpoint.replicas,
         "num_steps": min(config["epochs"] * plan.steps_per_epoch, config["max_steps"] or sys.maxsize),
@@ -53,6 +55,7 @@ def _describe(start: Start, plan: Plan) -> Record:
         "settings": {
             "cuts": checkpoint.manifest["cuts"],
             **{key: config.get(key) for key in ("epochs", "freeze", "module_lr")},
+            **(flat({"method": config["method"]}) if config["method"] != plan.config["method"] else {}),
         },
         "origin": origin,
     }

@@ -26,7 +26,7 @@ from fr_bench.checkpoints.files import (
 )
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
-from fr_bench.launching.differences import MOVABLE, differences, refuse_differences
+from fr_bench.launching.differences import MOVABLE, differences, plain_differences, refuse_differences
 from fr_bench.launching.origin import NAME as ORIGIN
 from fr_bench.planning.own_code import Code, changed_since, code_history, describe_code
 from fr_bench.planning.plan import Plan, make_plan
@@ -150,14 +150,23 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     if checkpoint is None:
         raise ConfigError(f"resume={source.path}: has no checkpoint that can be used.")
     _refuse_other_settings(checkpoint.manifest, config)
-    same_k = checkpoint.k == config["k"]
-    plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_k else make_plan(config)
+    same_method = has_method_of(checkpoint, config)
+    same_cuts = same_method and checkpoint.k == config["k"]
+    plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_cuts else make_plan(config)
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
-    before, now = shape_of(checkpoint), shape_of_plan(plan)
-    if before != now:
-        was, is_now = (f"k={k}" + (f", replicas={d}" if before[1] != now[1] else "") for k, d in (before, now))
-        notes.append(f"That run had {was}: weights and optimizer are taken, the method begins anew with {is_now}.")
+    if not has_modules_of(checkpoint, plan):
+        (k_then, d_then), (k, d) = shape_of(checkpoint), shape_of_plan(plan)
+        then, now = [f"k={k_then}"], [f"k={k}"]
+        if d_then != d:
+            then, now = [*then, f"replicas={d_then}"], [*now, f"replicas={d}"]
+        if not same_method:
+            names = (checkpoint.manifest["config"]["method"]["name"], config["method"]["name"])
+            then, now = ([f"method={name}", *words] for name, words in zip(names, (then, now), strict=True))
+        notes.append(
+            f"That run had {', '.join(then)}: weights and optimizer are taken, the method begins anew with "
+            f"{', '.join(now)}."
+        )
     notes += _rescheduled(checkpoint, plan)
     return _start(plan, checkpoint, None, source.path, notes)
 
@@ -181,7 +190,7 @@ def _start(
         began = "that run began: this one goes on" if found is None else "this run began: it goes on"
         notes.append(f"The code of {changed} has changed since {began} with what is there now.")
     code_before = history[:-1] if history[-1:] == [now] else history
-    is_exact = is_whole and shape_of(checkpoint) == shape_of_plan(plan)
+    is_exact = is_whole and has_modules_of(checkpoint, plan)
     resumption = Resumption(checkpoint, is_exact, has_trace)
     return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
 
@@ -201,6 +210,16 @@ def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
 def shape_of_plan(plan: Plan) -> tuple[int, int]:
     """The same of a plan."""
     return plan.k, plan.config["replicas"]
+
+
+def has_method_of(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether the run that made ``checkpoint`` had the method of ``config``, with the same settings."""
+    return not plain_differences(checkpoint.manifest["config"]["method"], config["method"])
+
+
+def has_modules_of(checkpoint: Checkpoint, plan: Plan) -> bool:
+    """Whether what the modules kept at ``checkpoint`` is what those of ``plan`` go on with."""
+    return shape_of(checkpoint) == shape_of_plan(plan) and has_method_of(checkpoint, plan.config)
 
 
 def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:

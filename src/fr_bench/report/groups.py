@@ -184,7 +184,7 @@ def _taken_over(run: Run) -> str | None:
         num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
         in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
         in_one_piece = in_one_piece and not run.origin.get("origin")
-    return None if in_one_piece else f"from {_stages(run.origin)}"
+    return None if in_one_piece else f"from {_stages(run.origin, run.config['method']['name'])}"
 
 
 def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str, Any]]:
@@ -196,12 +196,15 @@ def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str,
         yield from _settings_there(earlier, f"{stage}_before")
 
 
-def _stages(origin: Record) -> str:
-    """``K=2 at step 100 of 400``: a run that took over itself has several such stages."""
+def _stages(origin: Record, method: str) -> str:
+    """``K=2 at step 100 of 400``, of another method than ``method`` ``BP, K=2 at ...``; a run that took over itself has
+    several such stages."""
+    name = origin.get("method", method)  # those of older versions had the same
+    of_method = "" if name == method else f"{METHOD_NAMES.get(name, name)}, "
     replicas = f", replicas={origin.get('replicas')}" if origin.get("replicas") not in (None, 1) else ""
-    stage = f"K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
+    stage = f"{of_method}K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
     earlier = origin.get("origin")
-    return f"{_stages(earlier)}, {stage}" if isinstance(earlier, dict) and earlier else stage
+    return f"{_stages(earlier, method)}, {stage}" if isinstance(earlier, dict) and earlier else stage
 
 
 def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
