@@ -216,6 +216,7 @@ def test_what_went_wrong_first_is_told_though_the_end_of_the_capture_fails_too(
         ("fr", {"devices": "cuda", "replicas": 2}, "replicas send their gradients"),
         ("fr", {"devices": "cuda", "dropout": 0.5}, "block 'block1' draws random numbers, such as those of dropout"),
         ("fr", {"devices": "cuda", "model": "noisy"}, "block 'noise' draws random numbers"),
+        ("fr", {"devices": "cuda", "model": "layer_drop", "of": "python"}, "block 'block1' draws random numbers"),
     ],
 )
 def test_where_there_are_no_graphs_it_is_refused(
@@ -225,8 +226,7 @@ def test_where_there_are_no_graphs_it_is_refused(
     if "weights" in settings:
         config["method"]["weights"] = settings["weights"]
     config["model"] = {"_target_": f"tiny_models.{settings.get('model', 'residual')}", "name": "tiny"}
-    if "dropout" in settings:
-        config["model"]["dropout"] = settings["dropout"]
+    config["model"] |= {key: settings[key] for key in ("dropout", "of") if key in settings}
     if settings.get("devices") == "cuda":
         monkeypatch.setattr("fr_bench.planning.site.module_devices", lambda device, devices, k, launch: ["cuda:0"] * k)
     with pytest.raises(ConfigError, match=f"^cuda_graphs=true: .*{message}"):

@@ -100,6 +100,17 @@ def test_dropout_draws_the_same_in_play_and_replay(gpu: dict[str, Any], tmp_path
     assert_same(run_serial(tiny_config("fr", 1, model=model, **gpu), tmp_path / "fr"), bp)
 
 
+@pytest.mark.parametrize("of", ["torch", "python", "numpy"])
+def test_layers_that_are_dropped_by_a_draw_on_the_host_are_the_same_in_every_pass(
+    of: str, gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}
+    bp = run_serial(tiny_config("bp", 1, model=model, **gpu), tmp_path / "1")
+    assert_same(run_serial(tiny_config("bp", 4, model=model, **gpu), tmp_path / "4"), bp)
+    fr = run_serial(tiny_config("fr", 3, model=model, **gpu), tmp_path / "fr")
+    assert_same(run_processes(tiny_config("fr", 3, "ipc", model=model, **gpu), tmp_path / "ipc"), fr)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, gpu: dict[str, Any], tmp_path: Path) -> None:
     train_here(tiny_config(method, 3, **gpu), tmp_path / "alone")
