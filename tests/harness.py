@@ -92,6 +92,7 @@ CONFIG: dict[str, Any] = {
     "deterministic": False,
     "module_lr": None,
     "clip_norm": None,
+    "label_smoothing": 0.0,
     "freeze": [],
     "log_every": 1,
     "diagnostics": {"sigma": {"every": 0, "window": 1}},

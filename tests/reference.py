@@ -31,7 +31,7 @@ class Reference:
     def __init__(self, config: dict[str, Any], cuts: list[int]) -> None:
         torch.set_num_threads(1)
         self.K = len(cuts) + 1
-        self.B = config["batch_size"]
+        self.B, self.smoothing = config["batch_size"], config["label_smoothing"]
         dtype = DTYPES[config["precision"]]
         data = build_dataset(config["dataset"])
         order = SeededOrder(len(data.train.labels), self.B, config["seed"])
@@ -86,7 +86,9 @@ class Reference:
     def loss(self, logits: Tensor, t: int) -> Tensor:
         y = self.labels.batch(t)
         num_labels = y[0].numel()  # of a sample
-        sum_over_labels = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="sum")
+        sum_over_labels = F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="sum", label_smoothing=self.smoothing
+        )
         loss = sum_over_labels / num_labels / self.B
         self.losses.append(loss.item())
         return loss
@@ -290,7 +292,8 @@ def dgl(config: dict[str, Any], cuts: list[int]) -> Reference:
                     A[k].parameters(), lr=r.base_lr, momentum=optimizer["momentum"],
                     weight_decay=optimizer["weight_decay"],
                 )  # fmt: skip
-            loss = F.cross_entropy(A[k](h), r.labels.batch(t), reduction="sum") / r.B
+            labels = r.labels.batch(t)
+            loss = F.cross_entropy(A[k](h), labels, reduction="sum", label_smoothing=r.smoothing) / r.B
             loss.backward()
         r.top(h, t)
         for k in range(1, r.K + 1):

@@ -601,6 +601,7 @@ MISTAKES = [
     (["module_lr=[2,1,1,0]"], ["module_lr=", "above 0"]),
     (["freeze=[5]"], ["freeze=[5]", "k=4"]),
     (["clip_norm=0"], ["clip_norm=0", "above 0"]),
+    (["label_smoothing=1"], ["label_smoothing=1", "at least 0 and below 1"]),
     (["devices=[0]", "device=cpu"], ["devices=[0]", "device=cpu"]),
     (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
     (["method.name=a/b"], ["method.name", "a/b"]),

@@ -14,20 +14,23 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from harness import METHODS, assert_same, run_processes, run_serial, tiny_config, train_here
-from test_exactness import assert_matches_reference
+from harness import METHODS, assert_same, read_records, run_processes, run_serial, tiny_config, train_here
+from test_exactness import SIMULATIONS, assert_matches_reference
 from tiny_models import LayerDrop
 
 from fr_bench.data import build_dataset
 from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.methods.auxiliary import AuxiliaryNetwork
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.models import build_blocks
+from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
+from fr_bench.notebook import load_model, load_test_set
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.diagnostics import GradientSums
 
@@ -183,6 +186,35 @@ def test_a_module_that_changes_its_input_in_place_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"module 2: block 'bad' changes the input of its module in place"):
         make_plan(tiny_config("fr", 2, model=model, partition=[1]))
     make_plan(tiny_config("fr", 2, model=model, partition=[2]))  # inside a module it harms nobody
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "dgl"])
+def test_label_smoothing_is_that_of_torch_in_training_alone(method: str, tmp_path: Path) -> None:
+    config = tiny_config(method, 3, label_smoothing=0.1, precision="fp64")
+    simulated = SIMULATIONS[method](config, make_plan(config).cuts)
+    result = run_serial(config, tmp_path)
+    assert_matches_reference(result, simulated, tolerance=1e-12)
+    assert result.losses != run_serial(config | {"label_smoothing": 0.0}, tmp_path / "without").losses
+    for account in result.of("memory"):
+        assert all(account[name] == account[f"predicted_{name}"] for name in CATEGORIES)
+
+
+def test_evaluations_smooth_no_labels(tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, label_smoothing=0.3), tmp_path)
+    images, labels = load_test_set(tmp_path, trust=True)
+    with torch.no_grad():
+        loss = F.cross_entropy(load_model(tmp_path, trust=True)(images), labels)
+    last = [record for record in read_records(tmp_path) if record["kind"] == "eval"][-1]
+    assert last["test_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5), (2, 3, 3, 5)])
+def test_a_smoothed_loss_is_that_of_torch_for_any_number_of_labels(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, shape[:-1], generator=generator)
+    of_all = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), label_smoothing=0.3)
+    assert float(loss_sum(logits, labels, 0.3)) == pytest.approx(shape[0] * float(of_all), rel=1e-12)
 
 
 def test_a_block_that_returns_no_tensor_is_named() -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import PEERS, ListConnection, Result, assert_same, run_processes, run_serial, tiny_config
+from harness import PEERS, ListConnection, Result, assert_close, assert_same, run_processes, run_serial, tiny_config
 from reference import Reference
 from torch import Tensor, nn
 
@@ -279,6 +279,13 @@ def test_1f1b_holds_fewer_graphs_than_gpipe(tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_contiguous_reaches_the_module_below(tmp_path: Path) -> None:
     config = tiny_config("1f1b", 2, "gloo", model=WITHOUT_NORM, epochs=1)
     MicroBatched(config, 4).assert_equals(run_processes(config | {"partition": [2]}, tmp_path))
+
+
+@pytest.mark.parametrize("peer", ["ddp", "1f1b"])
+def test_peers_smooth_labels_as_bp_does(peer: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"model": WITHOUT_NORM, "label_smoothing": 0.2, "precision": "fp64"}
+    bp = run_serial(tiny_config("bp", 1, **changes), tmp_path / "bp")
+    assert_close(run_processes(tiny_config(peer, 2, "gloo", **changes), tmp_path / "peer"), bp)
 
 
 def test_ddp_without_batch_norm_is_bp(tmp_path: Path) -> None:

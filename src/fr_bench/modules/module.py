@@ -85,6 +85,7 @@ class Module:
         global_batch_size: what the loss's sum is divided by.
         frozen: the module runs but never steps (DESIGN's control for 'learning is real').
         clip_norm: largest norm of the module's gradient, or None.
+        label_smoothing: of the loss, see :func:`fr_bench.modules.loss.loss_sum`.
         num_classes, seed: of the run.
         precision: ``bf16`` runs the passes under autocast; the others need nothing here.
     """
@@ -104,6 +105,7 @@ class Module:
         watch: Stopwatch,
         frozen: bool = False,
         clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
         precision: str = "fp32",
     ) -> None:
         self.k, self.num_modules = place.k, place.num_modules
@@ -128,6 +130,7 @@ class Module:
         self.watch = watch
         self.frozen = frozen
         self.clip_norm = clip_norm
+        self.label_smoothing = label_smoothing
         self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
         self.passes = Passes(network, precision, is_bottom=self.k == 1, is_top=self.is_top)
@@ -197,7 +200,7 @@ class Module:
 
     def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The same of any logits [B, ..., classes], without counting errors and untimed."""
-        return loss_sum(logits, targets) / self.global_batch_size
+        return loss_sum(logits, targets, self.label_smoothing) / self.global_batch_size
 
     def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
         """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1, and

@@ -158,7 +158,7 @@ class PeerTask:
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, summed over the samples at hand and divided by the global batch size."""
-        return loss_sum(logits, y) / self.config["batch_size"]
+        return loss_sum(logits, y, self.config["label_smoothing"]) / self.config["batch_size"]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -22,8 +22,8 @@ BUSY = ("play_s", "learn_s", "send_s")
 # another K, and what changes the numbers but hardly the time. All other settings must agree, `freeze` too: modules
 # that do not learn do less work.
 FREE_IN_A_COMPARISON = (
-    "method.", "optimizer.", "schedule.", "epochs", "max_steps", "module_lr", "clip_norm", "cuts",
-    "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "streams",
+    "method.", "optimizer.", "schedule.", "epochs", "max_steps", "module_lr", "clip_norm", "label_smoothing",
+    "cuts", "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "streams",
     "resume", "resume.",
 )  # fmt: skip
 

@@ -62,6 +62,7 @@ RECIPE: dict[str, tuple[Any, ...]] = WHOLE | {
     "schedule.gamma": (0.1,),
     "schedule.warmup_epochs": (0,),
     "clip_norm": (None,),
+    "label_smoothing": (None,),
     "module_lr": (None,),
     "method.carry_history": (None, True),
     "method.num_convolutions": (None, 3),

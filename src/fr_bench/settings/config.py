@@ -108,6 +108,7 @@ class Config:
     deterministic: bool = MISSING
     module_lr: list[float] | None = MISSING
     clip_norm: float | None = MISSING
+    label_smoothing: float = MISSING
     freeze: list[int] = MISSING
     log_every: int = MISSING
     dry_run: bool = MISSING
@@ -141,6 +142,8 @@ def check(config: dict[str, Any]) -> None:
         raise ConfigError(f"threads={config['threads']}: must be at most {MOST_THREADS}.")
     for key, choices in CHOICES.items():
         _check_choice(key, config["wandb"]["mode"] if key == "wandb.mode" else config[key], choices)
+    if not 0 <= config["label_smoothing"] < 1:
+        raise ConfigError(f"label_smoothing={config['label_smoothing']}: must be at least 0 and below 1.")
     if config["clip_norm"] is not None and config["clip_norm"] <= 0:
         raise ConfigError(f"clip_norm={config['clip_norm']}: must be above 0, or null for no clipping.")
     if config["memory_limit_gb"] is not None and config["memory_limit_gb"] <= 0:

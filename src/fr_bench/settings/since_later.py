@@ -7,4 +7,5 @@ SINCE_LATER = {
     "cuda_graphs": False,
     "streams": True,
     "profile": 0,
+    "label_smoothing": 0.0,
 }

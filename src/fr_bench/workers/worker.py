@@ -254,6 +254,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 watch=make_stopwatch(torch.device(plan.devices[number - 1])),
                 frozen=place.k in config["freeze"],
                 clip_norm=config["clip_norm"],
+                label_smoothing=config["label_smoothing"],
                 precision=config["precision"],
             )
         )
