@@ -261,6 +261,14 @@ def test_with_another_method_weights_and_optimizer_go_on_and_it_begins_anew(
             assert torch.equal(value, read_weights(tmp_path / "other")[name]), name
 
 
+def test_a_method_with_other_settings_begins_anew_too(tmp_path: Path) -> None:
+    source = stopped(tiny_config("fr", 3), tmp_path / "source", 5)
+    config = tiny_config("fr", 3, resume=str(source))
+    config["method"]["bn_stats"] = "both"
+    said = train_here(config, tmp_path / "other")
+    assert any(line.startswith("That run had method=fr with other settings, k=3: weights and") for line in said), said
+
+
 def test_a_method_begins_with_the_weights_that_another_one_left(tmp_path: Path) -> None:
     source = stopped(tiny_config("bp", 2), tmp_path / "source", 5)
     train_here(tiny_config("fr", 2, resume=str(source)), tmp_path / "other")

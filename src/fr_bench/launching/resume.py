@@ -161,8 +161,9 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
         if d_then != d:
             then, now = [*then, f"replicas={d_then}"], [*now, f"replicas={d}"]
         if not same_method:
-            names = (checkpoint.manifest["config"]["method"]["name"], config["method"]["name"])
-            then, now = ([f"method={name}", *words] for name, words in zip(names, (then, now), strict=True))
+            name_then, name = checkpoint.manifest["config"]["method"]["name"], config["method"]["name"]
+            others = " with other settings" if name_then == name else ""
+            then, now = [f"method={name_then}{others}", *then], [f"method={name}", *now]
         notes.append(
             f"That run had {', '.join(then)}: weights and optimizer are taken, the method begins anew with "
             f"{', '.join(now)}."
