@@ -277,6 +277,15 @@ def test_a_file_that_is_not_yaml_is_named_with_the_place(text, why, launch, tmp_
     assert not launch.started
 
 
+def test_a_finished_run_may_be_where_nothing_can_be_written(launch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert train("debug=fast", "run_dir=run") == 2
+    assert "is not writable" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"state": "finished"}')
+    assert train("debug=fast", "run_dir=run") == 0
+
+
 def test_jobs_that_would_share_a_folder_of_a_new_sweep_are_refused(launch, capsys):
     assert train("-m", "debug=fast", "hydra.sweep.subdir=k${k}", "seed=1,2", "k=2") == 2
     assert "seed=1 and seed=2: two jobs of the sweep would be one run" in capsys.readouterr().err

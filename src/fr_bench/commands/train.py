@@ -33,6 +33,7 @@ from fr_bench.commands.train_help import help_text
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
 from fr_bench.processes.signals import held_back
 from fr_bench.processes.torchrun import Torchrun
+from fr_bench.records.run_files import read_json
 from fr_bench.settings.cluster import SLURM_LAUNCHER, check_launcher
 from fr_bench.settings.compose import (
     CONFIG_NAME,
@@ -177,7 +178,9 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     """
     jobs = composition.jobs
     _check_all(jobs, lambda job: check(job.config))
-    _check_folder(composition.sweep_dir or jobs[0].config["run_dir"], is_made=not jobs[0].config["dry_run"])
+    folder = composition.sweep_dir or jobs[0].config["run_dir"]
+    if composition.sweep_dir is not None or read_json(Path(folder) / "status.json").get("state") != "finished":
+        _check_folder(folder, is_made=not jobs[0].config["dry_run"])  # a finished run may be where nothing is written
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
     with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it
         from fr_bench.launching.launch import check_plan  # imports torch, which --help and --cfg must not
@@ -331,7 +334,8 @@ def _run_hydra(argv: list[str], task: TrainTask) -> int:
             run()
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # before a run watches for signals, or between two
+            print("fr-bench: interrupted", file=sys.stderr, flush=True)
             return 130
     return 0
 
