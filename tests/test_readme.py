@@ -40,7 +40,7 @@ def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Pa
     """The first line of a file's block is where it is."""
     text = (ROOT / "docs" / "your_own.md").read_text()
     files = [*blocks(text, "yaml"), *blocks(text, "python")]
-    assert len(files) == 11
+    assert len(files) == 12
     for content in files:
         path = tmp_path / content.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,11 @@ def test_what_draws_from_the_default_generators_goes_on_with_them(
     assert_goes_on_exactly(tiny_config("fr", 2), tmp_path, [5])
 
 
+def test_groups_of_parameters_go_on_with_their_own_state_and_rates(tmp_path: Path) -> None:
+    optimizer = {"_target_": "tiny_models.grouped", "name": "grouped", "lr": 0.02, "momentum": 0.9}
+    assert_goes_on_exactly(tiny_config("fr", 2, optimizer=optimizer), tmp_path, [3, 7])
+
+
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:
     """Losses between `train` records, windows of a diagnostic, an optimizer with a state of its own."""
     adam = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-3}

@@ -88,7 +88,8 @@ def grouped(params: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch
     groups: dict[float, list[nn.Parameter]] = {0.0: [], 1.0: [], 10.0: []}
     for parameter in params:
         groups[{1: 0.0, 4: 10.0}.get(parameter.dim(), 1.0)].append(parameter)
-    return torch.optim.SGD([{"params": group, "lr": lr * times} for times, group in groups.items() if group], lr=lr)
+    found = [{"params": group, "lr": lr * times} for times, group in groups.items() if group]
+    return torch.optim.SGD(found, lr=lr, momentum=settings.get("momentum", 0.0))
 
 
 class FirstOf(nn.Module):
