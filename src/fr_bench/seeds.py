@@ -21,6 +21,17 @@ def derive_seed(*parts: object) -> int:
 
 
 @contextmanager
+def streams_of(seed: int) -> Iterator[None]:
+    """Inside, whatever draws from torch's default generators, Python's or numpy's follows from ``seed``, as initial
+    weights do; those of the host go on afterwards where they were."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), host_streams(seed):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def host_streams(seed: int) -> Iterator[Callable[[], bool]]:
     """Inside, what Python's ``random`` and numpy's global functions draw follows from ``seed``; afterwards they go on
     where they were.

@@ -136,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{MANIFEST} is damaged")
     if content["format"] != FORMAT:
         raise DamagedCheckpoint(f"has format {content['format']}, this program reads {FORMAT}")
-    if content["step"] != _step_of(folder):
+    if content["step"] != step_of(folder):
         raise DamagedCheckpoint(f"is named {folder.name} and holds step {content['step']}")
     return content
 
@@ -195,10 +195,11 @@ def whole_folders(checkpoints: Path) -> list[Path]:
 def all_folders(checkpoints: Path) -> list[Path]:
     """The folders of all checkpoints, also of those that were never finished, the newest first."""
     found = [path for path in checkpoints.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """After how many iterations the checkpoint in ``folder`` was taken, by its name."""
     return int(folder.name[5:])
 
 
@@ -210,7 +211,7 @@ def keep_newest(checkpoints: Path, keep: int) -> None:
 def remove_after(checkpoints: Path, step: int) -> None:
     """Removes what a run that goes on from ``step`` will write anew, and what was never finished."""
     unfinished = set(all_folders(checkpoints)) - set(whole_folders(checkpoints))
-    remove(folder for folder in all_folders(checkpoints) if _step_of(folder) > step or folder in unfinished)
+    remove(folder for folder in all_folders(checkpoints) if step_of(folder) > step or folder in unfinished)
 
 
 def remove(folders: Iterable[Path]) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, verify, weights_file, whole_folders
+from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, step_of, verify, weights_file, whole_folders
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.since_later import SINCE_LATER
@@ -95,7 +95,7 @@ def find_weights(checkpoints: Path, k: int, step: int | None = None) -> tuple[Pa
         ConfigError: there is none after ``step`` steps, or it is damaged.
     """
     if step is not None:
-        found = {int(folder.name.rpartition("_")[2]): folder for folder in whole_folders(checkpoints)}
+        found = {step_of(folder): folder for folder in whole_folders(checkpoints)}
         if step not in found:
             there = f"there are {', '.join(map(str, sorted(found)))}" if found else "there is none"
             raise ConfigError(

@@ -62,6 +62,11 @@ def differences(
     return plain_differences(before, now)
 
 
+def have_one_method(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two configs have the same method with the same settings."""
+    return not plain_differences(before["method"], now["method"])
+
+
 def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """All of them, one a setting, in words."""
     flat_before, flat_now = flat(before), flat(now)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr_bench.components import bind
-from fr_bench.launching.differences import flat
+from fr_bench.launching.differences import flat, have_one_method
 from fr_bench.records.run_files import read_json, strict_json, write_text
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _describe(start: Start, plan: Plan) -> Record:
         "settings": {
             "cuts": checkpoint.manifest["cuts"],
             **{key: config.get(key) for key in ("epochs", "freeze", "module_lr")},
-            **(flat({"method": config["method"]}) if config["method"] != plan.config["method"] else {}),
+            **({} if have_one_method(config, plan.config) else flat({"method": config["method"]})),
         },
         "origin": origin,
     }

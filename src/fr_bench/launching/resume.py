@@ -26,7 +26,7 @@ from fr_bench.checkpoints.files import (
 )
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
-from fr_bench.launching.differences import MOVABLE, differences, plain_differences, refuse_differences
+from fr_bench.launching.differences import MOVABLE, differences, have_one_method, refuse_differences
 from fr_bench.launching.origin import NAME as ORIGIN
 from fr_bench.planning.own_code import Code, changed_since, code_history, describe_code
 from fr_bench.planning.plan import Plan, make_plan
@@ -150,7 +150,7 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     if checkpoint is None:
         raise ConfigError(f"resume={source.path}: has no checkpoint that can be used.")
     _refuse_other_settings(checkpoint.manifest, config)
-    same_method = has_method_of(checkpoint, config)
+    same_method = have_one_method(checkpoint.manifest["config"], config)
     same_cuts = same_method and checkpoint.k == config["k"]
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_cuts else make_plan(config)
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
@@ -213,14 +213,10 @@ def shape_of_plan(plan: Plan) -> tuple[int, int]:
     return plan.k, plan.config["replicas"]
 
 
-def has_method_of(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
-    """Whether the run that made ``checkpoint`` had the method of ``config``, with the same settings."""
-    return not plain_differences(checkpoint.manifest["config"]["method"], config["method"])
-
-
 def has_modules_of(checkpoint: Checkpoint, plan: Plan) -> bool:
     """Whether what the modules kept at ``checkpoint`` is what those of ``plan`` go on with."""
-    return shape_of(checkpoint) == shape_of_plan(plan) and has_method_of(checkpoint, plan.config)
+    same_shape = shape_of(checkpoint) == shape_of_plan(plan)
+    return same_shape and have_one_method(checkpoint.manifest["config"], plan.config)
 
 
 def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.saved_tensors import optimizer_state_bytes, tensor_bytes
+from fr_bench.modules.learning_rates import LearningRates
 
 
 def check_features(shape: Sequence[int], what: str) -> None:
@@ -20,8 +21,9 @@ def check_features(shape: Sequence[int], what: str) -> None:
         )
 
 
-def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """A step with the gradients at hand, which are gone then."""
+def take_step(optimizer: torch.optim.Optimizer, learning_rates: LearningRates, factor: float) -> None:
+    """A step with the gradients at hand, which are gone then, at the rates times ``factor``."""
+    learning_rates.scale(factor)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -30,7 +30,7 @@ from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
 from fr_bench.modules.passes import Pass
-from fr_bench.seeds import derive_seed
+from fr_bench.seeds import derive_seed, streams_of
 
 
 class DecoupledGreedyLearning(Method):
@@ -47,8 +47,7 @@ class DecoupledGreedyLearning(Method):
         super().__init__(module, link)
         if module.is_top:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(module.seed, "auxiliary", module.k))
+        with streams_of(derive_seed(module.seed, "auxiliary", module.k)):
             self.auxiliary = AuxiliaryNetwork(module.output_shape, num_convolutions, num_hidden, module.num_classes)
         module.like_network(self.auxiliary)
         self.optimizer = module.make_optimizer(self.auxiliary.parameters())
@@ -80,8 +79,7 @@ class DecoupledGreedyLearning(Method):
             with self.module.watch.span("wait replicas", t):
                 self.module.replicas.add_up([p.grad for p in self.auxiliary.parameters() if p.grad is not None])
         with self.module.watch.span("loss", t):
-            self.learning_rates.scale(self.module.schedule(t))
-            take_step(self.optimizer)
+            take_step(self.optimizer, self.learning_rates, self.module.schedule(t))
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the auxiliary network's graph lives beside the module's."""

@@ -31,7 +31,7 @@ from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
 from fr_bench.modules.passes import Pass
-from fr_bench.seeds import derive_seed
+from fr_bench.seeds import derive_seed, streams_of
 
 
 class DecoupledNeuralInterfaces(Method):
@@ -70,8 +70,7 @@ class DecoupledNeuralInterfaces(Method):
         if module.is_top:
             return
         num_classes = module.num_classes if conditional else 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(module.seed, "synthesizer", module.k))
+        with streams_of(derive_seed(module.seed, "synthesizer", module.k)):
             self.synthesizer = Synthesizer(module.output_shape, num_hidden, hidden_channels, kernel_size, num_classes)
         module.like_network(self.synthesizer)
         self.optimizer = optimizer(self.synthesizer.parameters())
@@ -110,8 +109,7 @@ class DecoupledNeuralInterfaces(Method):
             self.module.replicas.average([gradient for gradient in gradients if gradient is not None])
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.synthesizer.parameters(), self.clip_norm)
-        self.learning_rates.scale(self.module.schedule(t))
-        take_step(self.optimizer)
+        take_step(self.optimizer, self.learning_rates, self.module.schedule(t))
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the synthesizer's graph lives beside the module's."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from fr_bench.components import bind, refusing
 from fr_bench.errors import ConfigError
-from fr_bench.seeds import derive_seed, host_streams
+from fr_bench.seeds import derive_seed, streams_of
 
 Blocks = list[tuple[str, nn.Module]]
 
@@ -31,11 +30,8 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
     Raises:
         ConfigError: the function refused its settings, or returned something else than named blocks.
     """
-    seed = derive_seed(seed, "initial weights")
-    with torch.random.fork_rng(devices=[]), host_streams(seed):
-        torch.manual_seed(seed)
-        with refusing("model", config):
-            blocks = bind(config)(tuple(input_shape), num_classes)
+    with streams_of(derive_seed(seed, "initial weights")), refusing("model", config):
+        blocks = bind(config)(tuple(input_shape), num_classes)
     _check_blocks(blocks, str(config["_target_"]))
     return list(blocks)
 

@@ -110,13 +110,7 @@ class Network(nn.Module):
         with host_streams(seed) as has_drawn:
             if draws is Draws.ANYWHERE:
                 return run(x)
-            # The first pass tells whether this block draws at all.
-            before = [generator.get_state() for generator in generators]
-            with RandomOps() if x.device.type == "meta" else nullcontext() as random_ops:
-                h = run(x)
-            after = [generator.get_state() for generator in generators]
-            moved = not all(map(torch.equal, before, after))
-            uses_torch = moved if random_ops is None else random_ops.seen
+            h, uses_torch = _run_and_see(run, x, generators)  # the first pass, which tells whether this block draws
             if not isinstance(h, Tensor):
                 raise TypeError(
                     f"block '{name}' returns a {type(h).__name__}; every block takes one tensor and returns one"
@@ -249,6 +243,19 @@ def unmoved_statistics(block: nn.Module) -> Iterator[None]:
         for norm, momentum, counter in before:
             norm.momentum = momentum
             norm.num_batches_tracked = counter
+
+
+def _run_and_see(
+    run: Callable[[Tensor], Tensor], x: Tensor, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, bool]:
+    """What ``run`` makes of ``x``, and whether it drew from ``generators``, or would have where shapes alone are."""
+    if x.device.type == "meta":
+        with RandomOps() as random_ops:
+            h = run(x)
+        return h, random_ops.seen
+    before = [generator.get_state() for generator in generators]
+    h = run(x)
+    return h, not all(map(torch.equal, before, [generator.get_state() for generator in generators]))
 
 
 def _default_generators(device: torch.device) -> list[torch.Generator]:

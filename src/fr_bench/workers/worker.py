@@ -33,7 +33,7 @@ from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.processes.torchrun import Torchrun
-from fr_bench.seeds import derive_seed, host_streams
+from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.training.diagnostics import SufficientDirection, Windows
 from fr_bench.training.extent import Extent
 from fr_bench.training.rehearsal import rehearse
@@ -163,9 +163,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
 def make_method(method: Callable[[Module, Link], Method], module: Module, link: Link) -> Method:
     """Networks of the method's own draw their initial weights from the default generators, unless it seeds them: which
     weights they are is to depend on the seed and k alone, not on which modules the process has."""
-    seed = derive_seed(module.seed, "method", module.k)
-    with torch.random.fork_rng(devices=[]), host_streams(seed):
-        torch.manual_seed(seed)
+    with streams_of(derive_seed(module.seed, "method", module.k)):
         return method(module, link)
 
 
