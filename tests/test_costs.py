@@ -181,7 +181,8 @@ def test_the_cuts_are_the_same_on_repeated_calls_and_for_any_number_of_threads()
 
 
 @pytest.mark.parametrize(
-    ("method", "k", "cuts"), [("fr", 4, [8, 15, 25]), ("ddg", 4, [9, 17, 30]), ("bp", 4, [9, 17, 30]), ("fr", 2, [14])]
+    ("method", "k", "cuts"),
+    [("fr", 4, [10, 19, 31]), ("ddg", 4, [11, 20, 35]), ("bp", 4, [11, 20, 35]), ("fr", 2, [17])],
 )
 def test_the_cuts_of_the_papers_network(method: str, k: int, cuts: list[int]) -> None:
     """ResNet164, batches of 128. They change the numbers of FR and DDG: a new version must not move them unnoticed."""
@@ -189,7 +190,7 @@ def test_the_cuts_of_the_papers_network(method: str, k: int, cuts: list[int]) ->
     changes: dict[str, Any] = {"partition": "auto", "model": RESNET164, "batch_size": 128, "dataset": dataset}
     plan = make_plan(tiny_config(method, k, **changes))
     assert plan.cuts == cuts
-    assert max(plan.expected_share) == 1.0 and min(plan.expected_share) > 0.9
+    assert max(plan.expected_share) == 1.0 and min(plan.expected_share) > 0.89
 
 
 def test_equal_cuts_have_an_expected_share_too() -> None:
