@@ -569,6 +569,30 @@ def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert [(each["method"], each["k"]) for each in content["failures"]] == [("bp optimizer.lr=1e30", 1)]
 
 
+def test_so_is_one_whose_mistake_only_its_modules_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure_some(contender: Contender, *_: Any) -> Measurement:
+        if contender.words == "fr":
+            raise ConfigError("cuda_graphs=true: block 'stem' cannot be captured")
+        return measurement(0.1, {"play": 0.1})
+
+    monkeypatch.setattr(run_file, "measure", measure_some)
+    found = contenders(methods=["bp"], k=[1])
+    bench = run_file.Bench(
+        make_settings({"rounds": 1}), [replace(found[0], words="fr", method="fr"), *found], tmp_path, {}
+    )
+    bench.run(SignalWatch())
+    assert [row.words for row in bench.rows()] == ["bp"] and [each["method"] for each in bench.failures] == ["fr"]
+    assert "block 'stem' cannot be captured" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    bench = run_file.Bench(make_settings({}), [], tmp_path / "gone", {})
+    with pytest.raises(RunFailed, match=rf"{tmp_path}/gone/bench.json: cannot be written \(No such file"):
+        bench.write()
+
+
 @pytest.mark.parametrize(("num_measured", "words", "complete"), [(1, ["bp"], 0), (3, ["bp", "fr"], 1)])
 def test_of_rounds_that_are_cut_short_the_complete_ones_are_left_and_of_the_first_what_there_is(
     num_measured: int, words: list[str], complete: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,10 +130,10 @@ def test_what_the_best_epoch_was_chosen_by_is_said(capsys: pytest.CaptureFixture
     assert "1.11 % (epoch 12, by its validation error of 2.00 %)" in capsys.readouterr().out
 
 
-def test_on_a_gpu_the_hosts_time_is_not_passed_off_as_busy_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_busy_time_is_shown_on_gpus_too_whose_spans_are_timed_by_events(capsys: pytest.CaptureFixture[str]) -> None:
     print_summary(summary(devices=["cuda:0", "cuda:1"]), Path("run"), [0.9, 1.0])
     row = capsys.readouterr().out.partition("process peak")[2].splitlines()[1]
-    assert " ".join(row.split()) == "1 cuda:0 1 to 3 90 % 25 % 512 MiB"
+    assert " ".join(row.split()) == "1 cuda:0 1 to 3 90 % 75 % 25 % 512 MiB"
 
 
 def test_a_run_that_ended_before_its_first_record_has_a_summary_too(capsys: pytest.CaptureFixture[str]) -> None:

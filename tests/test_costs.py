@@ -24,7 +24,7 @@ from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.block_memory import BlockMemory
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
-from fr_bench.planning.measured_costs import MeasuringTask
+from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.partition import balanced_cuts, module_slices
 from fr_bench.planning.plan import make_plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
@@ -331,6 +331,26 @@ def test_other_conditions_are_measured_anew_and_another_seed_method_or_k_is_not(
         settings = {"method": "fr", "k": 2, "partition": "measured"} | changes
         make_plan(tiny_config(settings.pop("method"), settings.pop("k"), **settings))
     assert len(measured) == len(list(cache.iterdir())) == 1 + len(other)
+
+
+def test_a_model_that_was_edited_is_measured_anew(
+    cache: Path, measured: list[MeasuringTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "edited_model.py"
+    config = tiny_config("fr", 2, partition="measured", model={"_target_": "edited_model.build", "name": "mine"})
+    for text in ("import tiny_models", "import tiny_models", "import tiny_models  # another one"):
+        source.write_text(f"{text}\n\n\nbuild = tiny_models.residual\n")
+        make_plan(config)
+    assert len(measured) == 2
+
+
+def test_a_model_with_another_number_of_blocks_is_too(cache: Path, measured: list[MeasuringTask]) -> None:
+    """Whatever made it another: what was measured is of no use."""
+    for num_blocks in (6, 7):
+        config = tiny_config("fr", 2)
+        measured_costs(MeasuringTask.of(config, SampleSpec((3, 8, 8), 4), "cpu", 1, num_blocks, False), "a test")
+    assert len(measured) == 2
 
 
 def test_a_measurement_that_fails_is_a_mistake_with_its_cause(cache: Path) -> None:

@@ -41,6 +41,23 @@ class Hoarder(FeaturesReplay):
         return super().kept_tensors() | {"sums": [torch.zeros(3)]}
 
 
+class Larger(FeaturesReplay):
+    """Keeps a thousand bytes beside FR's history."""
+
+    @classmethod
+    def predict_memory(cls, *_: Any, **hyper_parameters: Any) -> dict[str, int]:
+        return {"history": 1000}
+
+
+def test_what_a_method_predicts_is_beside_what_its_policy_tells() -> None:
+    plans = [
+        make_plan(tiny_config("fr", 2)),
+        make_plan(tiny_config("fr", 2, method={"_target_": "test_memory.Larger"})),
+    ]
+    ours, theirs = ([found["history"] for found in plan.predicted_memory] for plan in plans)
+    assert ours[0] > 0 and theirs == [ours[0] + 1000, ours[1]]
+
+
 def test_what_is_kept_of_an_unknown_kind_is_refused_not_left_out(tmp_path: Path) -> None:
     config = tiny_config("fr", 2)
     config["method"]["_target_"] = "test_memory.Hoarder"

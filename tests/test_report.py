@@ -67,6 +67,18 @@ def test_a_best_error_of_many_evaluations_is_not_averaged_with_one_of_few(tmp_pa
     assert {name.partition("eval_every=")[2][:1] for name in rows} == {"1", "3"}
 
 
+def test_what_a_job_asks_slurm_for_and_when_it_evaluates_are_no_obstacles_to_a_comparison(tmp_path, capsys):
+    """A preset of a cluster computes GPUs and memory from k."""
+    for name, method, k, hours in [("bp", "bp", 1, 1), ("fr", "fr", 4, 1), ("fr again", "fr", 4, 2)]:
+        settings = {"cluster": {"gpus": k, "time": hours}, "eval_every": 1 if method == "bp" else 2}
+        write_run(tmp_path / name, method, k, seed=hours, step_s=0.4 / k, settings=settings)
+    assert report(tmp_path) == 0
+    rows = table(capsys.readouterr().out, "Speed")
+    assert {name: row["speed-up over BP, K = 1"] for name, row in rows.items()} == {
+        "BP (eval_every=1) 1": "1", "FR (eval_every=2) 4": "4 ± 0",
+    }  # fmt: skip
+
+
 def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     write_run(tmp_path / "bp1", "bp", k=1, step_s=0.4)
     write_run(tmp_path / "bp4", "bp", k=4, step_s=0.5)

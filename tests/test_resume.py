@@ -118,6 +118,11 @@ def test_groups_of_parameters_go_on_with_their_own_state_and_rates(tmp_path: Pat
     assert_goes_on_exactly(tiny_config("fr", 2, optimizer=optimizer), tmp_path, [3, 7])
 
 
+def test_what_an_optimizer_keeps_by_group_goes_on(tmp_path: Path) -> None:
+    optimizer = {"_target_": "tiny_models.Counting", "name": "counting", "lr": 0.02}
+    assert_goes_on_exactly(tiny_config("fr", 2, optimizer=optimizer), tmp_path, [4])
+
+
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:
     """Losses between `train` records, windows of a diagnostic, an optimizer with a state of its own."""
     adam = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-3}

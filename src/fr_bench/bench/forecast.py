@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fr_bench.atomic import replace_file
 from fr_bench.bench.contenders import ConfigOf
+from fr_bench.bench.json_file import write_json
 from fr_bench.bench.time_prediction import costs_of_plan, measured_on
 from fr_bench.components import bind
 from fr_bench.errors import ConfigError
@@ -26,7 +26,6 @@ from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
 from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
-from fr_bench.records.run_files import strict_json
 from fr_bench.report.markdown import align
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
@@ -66,7 +65,7 @@ class Forecast:
             "rows": [asdict(row) for row in self.rows],
         }
         path = folder / "simulate.json"
-        replace_file(path, strict_json(content, indent=1) + "\n")
+        write_json(path, content)
         return path
 
     def text(self) -> str:

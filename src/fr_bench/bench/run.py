@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fr_bench.atomic import replace_file
 from fr_bench.bench.checkpoints import CheckpointCost, measure_checkpoints
 from fr_bench.bench.contenders import ConfigOf, Contender, crowded, make_contenders
 from fr_bench.bench.forecast import make_forecast
+from fr_bench.bench.json_file import write_json
 from fr_bench.bench.measurement import Measurement, measure
 from fr_bench.bench.rows import CheckpointCosts, Row, compare, make_row
 from fr_bench.bench.settings import BenchSettings
@@ -24,7 +24,6 @@ from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import check_components
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
-from fr_bench.records.run_files import strict_json
 from fr_bench.simulation.settings import SimulateSettings
 
 
@@ -39,6 +38,7 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
 
     Raises:
         ConfigError: a contender that cannot run, or a folder that holds something.
+        RunFailed: a file of its folder cannot be written.
         Interrupted: a signal came; complete rounds are in bench.json, and of the first what there is.
     """
     contenders = make_contenders(settings, config_of) if settings.methods else []
@@ -112,7 +112,7 @@ class Bench:
         name = contender.label.replace(" ", "-").replace("/", "-")
         try:
             measurement = measure(contender, self.settings, self.folder / f"round-{number}-{name}", signals)
-        except RunFailed as error:
+        except (RunFailed, ConfigError) as error:  # some mistakes are found by a module alone
             self._measurements.pop(id(contender), None)
             self._note_failure(contender, number, error)
             return
@@ -130,7 +130,7 @@ class Bench:
         folder = self.folder / f"round-{number}-{name}-checkpoints"
         try:
             costs = measure_checkpoints(contender.plan, self.settings, step_s, folder, signals)
-        except RunFailed as error:
+        except (RunFailed, ConfigError) as error:
             self._note_failure(contender, number, error)
             return
         self._checkpoints[id(contender)] += costs
@@ -140,7 +140,7 @@ class Bench:
             flush=True,
         )
 
-    def _note_failure(self, contender: Contender, number: int, error: RunFailed) -> None:
+    def _note_failure(self, contender: Contender, number: int, error: RunFailed | ConfigError) -> None:
         self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
         print(f"fr-bench: {contender.label}: {error}", file=sys.stderr)
 
@@ -183,7 +183,7 @@ class Bench:
             "rows": [row.as_json() for row in self.rows()],
             "failures": self.failures,
         }
-        replace_file(self.folder / "bench.json", strict_json(content, indent=1) + "\n")
+        write_json(self.folder / "bench.json", content)
 
 
 def has_limit(contender: Contender) -> bool:

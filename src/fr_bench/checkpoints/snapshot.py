@@ -8,8 +8,9 @@ once more when the run goes on.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ def take(
     """
     state = {
         "optimizer": optimizer_state(module),
+        "optimizer_groups": optimizer_groups(module),
         "method": method.state_dict(),
         "gradients": link.state_dict(),
         "random": random_state(_device(module)),
@@ -78,7 +80,7 @@ def restore(
         module, method, link, meter: freshly built; the module has its weights already, which a method may use.
         num_in_flight: gradients that the module below still has to receive.
     """
-    load_optimizer(module, state["optimizer"])
+    load_optimizer(module, state["optimizer"], state.get("optimizer_groups"))  # older checkpoints lack them
     method.load_state_dict(state["method"])
     link.load_state_dict(state["gradients"], num_in_flight)
     module.watch.load_state_dict(state["stopwatch"])
@@ -93,15 +95,34 @@ def optimizer_state(module: Module) -> dict[str, dict[str, Any]]:
     return {names[id(parameter)]: dict(values) for parameter, values in module.optimizer.state.items()}
 
 
-def load_optimizer(module: Module, state: Mapping[str, dict[str, Any]]) -> None:
-    """Puts back those entries of ``state`` (by name) that belong to parameters of ``module``."""
+def optimizer_groups(module: Module) -> list[dict[str, Any]]:
+    """What the optimizer keeps by group, but for the parameters and what is no plain data, such as a function: some of
+    a user's own count steps there, or estimate a learning rate."""
+    found = []
+    for group in module.optimizer.param_groups:
+        kept = {}
+        for key, value in group.items():
+            with contextlib.suppress(TypeError):
+                kept |= {key: plain_copy(value)} if key != "params" else {}
+        found.append(kept)
+    return found
+
+
+def load_optimizer(
+    module: Module, state: Mapping[str, dict[str, Any]], groups: Sequence[Mapping[str, Any]] | None = None
+) -> None:
+    """Puts back those entries of ``state`` (by name) that belong to parameters of ``module``, and ``groups``, where the
+    module is the one that they are of."""
     names = {id(parameter): name for name, parameter in module.network.named_parameters()}
     order = [parameter for group in module.optimizer.param_groups for parameter in group["params"]]
     by_index = {
         index: state[names[id(parameter)]] for index, parameter in enumerate(order) if names[id(parameter)] in state
     }
-    # The groups' settings are the config's, and the optimizer itself knows what belongs on which device.
-    module.optimizer.load_state_dict({"state": by_index, "param_groups": module.optimizer.state_dict()["param_groups"]})
+    groups_now = module.optimizer.state_dict()["param_groups"]
+    if groups is not None:
+        groups_now = [{**now, **then} for now, then in zip(groups_now, groups, strict=True)]
+    # The optimizer itself knows what belongs on which device.
+    module.optimizer.load_state_dict({"state": by_index, "param_groups": groups_now})
 
 
 def random_state(device: torch.device) -> dict[str, Tensor | None]:

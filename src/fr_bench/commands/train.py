@@ -100,8 +100,9 @@ def main(argv: list[str]) -> int:
     # The folder's name has a time stamp in it: name it once, so that we know where to look afterwards.
     outcomes = OutcomeLog(Path(composition.sweep_dir), composition.num_jobs, _shared(composition))
     code = _run_hydra([*argv, f"hydra.sweep.dir={quoted(composition.sweep_dir)}"], TrainTask(outcomes, typed))
+    table = outcomes.table()
     with heard_or_not():
-        print(outcomes.table(), flush=True)
+        print(table, flush=True)
     return exit_code(outcomes.read(), composition.num_jobs, code)
 
 
@@ -236,8 +237,9 @@ class TrainTask:
         finally:
             self.outcomes.add(outcome)
             if number is not None:
+                line = self.outcomes.line(outcome)
                 with heard_or_not():
-                    print(self.outcomes.line(outcome), flush=True)
+                    print(line, flush=True)
         return outcome.best_test_error
 
 

@@ -46,5 +46,5 @@ def write(drawing: Drawing, style_name: str, folder: Path, stem: str) -> list[Pa
             for path in paths:
                 drawing.figure.savefig(path)
         except OSError as error:
-            raise ConfigError(f"--out {folder}: cannot be written: {error.strerror}; choose another folder.") from error
+            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another folder.") from error
     return paths

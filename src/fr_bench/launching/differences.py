@@ -7,13 +7,9 @@ from typing import Any
 
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
+from fr_bench.settings.logging_alone import LOGGING
 from fr_bench.settings.since_later import SINCE_LATER
 
-# Say what is written down, or how long: the same run with another of these is the same run.
-LOGGING = (
-    "checkpoint", "cluster", "console", "dry_run", "eval_every", "hang_timeout", "log_every", "max_time", "profile",
-    "resume", "run_dir", "sweep_dir", "trace", "wandb",
-)  # fmt: skip
 # A run that goes on in a new directory may also change these; and with another k, or method, what goes with k.
 MOVABLE = (
     "method", "epochs", "max_steps", "k", "replicas", "transport", "device", "devices", "threads", "cuda_graphs",
@@ -54,7 +50,8 @@ def differences(
         cuts: that ``before`` came to: asking for them is no difference.
     """
     ignored = {*LOGGING, *may_change}
-    if any(key in may_change and before.get(key) != now[key] for key in ("k", "method")):
+    has_other_k = "k" in may_change and before.get("k") != now["k"]
+    if has_other_k or ("method" in may_change and not have_one_method(before, now)):
         ignored |= set(BOUND_TO_K)
     if cuts is not None and now["partition"] == cuts:
         ignored.add("partition")

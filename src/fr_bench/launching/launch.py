@@ -296,7 +296,6 @@ class Run:
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
         shape = {"k": plan.k, "replicas": config["replicas"]}
         title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
-        sinks.append(choose_console(config["console"], title))
         mode = resolve_mode(config["wandb"]["mode"])
         if mode == "online" and (reason := why_unreachable()):
             # Decided before the first contact: a client that once began to reach its server does not let go of it.
@@ -314,4 +313,5 @@ class Run:
                 for record in self.records.kept:
                     wandb.write(record)
             sinks.append(wandb)
+        sinks.append(choose_console(config["console"], title))  # last: a live display is to be ended whatever happens
         return sinks

@@ -12,7 +12,8 @@ from fr_bench.modules.module import BatchResult
 
 
 class LossMeter:
-    """Mean loss and error of module K since the last :meth:`take`, for the interval and for the epoch.
+    """Mean loss and error of module K since the last :meth:`take`, for `train` records ("interval") and for `eval`
+    records ("epoch", whatever ``eval_every`` is).
 
     Args:
         device: of module K.

@@ -82,7 +82,8 @@ class Balance:
         Raises:
             ConfigError: the measurement failed.
         """
-        task = MeasuringTask.of(self.config, self.sample, self.devices[0], self.threads, has_companion)
+        num_blocks = len(self.blocks)
+        task = MeasuringTask.of(self.config, self.sample, self.devices[0], self.threads, num_blocks, has_companion)
         return measured_costs(task, asked_by)
 
     def cuts(self) -> list[int]:

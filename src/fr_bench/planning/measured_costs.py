@@ -31,6 +31,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
 from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
 from fr_bench.planning.environment import cpu_model
+from fr_bench.planning.own_code import describe_code
 from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes import child, nursery
 from fr_bench.processes.signals import how_it_ended
@@ -53,6 +54,7 @@ class MeasuringTask:
         sample: what one of the data set is like.
         seed, batch_size, precision, channels_last, deterministic, threads: of the run.
         device: of module 1; the others are taken to be alike.
+        num_blocks: of the model.
     """
 
     model: dict[str, Any]
@@ -67,6 +69,7 @@ class MeasuringTask:
     deterministic: bool
     device: str
     threads: int
+    num_blocks: int
 
     @classmethod
     def of(
@@ -75,6 +78,7 @@ class MeasuringTask:
         sample: SampleSpec,
         device: str,
         threads: int,
+        num_blocks: int,
         has_companion: bool,
     ) -> MeasuringTask:
         """The task for a run of ``config``."""
@@ -86,6 +90,7 @@ class MeasuringTask:
             sample=sample,
             device=device,
             threads=threads,
+            num_blocks=num_blocks,
         )
 
     def key(self) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class MeasuringTask:
         on_gpu = self.device != "cpu"
         name = torch.cuda.get_device_name(self.device) if on_gpu else f"{cpu_model()} ({platform.machine()})"
         plain = {**asdict(self), "device": name, "torch": torch.__version__, "seed": None}
+        plain["code"] = describe_code(plain)  # of the user's own
         plain["optimizer"] = {key: value for key, value in self.optimizer.items() if key != "lr"}
         return json.loads(json.dumps(plain if not on_gpu else {**plain, "threads": None}))
 

@@ -156,9 +156,11 @@ def predict(
         found["buffers"] += found["gradients"]
     if is_lower:
         with able_to_run(COMPANION, shapes.output):
-            found |= method.predict_memory(
+            more = method.predict_memory(
                 shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
             )
+        for category, num_bytes in more.items():
+            found[category] += num_bytes
     if method.plays_itself:
         found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
     return {category: found[category] for category in CATEGORIES}

@@ -231,7 +231,7 @@ def _summary_module_table(summary: Record, expected_share: Sequence[float]) -> T
     table = _table("module", "device", "blocks", "busy: expected", "measured", "waiting", "process peak")
     edges = [0, *summary["cuts"], summary["num_blocks"]]
     slowest_s = max((busy_s for busy_s in summary["busy_s"] if busy_s is not None), default=0.0)
-    for index in range(len(summary["devices"])):
+    for index, busy_s in enumerate(summary["busy_s"]):
         at = index % (len(edges) - 1)  # replicas are cut alike
         first, last = edges[at] + 1, edges[at + 1]
         table.add_row(
@@ -239,17 +239,11 @@ def _summary_module_table(summary: Record, expected_share: Sequence[float]) -> T
             summary["devices"][index] or "",
             str(first) if first == last else f"{first} to {last}",
             percent(expected_share[index], 0),
-            percent(_measured_share(summary, index, slowest_s), 0),
+            percent(None if busy_s is None or not slowest_s else busy_s / slowest_s, 0),
             percent(summary["waiting_share"][index], 0),
             num_bytes(summary["peak_memory"][index]),
         )
     return table
-
-
-def _measured_share(summary: Record, index: int, slowest_s: float) -> float | None:
-    """None where nothing was measured, and on a GPU, where the host's time says little about the device's."""
-    busy_s, device = summary["busy_s"][index], summary["devices"][index]
-    return busy_s / slowest_s if busy_s is not None and slowest_s and device == "cpu" else None
 
 
 # The columns of the memory account, and which of its categories each sums.

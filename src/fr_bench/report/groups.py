@@ -18,6 +18,7 @@ from typing import Any
 from fr_bench.planning.own_code import NUM_DIGITS, code_history
 from fr_bench.records.reading import Record
 from fr_bench.records.runs import Complain, Run
+from fr_bench.settings.logging_alone import LOGGING
 from fr_bench.settings.since_later import SINCE_LATER
 
 METHOD_NAMES = {
@@ -34,12 +35,9 @@ METHOD_NAMES = {
     "ddp": "DDP",
     "plain": "Plain",
 }
-# Settings that change neither what is computed nor how fast (of `resume` see `_taken_over`), and those that the plan
-# settles (see `settings_of`).
-WITHOUT_EFFECT = (
-    "checkpoint", "console", "diagnostics", "dry_run", "hang_timeout", "log_every", "max_time", "profile",
-    "resume", "run_dir", "seed", "sweep_dir", "trace", "wandb",
-)  # fmt: skip
+# Settings that change neither what is computed nor how fast nor which errors are seen (of `resume` see `_taken_over`),
+# and those that the plan settles (see `settings_of`).
+WITHOUT_EFFECT = {*LOGGING, "diagnostics", "seed"} - {"eval_every"}
 SETTLED_BY_THE_PLAN = ("device", "devices", "memory_limit_gb", "partition", "threads", "transport")
 # Settings whose values are said in a word of their own, because `name=value` would fill a figure.
 SAID_SHORTER: dict[str, dict[Any, str]] = {"method.checkpoint_activations": {True: "checkpointed", False: ""}}
@@ -157,7 +155,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     fr_bench.settings.since_later.
     """
     plan = run.config.get("plan")
-    asked = {key: value for key, value in run.config.items() if key not in (*WITHOUT_EFFECT, "k", "plan")}
+    asked = {key: value for key, value in run.config.items() if key not in {*WITHOUT_EFFECT, "k", "plan"}}
     settings = dict(_flat(asked))
     if isinstance(plan, dict):
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}

@@ -23,7 +23,7 @@ BUSY = ("play_s", "learn_s", "send_s")
 # that do not learn do less work.
 FREE_IN_A_COMPARISON = (
     "method.", "optimizer.", "schedule.", "epochs", "max_steps", "module_lr", "clip_norm", "label_smoothing",
-    "cuts", "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "streams",
+    "cuts", "partition", "memory_limit_gb", "devices", "num_devices", "threads", "transport", "streams", "eval_every",
     "resume", "resume.",
 )  # fmt: skip
 

@@ -37,17 +37,14 @@ from fr_bench.errors import ConfigError
 from fr_bench.settings.cluster import RESOLVERS, check_cluster
 from fr_bench.settings.config import NAMED_COMPONENTS, Config, check_name
 from fr_bench.settings.explain import MISTAKES, Known, explain
+from fr_bench.settings.logging_alone import LOGGING
 
 CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
-# LOGGING of fr_bench.launching.differences, which makes no other run, but for what decides which errors are seen
-# (eval_every: the best is of more or fewer) or where the run is.
-NOT_IN_A_FOLDERS_NAME = (
-    "checkpoint", "cluster", "console", "hang_timeout", "log_every", "max_time", "profile", "resume", "sweep_dir",
-    "trace", "wandb",
-)  # fmt: skip
+# But for what decides which errors are seen (the best is of more or fewer), where the run is, and whether it is one.
+NOT_IN_A_FOLDERS_NAME = {*LOGGING} - {"eval_every", "run_dir", "dry_run"}
 
 
 @dataclass(frozen=True)

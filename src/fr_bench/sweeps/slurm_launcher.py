@@ -132,7 +132,7 @@ class SweepLauncher(SlurmLauncher):
             run_dir = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
             outcomes.append(Outcome(number, list(overrides), run_dir))
             if (finished := finished_run(config, run_dir)) is not None:
-                outcomes[-1].finish(finished["best_test_error"])
+                outcomes[-1].finish(finished.get("best_test_error"))
                 log.add(outcomes[-1])
             else:
                 asked = OmegaConf.to_container(config.hydra.launcher, resolve=True)
