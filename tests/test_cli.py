@@ -485,9 +485,13 @@ ODD = "demo/epochs=12,experiment=quickstart,method=fr"
 def test_a_path_is_taken_as_given(path, launch, tmp_path):
     assert train(*SMALL, f"run_dir={path}", f"resume={path}") == 0
     assert (launch.started[0]["run_dir"], launch.started[0]["resume"]) == (str(tmp_path / path), path)
+
+
+@pytest.mark.parametrize("path", [ODD, "it's (new)"])
+def test_so_is_that_of_a_sweep(path, launch, tmp_path):
     assert train("-m", *SMALL, f"sweep_dir={path}", f"resume={path}", "k=1,2") == 0
-    assert all(Path(config["run_dir"]).parent == tmp_path / path for config in launch.started[1:])
-    assert [(config["k"], config["resume"]) for config in launch.started[1:]] == [(1, path), (2, path)]
+    assert all(Path(config["run_dir"]).parent == tmp_path / path for config in launch.started)
+    assert [(config["k"], config["resume"]) for config in launch.started] == [(1, path), (2, path)]
 
 
 def test_what_could_be_a_sweep_is_none_where_there_is_a_path_of_that_name(launch, tmp_path):
@@ -513,8 +517,15 @@ def test_a_path_in_quotes_or_with_references_is_what_it_was(launch, tmp_path):
 
 
 def test_a_folder_is_not_called_tilde(launch, tmp_path, capsys):
-    assert train(*SMALL, "run_dir=~/run") == 2
-    assert "run_dir=~/run" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert train(*SMALL, "run_dir=~nobody-of-that-name/run") == 2
+    assert "run_dir=~nobody-of-that-name/run" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_meant_where_a_shell_leaves_its_sign(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert train(*SMALL, "run_dir=~/run", "resume=~/k=4") == 0
+    assert launch.started[0]["run_dir"] == str(tmp_path / "home" / "run")
+    assert launch.started[0]["resume"] == str(tmp_path / "home" / "k=4")
 
 
 @pytest.mark.parametrize("words", [["resume=a=1", "k=2"], ["resume=a=1", "-m", "k=2,3", "sweep_dir=b=2"]])
@@ -574,6 +585,7 @@ MISTAKES = [
     (["threads=100000"], ["threads=100000: must be at most 1024"]),
     (["epchs"], ["'epchs'", "'epochs=VALUE'"]),
     (["partition=[1,2"], ["partition=[1,2"]),
+    (["hydra.job.chdir=true"], ["hydra.job.chdir=true", "relative paths"]),
     (["k=1,2"], ["k=1,2", "-m"]),
     (["k=two"], ["k=two", "an integer"]),
     (["epochs=2.5"], ["epochs=2.5", "an integer"]),

@@ -112,7 +112,7 @@ def spoil(config: DictConfig, draw: st.DataObject, paths: list[tuple[str, ...]])
     node["unknown" if kind == "comes" else path[-1]] = draw.draw(st.sampled_from(values))
 
 
-@settings(max_examples=500, **COMMON)
+@settings(max_examples=200, **COMMON)
 @given(draw=st.data())
 def test_a_spoilt_config_is_planned_or_refused_with_a_message(valid: dict[str, Any], draw: st.DataObject) -> None:
     """As `fr-bench train` checks it, from the composed config on."""
@@ -191,7 +191,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=1000, **COMMON)
+@settings(max_examples=400, **COMMON)
 @given(draw=st.data())
 def test_spoilt_metrics_are_reported_as_far_as_they_are_good(run: Path, draw: st.DataObject) -> None:
     """What `report` and `plot` read, and what a run that goes on does."""

@@ -66,8 +66,7 @@ def assert_goes_on_exactly(config: dict[str, Any], folder: Path, steps: list[int
         assert_same_run(folder / "alone", run)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "k"), [("bp", 1), *((method, 3) for method in METHODS)])
 def test_a_run_that_is_stopped_and_goes_on_is_the_run_left_alone(method: str, k: int, tmp_path: Path) -> None:
     """While the pipe fills, at the end of an epoch, in the middle of one."""
     assert_goes_on_exactly(tiny_config(method, k, model=DROPOUT), tmp_path, [2, 5, 8])
@@ -142,7 +141,7 @@ def test_a_run_that_is_cut_off_again_and_again_is_the_run_left_alone(method: str
     """It goes back to its last checkpoint, and what it had logged behind that is not there twice."""
     config = tiny_config(method, 3, checkpoint={"every": 2, "keep": 2})
     train_here(config, tmp_path / "alone")
-    for step in (1, 3, 5, 6, 9):
+    for step in (1, 5, 6):
         train_here(config, tmp_path / "run", cut_off_at=step)
     train_here(config, tmp_path / "run")
     assert_same_run(tmp_path / "alone", tmp_path / "run")

@@ -60,7 +60,7 @@ HELP = {
     "warmup": "iterations of a run before the clock starts",
     "steps": "timed iterations of a run",
     "profile": "iterations after those, profiled to tell how long a GPU is idle; 0: none",
-    "microbatches": "of the pipelines, in multiples of K; the fastest is reported",
+    "microbatches": "numbers of micro-batches of the pipelines, as multiples of K; the fastest is reported",
     "checkpoints": "taken in a second run of each method in every round, to tell what they cost; 0: none",
 }
 

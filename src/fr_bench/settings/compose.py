@@ -293,6 +293,8 @@ class _Composer:
             cluster = OmegaConf.select(config, "cluster")  # what the launcher's settings are made of
             check_cluster(OmegaConf.to_container(cluster, resolve=True) if OmegaConf.is_config(cluster) else cluster)
             with read_write(config.hydra), open_dict(config.hydra):
+                if config.hydra.job.chdir:
+                    raise ConfigError("hydra.job.chdir=true: relative paths would lead elsewhere; a run changes no folder.")
                 for key in ("run_dir", "sweep_dir"):
                     if config[key] == "":  # as of a variable that is not set: it would be the current folder
                         raise ConfigError(f"{key}=: is empty; name a folder, or leave it out for a new one.")
