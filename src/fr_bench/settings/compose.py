@@ -294,7 +294,9 @@ class _Composer:
             check_cluster(OmegaConf.to_container(cluster, resolve=True) if OmegaConf.is_config(cluster) else cluster)
             with read_write(config.hydra), open_dict(config.hydra):
                 if config.hydra.job.chdir:
-                    raise ConfigError("hydra.job.chdir=true: relative paths would lead elsewhere; a run changes no folder.")
+                    raise ConfigError(
+                        "hydra.job.chdir=true: relative paths would lead elsewhere; a run changes no folder."
+                    )
                 for key in ("run_dir", "sweep_dir"):
                     if config[key] == "":  # as of a variable that is not set: it would be the current folder
                         raise ConfigError(f"{key}=: is empty; name a folder, or leave it out for a new one.")
