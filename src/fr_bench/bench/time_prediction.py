@@ -116,7 +116,8 @@ def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCost
     Raises:
         ConfigError: the measurement failed.
     """
-    task = MeasuringTask.of(plan.config, plan.sample, plan.devices[0], plan.threads, has_companion)
+    num_blocks = len(plan.block_names)
+    task = MeasuringTask.of(plan.config, plan.sample, plan.devices[0], plan.threads, num_blocks, has_companion)
     return measured_costs(task, asked_by)
 
 
