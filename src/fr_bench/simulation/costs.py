@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,24 +70,19 @@ class Setup:
         message_bytes: at cuts 1..K-1: size of the features of a mini-batch, and of their gradient.
         link: between neighbours.
         straggler: factors on the compute times of devices 1..K; empty for none.
-        jitter: standard deviation of the logarithm of a random factor, with mean 1, on the compute times of each
-            device in each iteration: 0.1 makes them vary by about 10 %. All schedules meet the same factors.
-        seed: of the jitter.
         channel_depth: messages that a channel of a method holds before its sender waits; None for no bound. Two never
             hold a method back, because neighbours wait for each other's last message in every iteration; in DGL, where
-            nobody waits for a module above, they do under jitter.
+            nobody waits for a module above, they hold a faster one back.
 
     Raises:
         ValueError: sizes that do not fit together, or negative times.
-        ConfigError: a straggler factor or jitter out of range, naming its key.
+        ConfigError: a straggler factor out of range, naming its key.
     """
 
     modules: tuple[ModuleTimes, ...]
     message_bytes: tuple[float, ...] = ()
     link: Link = Link()
     straggler: tuple[float, ...] = ()
-    jitter: float = 0.0
-    seed: int = 0
     channel_depth: int | None = CHANNEL_DEPTH
 
     def __post_init__(self) -> None:
@@ -98,8 +92,6 @@ class Setup:
             raise ValueError(f"modules={self.modules}: seconds cannot be negative")
         if any(factor <= 0 for factor in self.straggler):
             raise ConfigError(f"simulate.straggler={list(self.straggler)}: factors on compute time must be positive")
-        if self.jitter < 0:
-            raise ConfigError(f"simulate.jitter={self.jitter}: must be 0 or more")
         if self.channel_depth is not None and self.channel_depth < 1:
             raise ValueError(f"channel_depth={self.channel_depth}: a channel holds at least one message")
 
@@ -108,8 +100,8 @@ class Setup:
         """K."""
         return len(self.modules)
 
-    def factors(self, num_devices: int, num_iterations: int) -> list[list[float]]:
-        """Factors on compute time, by device and iteration.
+    def factors(self, num_devices: int) -> tuple[float, ...]:
+        """Factors on compute time, by device.
 
         Raises:
             ConfigError: ``straggler`` has another number of devices.
@@ -119,18 +111,7 @@ class Setup:
                 f"simulate.straggler={list(self.straggler)}: has {len(self.straggler)} factors for {num_devices} "
                 "devices; give one for each, 1 for those that are not slow"
             )
-        constant = self.straggler or (1.0,) * num_devices
-        if self.jitter == 0:
-            return [[factor] * num_iterations for factor in constant]
-        return [
-            [factor * random_factor for random_factor in self._random_factors(device, num_iterations)]
-            for device, factor in enumerate(constant)
-        ]
-
-    def _random_factors(self, device: int, num_iterations: int) -> list[float]:
-        """A stream for each device, so that neither K nor the schedule moves another device's factors."""
-        generator = random.Random(f"{self.seed}/{device}")
-        return [generator.lognormvariate(-(self.jitter**2) / 2, self.jitter) for _ in range(num_iterations)]
+        return self.straggler or (1.0,) * num_devices
 
 
 @dataclass(frozen=True)

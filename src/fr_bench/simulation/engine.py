@@ -77,10 +77,10 @@ def execute(schedule: Schedule, num_iterations: int, traced: Container[int] = ()
 class _Device:
     """Where a device is in its program, and its clock."""
 
-    def __init__(self, index: int, program: Sequence[Operation], factors: Sequence[float]) -> None:
+    def __init__(self, index: int, program: Sequence[Operation], factor: float) -> None:
         self.index = index
         self.program = program
-        self.factors = factors
+        self.factor = factor
         self.position = 0
         self.clock_s = 0.0
         self.iteration_busy_s = 0.0
@@ -99,7 +99,7 @@ class _Device:
 
 class _Run:
     def __init__(self, schedule: Schedule, num_iterations: int, traced: Container[int]) -> None:
-        factors = schedule.setup.factors(len(schedule.programs), num_iterations)
+        factors = schedule.setup.factors(len(schedule.programs))
         self.devices = [_Device(i, program, factors[i]) for i, program in enumerate(schedule.programs)]
         channels = {o.channel for program in schedule.programs for o in program if isinstance(o, Send | Receive)}
         self.logs = {channel: ChannelLog() for channel in channels}
@@ -137,7 +137,7 @@ class _Run:
     def _perform(self, device: _Device, operation: Operation) -> bool:
         """Returns False if ``device`` has to wait for another device to be advanced."""
         if isinstance(operation, Compute):
-            self._spend(device, operation.name, operation.seconds * device.factors[device.iteration])
+            self._spend(device, operation.name, operation.seconds * device.factor)
             return True
         if isinstance(operation, Receive):
             return self._receive(device, operation.channel)

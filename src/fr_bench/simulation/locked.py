@@ -28,12 +28,3 @@ def locked(setup: Setup, recomputes: bool = False) -> Schedule:
         return [*play, *part.receive_gradient(), *again, *part.descend()]
 
     return asynchronous("bp", setup, module, module)
-
-
-def unlinked_locked_step_s(setup: Setup) -> float:
-    """Step time of BP whose messages take no time: the work of all modules, which limits and speed-ups refer to.
-
-    Module 1 loads the images and takes the last step; other modules' steps hide. Without stragglers and jitter.
-    """
-    first = setup.modules[0]
-    return first.load_s + first.step_s + sum(times.forward_s + times.backward_s for times in setup.modules)

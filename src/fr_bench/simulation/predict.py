@@ -1,4 +1,4 @@
-"""Schedules by the names of bench.json, and their speed-up over locked backpropagation."""
+"""Schedules by the names of bench.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from fr_bench.simulation.features_replay import features_replay
 from fr_bench.simulation.gpipe import gpipe
 from fr_bench.simulation.interleaved import interleaved
 from fr_bench.simulation.kept_graphs import delayed_gradients, local_losses, synthetic_gradients
-from fr_bench.simulation.locked import locked, unlinked_locked_step_s
+from fr_bench.simulation.locked import locked
 from fr_bench.simulation.one_f_one_b import one_f_one_b
 from fr_bench.simulation.program import Schedule
-from fr_bench.simulation.result import Prediction, simulate
 from fr_bench.simulation.zero_bubble import zero_bubble
 
 METHODS = ("bp", "fr", "ddg", "dni", "cdni", "dgl")
@@ -63,16 +62,3 @@ def make_schedule(
             f"simulate: no schedule is called '{name}'; there are {', '.join(makers)}.{nearest(name, makers)}"
         )
     return makers[name]()
-
-
-def speedup_over_locked(prediction: Prediction, setup: Setup, with_messages: bool = False) -> float:
-    """How many times faster than locked backpropagation over the modules of ``setup``.
-
-    Args:
-        prediction: of any schedule.
-        setup: of K modules, as locked backpropagation uses them.
-        with_messages: whether the reference waits for its messages, stragglers and jitter, as a measured one does.
-            Without, it is the sum of all modules' work, as in fr_bench.planning.limits, and transport shows as a loss.
-    """
-    locked_s = simulate(locked(setup)).step_time_s if with_messages else unlinked_locked_step_s(setup)
-    return locked_s / prediction.step_time_s

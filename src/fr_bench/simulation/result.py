@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
 
-from fr_bench.simulation.engine import Span, execute
+from fr_bench.simulation.engine import execute
 from fr_bench.simulation.program import Schedule
 
 
@@ -16,10 +15,9 @@ class Prediction:
     Attributes:
         schedule: its name.
         num_devices: that it uses.
-        step_time_s: seconds between two mini-batches in the steady state (the mean, under jitter).
+        step_time_s: seconds between two mini-batches in the steady state.
         busy_s: by device, seconds of a step in which it computes or copies.
         fill_s: seconds that a run takes beyond its number of steps times ``step_time_s``: to fill the pipe.
-        spans: of the traced iterations, if any.
     """
 
     schedule: str
@@ -27,7 +25,6 @@ class Prediction:
     step_time_s: float
     busy_s: tuple[float, ...]
     fill_s: float
-    spans: tuple[Span, ...] = ()
 
     @property
     def busy_share(self) -> tuple[float, ...]:
@@ -45,22 +42,19 @@ class Prediction:
         return max(self.busy_share)
 
 
-def simulate(schedule: Schedule, num_measured: int | None = None, traced: Container[int] = ()) -> Prediction:
+def simulate(schedule: Schedule) -> Prediction:
     """Runs a schedule until it repeats itself and measures it from there.
 
     Args:
         schedule: made by one of the functions of this package.
-        num_measured: iterations to take the step time from; by default the schedule's own number, which is exact
-            without jitter. Jitter wants more: the error falls with the root of it.
-        traced: iterations to keep spans of; counts from 0.
 
     Raises:
         Deadlock: the schedule cannot go on.
         ConfigError: the setup's straggler factors are not one a device.
     """
-    num_settling, num_measured = schedule.num_settling, num_measured or schedule.num_measured
+    num_settling, num_measured = schedule.num_settling, schedule.num_measured
     num_iterations = num_settling + num_measured
-    execution = execute(schedule, num_iterations, traced)
+    execution = execute(schedule, num_iterations)
     # Modules drift apart only as far as their channels let them, and then have one period. Where nothing is waited for
     # from above that can take long, and until then the slowest module's is that of the run.
     step_time_s = max(ends_s[-1] - ends_s[num_settling - 1] for ends_s in execution.ends_s) / num_measured
@@ -70,5 +64,4 @@ def simulate(schedule: Schedule, num_measured: int | None = None, traced: Contai
         step_time_s=step_time_s,
         busy_s=tuple(sum(busy_s[num_settling:]) / num_measured for busy_s in execution.busy_s),
         fill_s=max(ends[-1] for ends in execution.ends_s) - num_iterations * step_time_s,
-        spans=tuple(execution.spans),
     )
