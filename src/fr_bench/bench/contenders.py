@@ -142,7 +142,7 @@ def _check_peer(method: str, k: int, plan: Plan) -> None:
     if method != "plain" and config["precision"] not in ("fp32", "fp64"):
         raise ConfigError(f"precision={config['precision']}: this peer runs in fp32 or fp64.")
     for key in ("compile", "cuda_graphs"):
-        if config.get(key):
+        if config[key]:
             raise ConfigError(f"{key}=true: the peers run as they are; give it to methods alone, as 'fr {key}=true'.")
     if method == "ddp" and config["batch_size"] % k:
         raise ConfigError(f"batch_size={config['batch_size']}: cannot be shared equally by {k} processes.")

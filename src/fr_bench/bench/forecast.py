@@ -20,7 +20,6 @@ from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.checks import check_labels
-from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
@@ -198,7 +197,7 @@ def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
         notes.append("ddg: copies of weights for the stash take no time")
     if asked := [name for name in WITH_COMPANIONS if name in methods]:
         notes.append(f"{', '.join(asked)}: steps of the optimizers of what is trained beside the modules take no time")
-    if is_compiled(plan.config):
+    if plan.config["compile"]:
         notes.append("blocks were timed as they are, not compiled")
     if methods & set(METHODS) and unpredictable(plan.config) is None:
         notes.append(f"memory: predicted with a full pipe, buffers as of transport={_buffers(plan.config)}")

@@ -177,7 +177,7 @@ class Bench:
         )  # fmt: skip
         content = {
             "env": environment,
-            "config": {key: plan.config[key] for key in shared if key in plan.config} if plan else {},
+            "config": {key: plan.config[key] for key in shared} if plan else {},
             "bench": vars(self.settings),
             "complete_rounds": self._complete_rounds,
             "rows": [row.as_json() for row in self.rows()],

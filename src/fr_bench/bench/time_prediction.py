@@ -18,7 +18,6 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, SynchronousPipeline, ZeroBubble
 from fr_bench.methods.policy import Policy
-from fr_bench.planning.compilation import is_compiled, uses_cuda_graphs
 from fr_bench.planning.costs import NetworkCosts
 from fr_bench.planning.environment import cpu_model, usable_cores
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
@@ -97,9 +96,9 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     setup = Setup(_module_times(plan, costs), message_bytes, link)
     prediction = simulate(SCHEDULES[method](setup, method.policy(**hyper_parameters)))
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
-    if is_compiled(config):
+    if config["compile"]:
         notes.append("blocks were timed as they are: compiled ones take less")
-    if uses_cuda_graphs(config):
+    if config["cuda_graphs"]:
         notes.append("kernels were timed one by one, as the host launches them: those of a graph may take less")
     if has_companion and plan.k > 1:
         notes.append(f"steps of the {WITH_COMPANIONS[method]} are not counted")

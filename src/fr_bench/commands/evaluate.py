@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     config |= {"schedule": {"_target_": "fr_bench.schedules.Constant"}}
     config |= {"device": arguments.device, "devices": None, "transport": "serial", "threads": None}
     # What the training of a module had to keep, or a device had to have, an evaluation does without.
-    config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False}
+    config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False, "dry_run": False}
     if not arguments.trust:
         refuse_foreign_code(config, arguments.run_dir)
     results = evaluate_weights(config, folder)

@@ -90,7 +90,7 @@ class CheckpointBook:
         manifest = {
             "step": step,
             "k": plan.k,
-            "replicas": plan.config.get("replicas", 1),
+            "replicas": plan.config["replicas"],
             "cuts": plan.cuts,
             "blocks": plan.block_names,
             "train_time": self._train_time_s[step],

@@ -128,7 +128,7 @@ class SynchronousPipeline(Method):
             raise ConfigError(
                 f"method={name}: between GPUs it needs nccl, and so a GPU for each of the k={k} modules; use device=cpu"
             )
-        limit_gb = config.get("memory_limit_gb")
+        limit_gb = config["memory_limit_gb"]
         if limit_gb is not None and not cls.policy(microbatches).is_predictable:
             raise ConfigError(f"memory_limit_gb={limit_gb:g}: the memory of method={name} is not predicted")
 

@@ -93,7 +93,7 @@ class Balance:
             ConfigError: as :func:`make_cuts`; a block that cannot run; a failed measurement.
         """
         partition, k = self.config["partition"], self.num_modules
-        limit_gb = self.config.get("memory_limit_gb")  # configs of older runs, which `eval` reads, lack it
+        limit_gb = self.config["memory_limit_gb"]
         if limit_gb is None or partition not in BALANCED:
             return make_cuts(partition, len(self.blocks), k, lambda: self.costs)
         return make_cuts(partition, len(self.blocks), k, lambda: self.costs, self._device_bytes(), limit_gb * 2**30)
@@ -112,7 +112,7 @@ class Balance:
         Raises:
             ConfigError: naming the module that needs most.
         """
-        limit_gb, partition = self.config.get("memory_limit_gb"), self.config["partition"]
+        limit_gb, partition = self.config["memory_limit_gb"], self.config["partition"]
         if limit_gb is None or (partition in BALANCED and self.num_modules > 1):
             return
         sharing = self._modules_by_device()
@@ -140,7 +140,7 @@ class Balance:
         memory = BlockMemory(
             self.blocks, self.x if self.share is None else self.share, self.num_modules, self.method,
             self.hyper_parameters, optimizer_of, self.transport, self.sample.num_classes,
-            self.devices[0], self.config.get("replicas", 1) > 1,
+            self.devices[0], self.config["replicas"] > 1,
         )  # fmt: skip
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]

@@ -13,14 +13,9 @@ from fr_bench.methods.policy import Policy
 from fr_bench.modules.passes import DRAWS
 
 
-def is_compiled(config: Mapping[str, Any]) -> bool:
-    """Whether a run compiles its blocks. Configs of older runs do not say."""
-    return bool(config.get("compile"))
-
-
 def check_compile(config: Mapping[str, Any], method: type[Method], policy: Policy) -> None:
     """Raises ConfigError where ``compile`` cannot be had, on whatever machine."""
-    if not is_compiled(config):
+    if not config["compile"]:
         return
     name = config["method"]["name"]
     if not method.uses_link:
@@ -36,7 +31,7 @@ def check_compile(config: Mapping[str, Any], method: type[Method], policy: Polic
 
 def check_compiler(config: Mapping[str, Any], devices: Sequence[str]) -> None:
     """Raises ConfigError where this machine lacks what ``compile`` needs to compile for ``devices``."""
-    if not is_compiled(config):
+    if not config["compile"]:
         return
     if "cpu" in devices and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise ConfigError("compile=true: on the CPU torch.compile needs a C++ compiler, such as g++; install one")
@@ -47,7 +42,7 @@ def check_compiler(config: Mapping[str, Any], devices: Sequence[str]) -> None:
 
 def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: Policy, devices: Sequence[str]) -> None:
     """Raises ConfigError where ``cuda_graphs`` cannot be had, whatever the blocks are."""
-    if not uses_cuda_graphs(config):
+    if not config["cuda_graphs"]:
         return
     name = config["method"]["name"]
     if "cpu" in devices:
@@ -59,7 +54,7 @@ def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: P
             "cuda_graphs=true: method.weights=current mixes activations of one iteration with weights of another, "
             "outside of what autograd checks; use stashed"
         )
-    if config.get("replicas", 1) > 1:
+    if config["replicas"] > 1:
         raise ConfigError(
             "cuda_graphs=true: replicas send their gradients while a backward runs, which a captured one cannot; "
             "use replicas=1 or false"
@@ -69,13 +64,8 @@ def check_cuda_graphs(config: Mapping[str, Any], method: type[Method], policy: P
 def check_captured_blocks(config: Mapping[str, Any], drawing_blocks: Iterable[str]) -> None:
     """Raises ConfigError where ``cuda_graphs`` cannot be had for blocks, here by name, that draw random numbers."""
     name = next(iter(drawing_blocks), None)
-    if name is not None and uses_cuda_graphs(config):
+    if name is not None and config["cuda_graphs"]:
         raise ConfigError(f"cuda_graphs=true: block '{name}' {DRAWS}")
-
-
-def uses_cuda_graphs(config: Mapping[str, Any]) -> bool:
-    """Whether a run captures its passes. Configs of older runs do not say."""
-    return bool(config.get("cuda_graphs"))
 
 
 def configure_compiler() -> None:

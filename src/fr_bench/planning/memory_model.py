@@ -19,7 +19,6 @@ from fr_bench.methods.base import Method
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
 from fr_bench.planning.attention import attention_of
-from fr_bench.planning.compilation import is_compiled
 from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.transport.open import buffer_bytes
 
@@ -187,6 +186,6 @@ def unpredictable(config: Mapping[str, Any]) -> str | None:
     """Why the activations of a run cannot be told from a pass that has shapes alone; None if they can."""
     if config["precision"] == "bf16":
         return "under bf16, which saves casts that a pass of shapes alone does not see"
-    if is_compiled(config):
+    if config["compile"]:
         return "with compile=true: what a compiled block saves is for the compiler to choose"
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fr_bench.errors import RunFailed
-from fr_bench.planning.compilation import uses_cuda_graphs
 from fr_bench.planning.memory_table import memory_table
 from fr_bench.planning.plan import Plan
 
@@ -35,7 +34,7 @@ def _remedies(plan: Plan) -> list[str]:
     is_cut = plan.num_modules == plan.k  # or every process has the whole network
     if is_cut and plan.k < len(plan.block_names):
         found.append(f"more modules than k={plan.k}, each on a device of its own")
-    if uses_cuda_graphs(config):
+    if config["cuda_graphs"]:
         found.append("cuda_graphs=false, which lets passes use the same memory one after the other")
     if config["method"].get("checkpoint_activations") is False:
         found.append("method.checkpoint_activations=true, which computes every block twice")

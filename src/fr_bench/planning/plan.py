@@ -16,13 +16,7 @@ from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.checks import check_labels, check_replicas
-from fr_bench.planning.compilation import (
-    check_captured_blocks,
-    check_compile,
-    check_compiler,
-    check_cuda_graphs,
-    uses_cuda_graphs,
-)
+from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_compiler, check_cuda_graphs
 from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
 from fr_bench.planning.never_learning import never_learning
 from fr_bench.planning.partition import check_num_modules, module_slices, module_table
@@ -171,7 +165,7 @@ def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
     if declared is None:
         return _plan_with(config, fetch_dataset(config), runs_here)
     plan = _plan_with(config, declared, runs_here)
-    if config.get("dry_run"):  # configs of older runs lack it
+    if config["dry_run"]:
         return plan
     found = fetch_dataset(config)
     return plan if found == declared else _plan_with(config, found, runs_here)
@@ -183,11 +177,11 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
             f"batch_size={config['batch_size']}: the training set has {dataset.num_train} images, so no full batch "
             f"ever forms; use at most {dataset.num_train}"
         )
-    k, replicas = config["k"], config.get("replicas", 1)  # configs of older runs lack it
+    k, replicas = config["k"], config["replicas"]
     method = check_components(config)
     hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     policy = method.policy(**hyper_parameters)
-    limit_gb, unknown = config.get("memory_limit_gb"), unpredictable(config)
+    limit_gb, unknown = config["memory_limit_gb"], unpredictable(config)
     if limit_gb is not None and unknown is not None:
         raise ConfigError(f"memory_limit_gb={limit_gb:g}: memory is not predicted {unknown}; leave it out")
     sample = dataset.sample
@@ -261,7 +255,7 @@ def _warnings(
             f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too "
             "short for more beside those that are traced."
         )
-    if uses_cuda_graphs(config) and config["partition"] == "measured":
+    if config["cuda_graphs"] and config["partition"] == "measured":
         warnings.append(
             "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
             "graphs may be less balanced than with partition=auto."
@@ -296,7 +290,7 @@ def predict_modules(
             frozen=number in config["freeze"],
             transport=transport,
             num_classes=num_classes,
-            sums_gradients=config.get("replicas", 1) > 1,
+            sums_gradients=config["replicas"] > 1,
         )
         for number, module in enumerate(shapes, start=1)
     ]

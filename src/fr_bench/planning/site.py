@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fr_bench.methods.base import Method
-from fr_bench.planning.compilation import uses_cuda_graphs
 from fr_bench.planning.environment import usable_cores
 from fr_bench.planning.transport_choice import check_usable, choose_transport, module_devices
 from fr_bench.processes.torchrun import Torchrun
@@ -38,7 +37,7 @@ def find_site(config: dict[str, Any], method: type[Method]) -> Site:
     Raises:
         ConfigError: devices that are not there, or more or fewer processes than modules.
     """
-    replicas, launch = config.get("replicas", 1), Torchrun.from_environment()
+    replicas, launch = config["replicas"], Torchrun.from_environment()
     if launch is not None:
         launch.check_size(config["k"], replicas)
     devices = module_devices(config["device"], config["devices"], config["k"] * replicas, launch)
@@ -52,7 +51,7 @@ def find_site(config: dict[str, Any], method: type[Method]) -> Site:
         num_here,
         threads,
         lambda num_bytes: choose_transport(
-            config["transport"], devices, num_bytes, method.transports, replicas, launch, uses_cuda_graphs(config)
+            config["transport"], devices, num_bytes, method.transports, replicas, launch, config["cuda_graphs"]
         ),
     )
 
@@ -63,7 +62,7 @@ def site_elsewhere(config: dict[str, Any], method: type[Method]) -> Site:
     Raises:
         ConfigError: a transport that no machine can serve for the method.
     """
-    replicas, requested = config.get("replicas", 1), config["transport"]
+    replicas, requested = config["replicas"], config["transport"]
     devices = ["cpu"] * (config["k"] * replicas)
     if requested != "auto":
         check_usable(requested, method.transports, replicas)

@@ -25,7 +25,7 @@ from fr_bench.models import build_blocks
 from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
-from fr_bench.planning.compilation import configure_compiler, is_compiled, uses_cuda_graphs
+from fr_bench.planning.compilation import configure_compiler
 from fr_bench.planning.out_of_memory import explain
 from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import DTYPES, memory_format_of
@@ -121,7 +121,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         sides = [DistributedSide(number, device) for number, device in zip(task.modules, devices, strict=True)]
     method = bind(plan.config["method"])
     passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
-    captures = uses_cuda_graphs(plan.config)
+    captures = plan.config["cuda_graphs"]
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of, captures)
     if not method.func.sends_gradients:  # type: ignore[attr-defined]
         boundaries = [replace(boundary, gradients_in=None, gradients_out=None) for boundary in boundaries]
@@ -169,7 +169,7 @@ def make_method(method: Callable[[Module, Link], Method], module: Module, link: 
 
 def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
     """A stream for a module that shares its process with others, and None for one that does not, or is on no GPU."""
-    if device.type != "cuda" or plan.transport != "serial" or plan.size == 1 or not plan.config.get("streams", True):
+    if device.type != "cuda" or plan.transport != "serial" or plan.size == 1 or not plan.config["streams"]:
         return None
     return torch.cuda.Stream(device)
 
@@ -216,7 +216,7 @@ def make_checkpointer(task: WorkerTask, reporter: Reporter, relay: Relay | None,
 def configure_process(plan: Plan, number: int) -> None:
     """Threads, device, precision and determinism of this process, whose first module has ``number``."""
     configure_torch(plan.devices[number - 1], plan.threads, plan.config["precision"], plan.config["deterministic"])
-    if is_compiled(plan.config):
+    if plan.config["compile"]:
         configure_compiler()
 
 
@@ -235,7 +235,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
-        if is_compiled(config):
+        if config["compile"]:
             network.compile_blocks()
         multiplier = config["module_lr"][place.k - 1] if config["module_lr"] else 1.0
         modules.append(
