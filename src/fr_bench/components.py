@@ -122,6 +122,15 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
     return function
 
 
+def check_method(node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The class that the config's ``method`` names, and its hyper-parameters; nested nodes are built.
+
+    Raises:
+        ConfigError: see :func:`check_callable` and :func:`bind`.
+    """
+    return check_callable("method", node, ("module", "link")), bind(node).keywords  # type: ignore[attr-defined]
+
+
 # As they are written in a config. Whatever else a signature declares is for the target to check.
 IN_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "null"}
 

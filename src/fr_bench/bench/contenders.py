@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fr_bench.bench.settings import BenchSettings
+from fr_bench.components import check_method
 from fr_bench.errors import ConfigError, NoSuchChoice, nearest
 from fr_bench.peers import PEERS, PIPELINES
 from fr_bench.peers.task import CHUNKS
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.plan import Plan, check_components, make_plan
+from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 
 ConfigOf = Callable[[Sequence[str]], dict[str, Any]]  # further overrides -> resolved config
@@ -164,7 +165,7 @@ def _pipelines(words: str, method: str, k: int, plan: Plan, settings: BenchSetti
 def _balanced_cuts(plan: Plan, num_stages: int) -> list[int]:
     """Cuts that balance forward and backward, as a pipeline's user would choose them."""
     config = {**plan.config, "k": num_stages}
-    method = check_components(config)
+    method, _ = check_method(config["method"])
     blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
     devices = plan.devices * num_stages
     return Balance(config, method, {}, blocks, x, plan.sample, devices, plan.threads, "gloo").cuts()

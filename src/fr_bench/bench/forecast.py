@@ -14,7 +14,7 @@ from torch import Tensor
 from fr_bench.bench.contenders import ConfigOf
 from fr_bench.bench.json_file import write_json
 from fr_bench.bench.time_prediction import costs_of_plan, measured_on
-from fr_bench.components import bind
+from fr_bench.components import check_method
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
@@ -23,7 +23,7 @@ from fr_bench.planning.checks import check_labels
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
-from fr_bench.planning.plan import Plan, check_components, make_plan, predict_modules
+from fr_bench.planning.plan import Plan, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
 from fr_bench.report.markdown import align
 from fr_bench.simulation import METHODS, PIPELINES
@@ -107,7 +107,7 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
 
 def _check_companions(name: str, plan: Plan, blocks: Blocks, x: Tensor) -> None:
     """Raises ConfigError where the method's companions cannot learn from these features or labels, whatever is cut."""
-    method, hyper_parameters = _method_of(plan)
+    method, hyper_parameters = check_method(plan.config["method"])
     devices, threads, transport = plan.devices, plan.threads, plan.transport
     balance = Balance(plan.config, method, hyper_parameters, blocks, x, plan.sample, devices, threads, transport)
     try:
@@ -123,7 +123,7 @@ def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> Meas
     trained = [[p for p in block.parameters() if p.requires_grad] for _, block in blocks]
     policies = {}
     for name, each in plans.items():
-        method, hyper_parameters = _method_of(each)
+        method, hyper_parameters = check_method(each.config["method"])
         policies[name] = method.policy(**hyper_parameters)
     return MeasuredNetwork(
         blocks=costs.blocks,
@@ -141,12 +141,6 @@ def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> Meas
     )
 
 
-def _method_of(plan: Plan) -> tuple[Any, dict[str, Any]]:
-    """The class, and what it is made with."""
-    node = plan.config["method"]
-    return check_components(plan.config), bind(node).keywords  # type: ignore[attr-defined]  # a functools.partial
-
-
 def _output_bytes(blocks: Blocks, x: Tensor) -> list[int]:
     found = []
     for block in blocks:
@@ -162,7 +156,7 @@ def _memory_of(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MemoryOf:
         config = {**plan.config, "k": len(cuts) + 1}
         if unpredictable(config) is not None:
             return None
-        method_class, hyper_parameters = _method_of(plan)
+        method_class, hyper_parameters = check_method(plan.config["method"])
         num_classes = plan.sample.num_classes
         device = plan.devices[0]
         shapes = trace_modules(config, blocks, cuts, x, plan.sample, device, method_class.sends_gradients)

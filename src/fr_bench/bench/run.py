@@ -17,12 +17,11 @@ from fr_bench.bench.rows import CheckpointCosts, Row, compare, make_row
 from fr_bench.bench.settings import BenchSettings
 from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
-from fr_bench.components import bind
+from fr_bench.components import check_method
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
-from fr_bench.planning.plan import check_components
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.simulation.settings import SimulateSettings
 
@@ -197,8 +196,7 @@ def limit_uncontended(contender: Contender) -> float | None:
     plan = contender.plan
     if plan.config["compile"]:
         return None
-    method = check_components(plan.config)
-    hyper_parameters = bind(plan.config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    method, hyper_parameters = check_method(plan.config["method"])
     if method.policy(**hyper_parameters).gradient == "true":
         return None
     blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fr_bench.components import bind, check_callable
+from fr_bench.components import check_method
 from fr_bench.methods.base import Method
 from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
@@ -83,10 +83,9 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         ConfigError: the measurement failed.
     """
     config = plan.config
-    method = check_callable("method", config["method"], ("module", "link"))
+    method, hyper_parameters = check_method(config["method"])
     if method not in SCHEDULES or plan.num_replicas > 1:
         return None
-    hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
     blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
     shapes = trace_modules(config, blocks, plan.cuts, x, plan.sample, plan.devices[0])
     has_companion = plan.k > 1 and method in WITH_COMPANIONS

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.atomic import replace_file
-from fr_bench.components import bind, check_callable
+from fr_bench.components import bind, check_method
 from fr_bench.data import SampleSpec, SeededOrder, TrainImages, TrainTensor
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
@@ -158,13 +158,12 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     def placed(network: nn.Module) -> nn.Module:
         return network.to(device=device, dtype=dtype).to(memory_format=layout)
 
-    method = None if task.method is None else check_callable("method", task.method, ("module", "link"))
+    method, hyper_parameters = (None, {}) if task.method is None else check_method(task.method)
 
     def companion_of(h: Tensor) -> nn.Module | None:
-        if method is None or task.method is None:
+        if method is None:
             return None
-        settings = bind(task.method).keywords  # type: ignore[attr-defined]  # a functools.partial
-        companion = method.companion(h.shape, task.sample.num_classes, **settings)
+        companion = method.companion(h.shape, task.sample.num_classes, **hyper_parameters)
         return None if companion is None else placed(companion)
 
     def context() -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fr_bench.components import bind, check_callable, check_optimizer, refusing
+from fr_bench.components import bind, check_callable, check_method, check_optimizer, refusing
 from fr_bench.data import COMMON_KEYS, Outline, SampleSpec, build_dataset, outline_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
@@ -178,8 +178,8 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
             f"ever forms; use at most {dataset.num_train}"
         )
     k, replicas = config["k"], config["replicas"]
-    method = check_components(config)
-    hyper_parameters = bind(config["method"]).keywords  # type: ignore[attr-defined]  # a functools.partial
+    check_components(config)
+    method, hyper_parameters = check_method(config["method"])
     policy = method.policy(**hyper_parameters)
     limit_gb, unknown = config["memory_limit_gb"], unpredictable(config)
     if limit_gb is not None and unknown is not None:
