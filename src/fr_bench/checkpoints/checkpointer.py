@@ -164,20 +164,13 @@ class Checkpointer:
         step = t + 1
         if self._queue is not None and not self._queue.waits_after(step):
             return
-        stop = self._board.stop_is_requested and step < self._interval.num_steps  # at its end it stops anyway
-        if stop or step == self._interval.num_steps:
-            if stop or self._interval.is_on:
-                self._pause_at(step, stop)
-            return
-        if self._unsettled is not None and not self._board.is_settled(self._unsettled):
-            return
-        if self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s):
-            self._pause_at(step, stop=False)
-
-    def _pause_at(self, step: int, stop: bool) -> None:
-        self._board.pause_at(step, stop)
-        self._unsettled = self._last_step = step
-        self._last_s = time.monotonic()
+        at_end = step == self._interval.num_steps
+        stop = self._board.stop_is_requested and not at_end  # there it stops anyway
+        may_save = stop or at_end or self._unsettled is None or self._board.is_settled(self._unsettled)
+        if stop or (may_save and self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s)):
+            self._board.pause_at(step, stop)
+            self._unsettled = self._last_step = step
+            self._last_s = time.monotonic()
 
     def pauses_at(self, step: int) -> bool:
         """Whether there is a checkpoint after ``step`` iterations. See :class:`Board` for when this may be asked."""
