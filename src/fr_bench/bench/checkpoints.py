@@ -74,10 +74,10 @@ def measure_checkpoints(
     begins_ns, whole_ns, num_bytes = list[int](), dict[int, int](), defaultdict[int, int](int)
     with Supervisor.of_plan(plan, folder, board) as supervisor:
         for event in supervisor.events(signals):
-            for record in collector.add(event) if event else ():
-                sink.write(record)
             if not event:
                 continue
+            for record in collector.add(event):
+                sink.write(record)
             last_step = book.last_step
             book.add(event)
             if book.last_step is not None and book.last_step != last_step:

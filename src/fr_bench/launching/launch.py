@@ -261,12 +261,13 @@ class Run:
             with self._processes(board) as processes:
                 for event in processes.events(signals):
                     self.directory.heartbeat()
-                    for record in self.collector.add(event) if event else ():
+                    if not event:
+                        continue
+                    for record in self.collector.add(event):
                         self.summary.add(record)
                         sinks.write(record)
-                    if event:
-                        book.add(event)
-                    if event and event["event"] == "trace" and len(self.collector.spans) == self.plan.size:
+                    book.add(event)
+                    if event["event"] == "trace" and len(self.collector.spans) == self.plan.size:
                         self._write_trace()
         except Interrupted as interruption:
             step = book.last_step
