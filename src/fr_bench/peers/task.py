@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from fr_bench.models import build_blocks
 from fr_bench.modules.loss import loss_sum
 from fr_bench.peers.step_clock import StepClock
 from fr_bench.planning.tracing import DTYPES, memory_format_of
+from fr_bench.processes import rendezvous
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch
 from fr_bench.training.memory import peak_allocated_bytes, peak_resident_bytes
@@ -29,7 +29,6 @@ from fr_bench.training.memory import peak_allocated_bytes, peak_resident_bytes
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = ("plain", "ddp", *PIPELINES)
 CHUNKS = {"interleaved": 2}  # stages of a process; 1 in the others
-CONNECT_TIMEOUT = timedelta(minutes=5)
 NUM_BATCHES = 4  # that a peer goes round and round; made beforehand, so that it pays for no data
 
 
@@ -90,7 +89,7 @@ class PeerTask:
         configure_torch(self.device, self.threads, self.config["precision"], self.config["deterministic"])
         if self.store_port is not None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
+            store = rendezvous.connect(self.store_port)
             dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.num_processes)
         training: Training = import_module(MODULES[self.peer]).make(self)
         batches = self.batches()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from fr_bench.planning.compilation import configure_compiler
 from fr_bench.planning.out_of_memory import explain
 from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import DTYPES, memory_format_of
+from fr_bench.processes import rendezvous
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
@@ -44,8 +44,6 @@ from fr_bench.transport.side import DistributedSide, LocalSide, SideChannel
 from fr_bench.workers.connections import connect, join_group, make_relay, own_group, share_batches
 from fr_bench.workers.resumption import Resumption, restore
 from fr_bench.workers.sources import Sources
-
-CONNECT_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass
@@ -87,7 +85,7 @@ class WorkerTask:
             RunFailed: also where memory ran out, with what lowers it.
         """
         if store is None and self.store_port is not None:
-            store = dist.TCPStore("127.0.0.1", self.store_port, is_master=False, timeout=CONNECT_TIMEOUT)
+            store = rendezvous.connect(self.store_port)
         try:
             run_worker(self, reporter, store)
         except (MemoryError, RuntimeError, OSError) as error:
