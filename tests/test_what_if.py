@@ -15,6 +15,10 @@ from fr_bench.bench.forecast import as_table, make_forecast
 from fr_bench.bench.settings import make_settings
 from fr_bench.commands.bench import main
 from fr_bench.errors import ConfigError
+from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.dgl import DecoupledGreedyLearning
+from fr_bench.methods.dni import DecoupledNeuralInterfaces
+from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
 from fr_bench.planning.costs import BlockCost
 from fr_bench.planning.limits import balanced_limit
@@ -22,6 +26,14 @@ from fr_bench.planning.plan import make_plan
 from fr_bench.simulation import METHODS, PEERS, Link
 from fr_bench.simulation.settings import SimulateSettings, make_simulate_settings
 from fr_bench.simulation.what_if import MeasuredNetwork, WhatIf, what_if
+
+POLICIES = {
+    "fr": FeaturesReplay.policy(),
+    "ddg": DecoupledDelayedGradients.policy(),
+    "dni": DecoupledNeuralInterfaces.policy(),
+    "cdni": DecoupledNeuralInterfaces.policy(),
+    "dgl": DecoupledGreedyLearning.policy(),
+}
 
 
 def network(num_blocks: int, **changes: Any) -> MeasuredNetwork:
@@ -32,6 +44,7 @@ def network(num_blocks: int, **changes: Any) -> MeasuredNetwork:
         "trains": [True] * num_blocks,
         "parameter_bytes": 0.0,
         "batch_size": 64,
+        "policies": POLICIES,
     }
     return MeasuredNetwork(**(settings | changes))
 

@@ -12,11 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fr_bench.errors import ConfigError
-from fr_bench.methods.bp import Backpropagation
-from fr_bench.methods.ddg import DecoupledDelayedGradients
-from fr_bench.methods.dgl import DecoupledGreedyLearning
-from fr_bench.methods.dni import DecoupledNeuralInterfaces
-from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts
 from fr_bench.planning.limits import WITH_COMPANIONS
@@ -29,14 +24,7 @@ from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
 
 CHUNKS = {"interleaved": 2}  # stages of a device; 1 in the others
-POLICIES = {
-    "fr": FeaturesReplay.policy(),
-    "ddg": DecoupledDelayedGradients.policy(),
-    "dni": DecoupledNeuralInterfaces.policy(),
-    "cdni": DecoupledNeuralInterfaces.policy(),
-    "dgl": DecoupledGreedyLearning.policy(),
-}
-PLAIN = Backpropagation.policy()  # a forward and a backward: what BP and the pipelines balance
+PLAIN = Policy(keeps="graph", gradient="true")  # a forward and a backward: what BP and the pipelines balance
 MemoryOf = Callable[[str, Sequence[int]], "list[int] | None"]  # method, its cuts -> bytes of each module
 
 
@@ -51,7 +39,7 @@ class MeasuredNetwork:
         parameter_bytes: of all parameters to train, which are the bytes of their gradients.
         batch_size: images of a mini-batch.
         load_s: seconds to make a mini-batch of images.
-        policies: of methods with settings of their own, by name; others have those of their defaults.
+        policies: of the methods, by name; what is not among them is taken to do a forward and a backward, as BP does.
         companions: by name of a method that trains a network beside the model: by block, its seconds a mini-batch if
             a module below the top ends there (see NetworkCosts).
     """
@@ -213,7 +201,7 @@ class _Question:
         return Setup((*lower, modules[-1]), message_bytes, self.link, straggler=slow)
 
     def _policy(self, method: str) -> Policy:
-        return self.network.policies.get(method, POLICIES.get(method, PLAIN))
+        return self.network.policies.get(method, PLAIN)
 
     def _companions(self, method: str) -> Sequence[float]:
         return self.network.companions.get(method, [0.0] * len(self.network.blocks))
