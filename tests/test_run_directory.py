@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fr_bench.errors import ConfigError, TakenOver
 from fr_bench.records import run_directory
-from fr_bench.records.run_directory import FinishedRun, RunDirectory, rank_log
+from fr_bench.records.run_directory import RunDirectory, rank_log
 
 
 def claimed(path: Path) -> RunDirectory:
@@ -70,7 +70,7 @@ def test_a_finished_run_is_reported_with_its_summary_and_left_alone(tmp_path: Pa
     run.write_summary({"best_test_error": 0.01})
     run.set_status("finished", exit_code=0)
     before = (tmp_path / "status.json").read_bytes()
-    assert RunDirectory(tmp_path).create() == FinishedRun(tmp_path, {"best_test_error": 0.01})
+    assert RunDirectory(tmp_path).create() == {"best_test_error": 0.01}
     assert (tmp_path / "status.json").read_bytes() == before
 
 

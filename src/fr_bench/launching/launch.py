@@ -89,13 +89,12 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         if start.found is not None:
             directory.take_over(start.found)
         elif finished is None:
-            claimed = directory.create()
-            if claimed is not None and config["resume"] == "never":
+            finished = directory.create()
+            if finished is not None and config["resume"] == "never":
                 raise ConfigError(
                     f"run_dir={run_directory}: holds a finished run, and resume=never starts in a new directory alone; "
                     "choose another run_dir."
                 )
-            finished = None if claimed is None else claimed.summary
     if meeting is not None:
         meeting.say("start", {"is_finished": finished is not None, **start.description()})
     if finished is not None:

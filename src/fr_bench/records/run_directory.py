@@ -32,19 +32,6 @@ FILES_OF_A_RUN = ("config.yaml", "env.json", "metrics.jsonl", "origin.json", "su
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run that has already been done: there is nothing left to do in its folder.
-
-    Attributes:
-        path: the run directory.
-        summary: what its summary.json says; empty if there is none.
-    """
-
-    path: Path
-    summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class FoundRun:
     """A run that is in the folder already.
 
@@ -151,14 +138,15 @@ class RunDirectory:
             self._status = _new_status()
             self._write_status()
 
-    def create(self) -> FinishedRun | None:
+    def create(self) -> dict[str, Any] | None:
         """Makes the folder if need be and claims it for this process, with state ``running``.
 
         Of two processes that claim one folder at the same moment exactly one succeeds. A folder that exists
         without a run in it (Hydra makes it beforehand) is fine.
 
         Returns:
-            None when the folder is ours; the run in it when that one is finished.
+            None when the folder is ours; where the run in it is finished, what its summary.json says, empty if there
+            is none.
 
         Raises:
             ConfigError: it holds another run, or files that this run would overwrite; it is left untouched.
@@ -168,7 +156,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             file = os.open(self._status_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            return self._finished_run()
+            return self._finished_summary()
         except OSError as error:
             raise ConfigError(f"run_dir={self.path}: cannot be made: {error.strerror}.") from error
         with naming_file(self._status_path), os.fdopen(file, "w") as stream:
@@ -266,14 +254,14 @@ class RunDirectory:
                 stream.flush()
                 stream.truncate()
 
-    def _finished_run(self) -> FinishedRun | None:
+    def _finished_summary(self) -> dict[str, Any]:
         where = f"run_dir={self.path}"
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{where}: is a file; choose another run_dir.")
         status = read_json(self._status_path)
         state = status.get("state")
         if state == "finished":
-            return FinishedRun(self.path, read_json(self.path / "summary.json"))
+            return read_json(self.path / "summary.json")
         if state in ("failed", "interrupted"):
             raise ConfigError(
                 f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder "
