@@ -80,20 +80,15 @@ def make_contenders(settings: BenchSettings, config_of: ConfigOf) -> list[Conten
         ConfigError: for anything that could not run.
     """
     found: list[Contender] = []
-    for words in _with_baselines(settings):
+    # BP, and BP with one module, first of all if nobody asked for it: every speed-up is over it.
+    methods = settings.methods if "bp" in settings.methods else ["bp", *settings.methods]
+    numbers = settings.k if 1 in settings.k else [1, *settings.k]
+    for words in dict.fromkeys(methods):
         method, *own = words.split()
-        ks = [1] if method == "plain" else [k for k in settings.k if k > 1 or method == "bp"]
+        ks = [1] if method == "plain" else [k for k in numbers if k > 1 or method == "bp"]
         for k in ks:
             found += _make(words, method, k, own, settings, config_of)
     return found
-
-
-def _with_baselines(settings: BenchSettings) -> list[str]:
-    """BP first of all if nobody asked for it: every speed-up is over it."""
-    words = list(dict.fromkeys(settings.methods))
-    if 1 not in settings.k:
-        settings.k.insert(0, 1)
-    return words if "bp" in words else ["bp", *words]
 
 
 def _make(

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from fr_bench.bench.rows import Row
 from fr_bench.simulation import METHODS, ModuleTimes, Setup, make_schedule, simulate
 
-WAITING = ("wait features", "wait gradient")
-
 
 def simulated_step_s(row: Row) -> float | None:
     """Seconds an iteration of the row's schedule if its modules compute as long as they did; None where that is not

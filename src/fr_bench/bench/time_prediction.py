@@ -99,7 +99,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
         notes.append("blocks were timed as they are: compiled ones take less")
     if config["cuda_graphs"]:
         notes.append("kernels were timed one by one, as the host launches them: those of a graph may take less")
-    if has_companion and plan.k > 1:
+    if has_companion:
         notes.append(f"steps of the {WITH_COMPANIONS[method]} are not counted")
     if issubclass(method, SynchronousPipeline):
         notes.append("a micro-batch is taken to cost its share of the batch")

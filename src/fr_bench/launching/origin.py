@@ -8,20 +8,19 @@ end nor with which settings they were made, and the other run may be gone when s
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fr_bench.components import bind
 from fr_bench.launching.differences import flat, have_one_method
+from fr_bench.planning.plan import Plan, count_steps
+from fr_bench.records.reading import Record
 from fr_bench.records.run_files import read_json, strict_json, write_text
 
 if TYPE_CHECKING:
     from fr_bench.launching.resume import Start
-    from fr_bench.planning.plan import Plan
 
 NAME = "origin.json"
-Record = dict[str, Any]
 
 
 def settle_origin(start: Start, plan: Plan, folder: Path) -> Record:
@@ -48,7 +47,7 @@ def _describe(start: Start, plan: Plan) -> Record:
         "method": config["method"]["name"],
         "k": checkpoint.k,
         "replicas": checkpoint.replicas,
-        "num_steps": min(config["epochs"] * plan.steps_per_epoch, config["max_steps"] or sys.maxsize),
+        "num_steps": count_steps(config, plan.num_train)[1],
         "is_exact": start.resumption.is_exact,
         "in_one_piece": was_alike and (origin is None or origin.get("in_one_piece") is True),
         # What may have been otherwise there, and decided what the steps until then did.

@@ -32,6 +32,7 @@ FLOPS_PER_S = 100e9  # a multiplication and an addition are two
 BYTES_PER_S = 10e9  # from and to the operators' tensors
 BACKWARD_PER_FORWARD = 2.0  # where an operator has no backward for shapes alone
 
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError)  # what a block raises on an input not made for it
 COMPANION = "method: what it trains beside the model"  # for messages
 Result = TypeVar("Result")
 NO_CONTEXT: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -173,7 +174,7 @@ def able_to_run(what: str, x: Tensor) -> Iterator[None]:
     """``what`` runs on ``x`` inside."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except CANNOT_RUN as error:
         raise ConfigError(f"{what} cannot run on input {tuple(x.shape)}: {error}{if_alone(x)}") from error
 
 

@@ -12,14 +12,13 @@ from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import InPlaceError, Network
-from fr_bench.planning.costs import if_alone
+from fr_bench.planning.costs import CANNOT_RUN, if_alone
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
 from fr_bench.transport.ipc import DEPTH
 
 # Of weights and images; bf16 is that of the forward pass alone, under autocast.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError)  # what a block raises on an input not made for it
 
 
 def memory_format_of(config: Mapping[str, Any]) -> torch.memory_format:

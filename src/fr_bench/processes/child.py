@@ -135,7 +135,7 @@ def redirect_output(log_path: str) -> None:
     os.close(log)
 
 
-def report_error(reporter, task: ProcessTask, error: BaseException, progress: MutableSequence[int]) -> None:  # type: ignore[no-untyped-def]
+def report_error(reporter: Reporter, task: ProcessTask, error: BaseException, progress: MutableSequence[int]) -> None:
     """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
     from fr_bench.errors import ConfigError, FrBenchError
     from fr_bench.transport.spec import is_lost_peer

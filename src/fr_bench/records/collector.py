@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from typing import Any
 
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.measuring.untimed import UntimedSteps
+from fr_bench.records.reading import Record
 from fr_bench.training.diagnostics import direction
-
-Record = dict[str, Any]
 
 
 class TrainingClock:

@@ -6,11 +6,10 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from fr_bench.records.reading import Record
 from fr_bench.records.run_files import cannot_write, strict_json
-
-Record = dict[str, Any]
 
 
 class Sink(Protocol):

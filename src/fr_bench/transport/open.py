@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 
 import torch
 import torch.distributed as dist
@@ -145,7 +146,7 @@ def buffer_bytes(
     return distributed_depth * sent_bytes + (transport == "gloo") * received_bytes  # one message ahead
 
 
-def make_ports(context, num_modules: int) -> list[ModulePorts]:  # type: ignore[no-untyped-def]
+def make_ports(context: BaseContext, num_modules: int) -> list[ModulePorts]:
     """The ports of the modules of one replica for ``transport=ipc``; ``context`` is that of the processes."""
     ports = [ModulePorts() for _ in range(num_modules)]
     for below, above in itertools.pairwise(ports):
