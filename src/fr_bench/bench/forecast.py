@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fr_bench.bench.contenders import ConfigOf
 from fr_bench.bench.json_file import write_json
+from fr_bench.bench.table import ratio
 from fr_bench.bench.time_prediction import costs_of_plan, measured_on
 from fr_bench.components import check_method
 from fr_bench.errors import ConfigError
@@ -25,7 +26,7 @@ from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
 from fr_bench.planning.plan import Plan, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
-from fr_bench.report.markdown import align
+from fr_bench.report.markdown import table
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
@@ -205,16 +206,15 @@ def as_table(rows: Sequence[WhatIf]) -> str:
         "K": lambda row: str(row.k),
         "step, s": lambda row: _number(row.step_time_s),
         "images/s": lambda row: _number(row.images_per_s),
-        "over BP, K = 1": lambda row: _ratio(row.speedup_vs_single),
-        "over locked BP": lambda row: _ratio(row.speedup_vs_locked),
-        "efficiency": lambda row: _ratio(row.efficiency),
+        "over BP, K = 1": lambda row: ratio(row.speedup_vs_single),
+        "over locked BP": lambda row: ratio(row.speedup_vs_locked),
+        "efficiency": lambda row: ratio(row.efficiency),
         "waiting, mean": lambda row: _mean_percent(row.waiting_share),
         "largest module, MiB": lambda row: _mib(max, row.predicted_memory),
         "all modules, MiB": lambda row: _mib(sum, row.predicted_memory),
         "impossible because it": lambda row: row.reason or "",
     }
-    known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
-    return align([list(known), *([text(row) for text in known.values()] for row in rows)])
+    return table(columns, rows, leave_out_empty=True)
 
 
 def _name(row: WhatIf) -> str:
@@ -223,10 +223,6 @@ def _name(row: WhatIf) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def _mean_percent(shares: Sequence[float] | None) -> str:

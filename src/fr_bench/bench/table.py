@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fr_bench.bench.rows import CheckpointCosts, Row
-from fr_bench.report.markdown import align
+from fr_bench.report.markdown import align, table
 
 
 def as_table(rows: Sequence[Row]) -> str:
@@ -18,18 +18,17 @@ def as_table(rows: Sequence[Row]) -> str:
         "quartiles": lambda row: f"{row.step_time_s.q1:.3g} to {row.step_time_s.q3:.3g}",
         "simulated, s": lambda row: "" if row.simulated_step_time_s is None else f"{row.simulated_step_time_s:.3g}",
         "images/s": lambda row: f"{row.images_per_s:.3g}",
-        "over plain": lambda row: _ratio(row.speedup_vs_plain),
-        "over BP, K = 1": lambda row: _ratio(row.speedup_vs_single),
-        "over locked BP": lambda row: _ratio(row.speedup_vs_locked),
-        "limit": lambda row: _ratio(row.limit),
-        "limit, uncontended": lambda row: _ratio(row.limit_uncontended),
-        "efficiency": lambda row: _ratio(row.efficiency),
+        "over plain": lambda row: ratio(row.speedup_vs_plain),
+        "over BP, K = 1": lambda row: ratio(row.speedup_vs_single),
+        "over locked BP": lambda row: ratio(row.speedup_vs_locked),
+        "limit": lambda row: ratio(row.limit),
+        "limit, uncontended": lambda row: ratio(row.limit_uncontended),
+        "efficiency": lambda row: ratio(row.efficiency),
         "waiting": lambda row: ", ".join(f"{100 * share:.0f} %" for share in row.waiting_share or []),
         "GPU idle": lambda row: "" if row.idle_share is None else f"{100 * row.idle_share:.0f} %",
         "peak, MiB": lambda row: ", ".join(f"{peak / 2**20:.0f}" for peak in _by_process(row)),
     }
-    known = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
-    return align([list(known), *([text(row) for text in known.values()] for row in rows)])
+    return table(columns, rows, leave_out_empty=True)
 
 
 def as_checkpoint_table(rows: Sequence[Row]) -> str:
@@ -57,5 +56,6 @@ def _by_process(row: Row) -> list[int]:
     return row.peak_memory[:1] if row.num_processes == 1 else row.peak_memory
 
 
-def _ratio(value: float | None) -> str:
+def ratio(value: float | None) -> str:
+    """With two decimals; nothing for None."""
     return "" if value is None else f"{value:.2f}"

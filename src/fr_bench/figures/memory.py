@@ -24,11 +24,11 @@ from fr_bench.report.measures import (
     peak_memory,
     predicted_memory,
     spread,
+    unit_of,
 )
 
 Measure = Callable[[Run, int], float | None]
 
-UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 # No colour of a method; neighbours differ in grey too, and hatches tell apart what is alike: without horizontal lines,
 # which would cut a bar as its parts do.
 CATEGORY_LOOKS = {
@@ -55,7 +55,7 @@ def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omissio
     subject = f"memory without {', '.join(missing)}" if missing else "memory"
     figure, (by_category, by_module) = new_figure(groups, style, 2, 1, subject)
     figure.set_figwidth(max(figure.get_figwidth(), bars.width_in(style)))
-    unit, factor = _unit(max(_total(group) for group in shown))
+    unit, factor = unit_of(max(_total(group) for group in shown))
     categories = _draw_categories(by_category, bars, factor)
     marks = _draw_predictions(by_category, bars, factor, style) + _draw_peaks(by_category, bars, factor, style)
     _draw_modules(by_module, bars, factor)
@@ -97,10 +97,6 @@ def _bytes_of(group: Group, module: int) -> dict[str, float]:
 
 def _total(group: Group) -> float:
     return sum(sum(_bytes_of(group, module).values()) for module in range(1, group.size + 1))
-
-
-def _unit(largest: float) -> tuple[str, int]:
-    return next(((unit, factor) for unit, factor in UNITS if largest >= factor), UNITS[-1])
 
 
 def _patch(category: str) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fr_bench.planning.limits import WITH_COMPANIONS
-from fr_bench.report.measures import Spread, missing_categories, step_time_s
+from fr_bench.report.measures import Spread, missing_categories, step_time_s, unit_of
 from fr_bench.report.paired import Paired
 from fr_bench.report.published import Published, footnotes
 from fr_bench.report.tables import Reached, Row
 
 UNEVEN = 1.5  # where a note is due: seeds alone change a step's time by some hundredths
-UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 def as_markdown(rows: list[Row]) -> str:
@@ -45,7 +45,7 @@ def _errors(rows: list[Row]) -> list[str]:
     if published:
         columns["published"] = lambda row: _published(row.published_error, lambda each: f"{100 * each.value:.2f} %")
     notes += _withheld((row, row.withheld_error) for row in rows)
-    return ["### Test error", _table(columns, rows), _list(notes + footnotes(published))]
+    return ["### Test error", table(columns, rows), _list(notes + footnotes(published))]
 
 
 def _speed(rows: list[Row]) -> list[str]:
@@ -97,7 +97,7 @@ def _speed(rows: list[Row]) -> list[str]:
             "nothing about a pipeline over devices of their own."
         )
     notes += _withheld((row, row.withheld_speedup) for row in rows)
-    return ["### Speed", _table(columns, rows), _list(notes + footnotes(published))]
+    return ["### Speed", table(columns, rows), _list(notes + footnotes(published))]
 
 
 def _memory(rows: list[Row]) -> list[str]:
@@ -117,7 +117,7 @@ def _memory(rows: list[Row]) -> list[str]:
     missing = sorted({name for row in known for name in missing_categories(row.group)})
     if missing:
         notes.append(f"Missing from what is accounted, because not every run records it: {', '.join(missing)}.")
-    return ["### Memory", _table(columns, known), _list(notes)]
+    return ["### Memory", table(columns, known), _list(notes)]
 
 
 def _head() -> dict[str, Callable[[Row], str]]:
@@ -128,7 +128,10 @@ def _head() -> dict[str, Callable[[Row], str]]:
     }
 
 
-def _table(columns: dict[str, Callable[[Row], str]], rows: list[Row]) -> str:
+def table(columns: Mapping[str, Callable[[Any], str]], rows: Sequence[Any], leave_out_empty: bool = False) -> str:
+    """Returns a Markdown table of ``columns``, by title what stands there of a row; if asked, without empty ones."""
+    if leave_out_empty:
+        columns = {title: text for title, text in columns.items() if any(text(row) for row in rows)}
     return align([list(columns), *([text(row) for text in columns.values()] for row in rows)])
 
 
@@ -206,5 +209,5 @@ def _bytes(value: Spread | None) -> str:
     """Three digits and a binary unit: ``12.3 MiB``."""
     if value is None:
         return ""
-    unit, factor = next((unit, factor) for unit, factor in UNITS if value.mean >= factor or factor == 2**10)
+    unit, factor = unit_of(value.mean)
     return f"{value.mean / factor:.3g} {unit}" if value.mean < 1000 * factor else f"{value.mean / factor:.0f} {unit}"

@@ -15,6 +15,7 @@ from fr_bench.report.groups import CODE, Group
 
 # Other fields of a `memory` record are not bytes of a category: `peak` and `predicted` include all of them.
 MEMORY_CATEGORIES = (*CATEGORIES, OTHER)
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 IN_EVERY_RUN = ("parameters", "gradients", "optimizer", "activations")  # whatever the method
 SMALLEST_DIFFERENCE = 1e-9  # of two errors: 7.2 % is no exact binary fraction
 BUSY = ("play_s", "learn_s", "send_s")
@@ -154,6 +155,11 @@ def missing_categories(group: Group) -> list[str]:
     """The categories of IN_EVERY_RUN that some module's last account lacks, so that its total is too small."""
     accounts = [memory_by_category(run, module) for run in group.measured for module in run.modules("memory")]
     return [name for name in IN_EVERY_RUN if any(name not in account for account in accounts)]
+
+
+def unit_of(num_bytes: float) -> tuple[str, int]:
+    """The largest binary unit of which there is at least one, else the smallest; and its bytes."""
+    return next(((unit, factor) for unit, factor in UNITS if num_bytes >= factor), UNITS[-1])
 
 
 def predicted_memory(run: Run, module: int) -> float | None:
