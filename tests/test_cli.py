@@ -79,12 +79,23 @@ def test_help_lists_the_subcommands_and_three_examples(words, capsys):
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
 def test_output_that_nobody_reads_is_no_accident(words: list[str], unbuffered: str) -> None:
     """As in ``fr-bench train --help | head``."""
+    assert told_to_nobody(*words, PYTHONUNBUFFERED=unbuffered) == (1, "")
+
+
+def told_to_nobody(*words: str, **variables: str) -> tuple[int, str]:
+    """Exit code and stderr of the command whose output nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    command, variables = [sys.executable, "-m", "fr_bench", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=variables)
+    command = [sys.executable, "-m", "fr_bench", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ | variables)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nor_is_what_hydra_tells(unbuffered: str) -> None:
+    """It logs line by line, and logging would tell of each that it was not read."""
+    assert told_to_nobody("train", "--info", PYTHONUNBUFFERED=unbuffered)[1] == ""
 
 
 def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:

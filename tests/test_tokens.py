@@ -300,6 +300,7 @@ def test_text_is_cut_into_samples_whose_labels_follow(tmp_path: Path) -> None:
         (["dataset.path=short"], "dataset.path=short: has 640 bytes, and 10 samples of dataset.length=64"),
         (["dataset.path=short", "dataset.length=0"], "dataset.length=0: must be an integer of at least 1"),
         (["dataset.path=short", "dataset.length=8", "model=resnet20"], "block 'stem' cannot run on input (8, 8)"),
+        (["dataset.path=short", "dataset.length=8", "model=mlp"], "it gets tokens, integers that a model has to embed"),
         (["dataset.path=short", "dataset.length=8", "model.heads=3"], "model.heads=3: must divide model.width=128"),
         (["dataset.path=short", "dataset.length=8", "model.depth=0"], "model.depth=0: must be"),
         (["dataset.path=short", "dataset.length=8", "model.dropout=1"], "model.dropout=1: must be"),

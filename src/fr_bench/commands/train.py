@@ -13,6 +13,7 @@ import argparse
 import atexit
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import signal
@@ -262,7 +263,11 @@ def _help(arguments: argparse.Namespace, job: Job) -> int:
 def _show(argv: list[str]) -> int:
     """Lets Hydra print what was asked for. It runs nothing, so what fails is the command."""
     register()
-    return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None), argv)) else 0
+    before, logging.raiseExceptions = logging.raiseExceptions, False  # of each line that `| head` leaves unread
+    try:
+        return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None), argv)) else 0
+    finally:
+        logging.raiseExceptions = before
 
 
 def _check_all(jobs: list[Job], check_one: Callable[[Job], None]) -> None:

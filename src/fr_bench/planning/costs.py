@@ -175,7 +175,7 @@ def able_to_run(what: str, x: Tensor) -> Iterator[None]:
     try:
         yield
     except CANNOT_RUN as error:
-        raise ConfigError(f"{what} cannot run on input {tuple(x.shape)}: {error}{if_alone(x)}") from error
+        raise ConfigError(f"{what} cannot run on input {tuple(x.shape)}: {error}{advice_on(x)}") from error
 
 
 def _likeness(block: nn.Module, x: Tensor, needs_gradient: bool) -> str:
@@ -286,6 +286,10 @@ class ModuleCosts:
         return totals[last] - totals[first] + companion
 
 
-def if_alone(x: Tensor) -> str:
-    """What else to say where a block cannot run: batch norm, for one, has no statistics of one sample."""
-    return "; it sees one sample at a time: try a larger batch_size" if len(x) == 1 else ""
+def advice_on(x: Tensor) -> str:
+    """What else to say where a block cannot run on ``x``."""
+    if len(x) == 1:  # batch norm, for one, has no statistics of one sample
+        return "; it sees one sample at a time: try a larger batch_size"
+    if not x.is_floating_point():
+        return "; it gets tokens, integers that a model has to embed first, as model=transformer does"
+    return ""

@@ -12,7 +12,7 @@ from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks, build_blocks
 from fr_bench.modules.network import InPlaceError, Network
-from fr_bench.planning.costs import CANNOT_RUN, if_alone
+from fr_bench.planning.costs import CANNOT_RUN, advice_on
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
 from fr_bench.transport.ipc import DEPTH
@@ -91,7 +91,7 @@ def trace_modules(
         except CANNOT_RUN as error:
             cause = _cause(error, network, x)
             what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
-            raise ConfigError(f"model: module {k}{what}: {cause}{if_alone(x)}") from cause
+            raise ConfigError(f"model: module {k}{what}: {cause}{advice_on(x)}") from cause
         x = shapes[-1].output
     expected = (size, *sample.label_shape, sample.num_classes)
     if x.shape != expected:

@@ -32,8 +32,9 @@ def _with_quoted_path(word: str) -> str:
     name = key.lstrip("+")
     if name not in PATHS or path.startswith(("'", '"')):
         return word
-    path = os.path.expanduser(path)  # zsh leaves ~ alone behind a =
-    word = f"{key}={path}"
+    if "." not in name:  # loaders know it themselves
+        path = os.path.expanduser(path)  # zsh leaves ~ alone behind a =
+        word = f"{key}={path}"
     try:
         value: Any = OverridesParser.create().parse_override(f"{key}={path}").value()
     except HydraException:
@@ -41,7 +42,7 @@ def _with_quoted_path(word: str) -> str:
         if name == "resume" and not os.path.exists(path) and all(map(os.path.exists, several)):
             return f"{key}={','.join(map(quoted, several))}"
         # Nor is the ~ of somebody who is not known: a folder of that name would be a trap.
-        return word if path.startswith("~") else f"{key}={quoted(path)}"
+        return word if path.startswith("~") and "." not in name else f"{key}={quoted(path)}"
     if value is None or value == path:
         return word
     is_number = isinstance(value, int | float)  # 2024_01 would be 202401
