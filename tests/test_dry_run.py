@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def costs_of(plan: Plan) -> NetworkCosts:
     """What the prediction of ``plan`` was made from, out of the cache."""
     has_companion = plan.k > 1 and plan.config["method"]["name"] in ("dni", "cdni", "dgl")
-    task = MeasuringTask.of(plan.config, plan.sample, "cpu", plan.threads, has_companion)
+    task = MeasuringTask.of(plan.config, plan.sample, "cpu", plan.threads, len(plan.block_names), has_companion)
     return measured_costs(task, "dry_run=true")
 
 

@@ -100,7 +100,7 @@ def optimizer_groups(module: Module) -> list[dict[str, Any]]:
     a user's own count steps there, or estimate a learning rate."""
     found = []
     for group in module.optimizer.param_groups:
-        kept = {}
+        kept: dict[str, Any] = {}
         for key, value in group.items():
             with contextlib.suppress(TypeError):
                 kept |= {key: plain_copy(value)} if key != "params" else {}
