@@ -220,7 +220,7 @@ def test_train_help_is_of_the_groups_and_values_given(launch, capsys):
     assert "method.optimizer.lr=0.5 learning rate" in text  # described in dni.yaml, on which cdni.yaml builds
     assert "experiment=quickstart: Features Replay on real images" in text
     sigma = help_of(capsys, "experiment=poster_sigma")  # the whole comment: commands, and what to expect
-    assert "fr-bench plot multirun/..." in sigma and "Should show: sigma above 0" in sigma
+    assert "fr-bench plot outputs/sigma" in sigma and "Should show: sigma above 0" in sigma
     assert " k=2 number of modules" in text and "epochs=15 length of the run" in text
     assert "method.bn_stats" not in text
 
