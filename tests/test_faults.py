@@ -211,7 +211,6 @@ def twice(pid: int, number: int) -> None:
     ("kill", "number", "code"),
     [
         (os.killpg, signal.SIGINT, 130),  # Ctrl-C reaches the whole group
-        (os.kill, signal.SIGINT, 130),
         (os.killpg, signal.SIGTERM, 75),  # and so does what a cluster sends
         (twice, signal.SIGTERM, 75),
         (os.kill, signal.SIGHUP, 75),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ from harness import assert_same_run, call, read_records, tiny_config
 from test_faults import living_processes, wait_until
 from test_hanging import GREEDY
 
+from fr_bench.cli import main
 from fr_bench.errors import ConfigError
 from fr_bench.launching.members import Members
 from fr_bench.measuring import clocks
 from fr_bench.planning.plan import make_plan
+from fr_bench.processes import child, nursery
 from fr_bench.processes.board import Board
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.records.run_directory import await_directory
@@ -209,6 +212,48 @@ def test_an_error_of_a_machine_that_has_been_up_for_longer_is_not_of_the_future(
 # Processes that do not fit
 
 
+class Forked:
+    """The command in a process of its own that has torch already. Ends as subprocess.Popen's do."""
+
+    def __init__(self, words: list[str], folder: Path, variables: dict[str, str]) -> None:
+        number, self._stderr = tempfile.mkstemp(dir=folder.parent)
+        os.close(number)
+        surroundings = child.Surroundings(str(folder), variables)
+        self._process = nursery.context().Process(target=run_forked, args=(surroundings, words, self._stderr))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[None, str]:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"it goes on after {timeout} s"
+        return None, Path(self._stderr).read_text()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> None:
+        self._process.join()
+        Path(self._stderr).unlink()
+
+
+def run_forked(surroundings: child.Surroundings, words: list[str], stderr: str) -> None:
+    child.begin(surroundings)
+    for number, path in ((1, os.devnull), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY), number)
+    sys.exit(main(words))
+
+
 class Job:
     """Processes started by hand, as by a torchrun without a store of its own."""
 
@@ -216,18 +261,22 @@ class Job:
         self._folder = folder
         self._size = size
         self._port = port or free_port()
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[str] | Forked] = []
 
     def start(self, rank: int, *words: str, program: list[str] | None = None) -> None:
         place = {"RANK": rank, "WORLD_SIZE": self._size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": self._size}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._port}
-        command = [*(program or [sys.executable, "-m", "fr_bench"]), *SETTINGS, f"run_dir={self._folder / 'run'}"]
-        self.processes.append(
-            subprocess.Popen(
-                [*command, *words], cwd=self._folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                env=environment(**{key: str(value) for key, value in place.items()}),
-            )
-        )  # fmt: skip
+        variables = environment(**{key: str(value) for key, value in place.items()})
+        words = (*SETTINGS, f"run_dir={self._folder / 'run'}", *words)
+        if program is None:
+            self.processes.append(Forked(list(words), self._folder, variables))
+        else:
+            self.processes.append(
+                subprocess.Popen(
+                    [*program, *words], cwd=self._folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                    env=variables,
+                )
+            )  # fmt: skip
 
     def end(self) -> list[tuple[int, str]]:
         """Exit code and stderr of each, in the order in which they were started."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,9 @@ class Meter(Protocol):
 class OperationMeter:
     """Counts instead of waiting: seconds on the reference machine."""
 
+    # What was counted on shapes alone, for all networks of this process: a sweep checks one after the other.
+    counted: ClassVar[dict[str, tuple[BlockCost, Tensor]]] = {}
+
     def measure(self, action: Callable[[], Result]) -> tuple[float, Result]:
         """See :class:`Meter`."""
         with OperationCounter() as counter:
@@ -130,7 +133,7 @@ def network_costs(
 ) -> NetworkCosts:
     """Runs ``x`` through ``blocks``, forward and backward, and returns what each costs.
 
-    Blocks that are built alike and get inputs alike are run once.
+    Blocks that are built alike and get inputs alike are run once; where costs are counted, once a process.
 
     Args:
         blocks: in order, on the device and in the dtype and memory format of the run.
@@ -144,7 +147,8 @@ def network_costs(
     Raises:
         ConfigError: a block, or a companion, cannot run on what comes out of the block before.
     """
-    known: dict[str, tuple[BlockCost, Tensor]] = {}
+    counts = isinstance(meter, OperationMeter) and x.is_meta and optimizer_of is None
+    known: dict[str, tuple[BlockCost, Tensor]] = OperationMeter.counted if counts else {}
     found = NetworkCosts([], [])
     needs_gradient = False  # nothing below a first parameter has a backward
     for name, block in blocks:
