@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fr_bench.cli import main
 from fr_bench.commands.dry_run import report
+from fr_bench.components import check_method
 from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.signal_watch import watch_signals
@@ -28,7 +29,7 @@ from fr_bench.methods.pipeline import GPipe
 from fr_bench.models import build_blocks
 from fr_bench.peers import make_tasks
 from fr_bench.peers.step_clock import StepClock
-from fr_bench.planning.plan import check_components, make_plan
+from fr_bench.planning.plan import make_plan
 from fr_bench.processes.reporter import Reporter
 
 NUM_STEPS = 5
@@ -362,7 +363,7 @@ def test_a_killed_process_is_the_first_cause_by_name(method: str, tmp_path: Path
 @pytest.mark.parametrize("method", PEERS)
 def test_a_plan_predicts_what_the_policy_tells(method: str) -> None:
     plan = make_plan(tiny_config(method, 2, "gloo", partition="auto"))
-    policy = check_components(plan.config).policy()
+    policy = check_method(plan.config["method"])[0].policy()
     assert plan.num_parts == policy.num_microbatches and plan.num_replicas == (2 if method == "ddp" else 1)
     assert all(bool(found) == policy.is_predictable for found in plan.predicted_memory)
     assert [each["batch_delay"] for each in plan.staleness] == [0, 0]

@@ -101,9 +101,9 @@ def optimizer_groups(module: Module) -> list[dict[str, Any]]:
     found = []
     for group in module.optimizer.param_groups:
         kept: dict[str, Any] = {}
-        for key, value in group.items():
+        for key in [key for key in group if key != "params"]:
             with contextlib.suppress(TypeError):
-                kept |= {key: plain_copy(value)} if key != "params" else {}
+                kept[key] = plain_copy(group[key])
         found.append(kept)
     return found
 

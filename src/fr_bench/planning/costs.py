@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,17 @@ class NetworkCosts:
     measured_at: float = 0.0
 
 
+Likeness = tuple[tuple[type, ...], str]
+
+
 class Meter(Protocol):
-    """Tells what an action costs, and when it has been told often enough."""
+    """Tells what an action costs, and when it has been told often enough.
+
+    Attributes:
+        known: by :func:`_likeness`, what a block costs and what comes out of it.
+    """
+
+    known: dict[Likeness, tuple[BlockCost, Tensor]]
 
     def measure(self, action: Callable[[], Result]) -> tuple[float, Result]:
         """Seconds, and what the action returned."""
@@ -81,11 +90,15 @@ class Meter(Protocol):
         """Whether the median of ``samples`` will do."""
 
 
+# For all networks of this process: a sweep checks one after the other.
+_COUNTED: dict[Likeness, tuple[BlockCost, Tensor]] = {}
+
+
 class OperationMeter:
     """Counts instead of waiting: seconds on the reference machine."""
 
-    # What was counted on shapes alone, for all networks of this process: a sweep checks one after the other.
-    counted: ClassVar[dict[str, tuple[BlockCost, Tensor]]] = {}
+    def __init__(self) -> None:
+        self.known = _COUNTED
 
     def measure(self, action: Callable[[], Result]) -> tuple[float, Result]:
         """See :class:`Meter`."""
@@ -147,12 +160,11 @@ def network_costs(
     Raises:
         ConfigError: a block, or a companion, cannot run on what comes out of the block before.
     """
-    counts = isinstance(meter, OperationMeter) and x.is_meta and optimizer_of is None
-    known: dict[str, tuple[BlockCost, Tensor]] = OperationMeter.counted if counts else {}
+    known = meter.known
     found = NetworkCosts([], [])
     needs_gradient = False  # nothing below a first parameter has a backward
     for name, block in blocks:
-        key = _likeness(block, x, needs_gradient)
+        key = _likeness(block, x, needs_gradient, optimizer_of)
         if key not in known:
             with able_to_run(f"model: block '{name}'", x):
                 known[key] = _cost(block, (x,), meter, context, needs_gradient, optimizer_of)
@@ -182,16 +194,17 @@ def able_to_run(what: str, x: Tensor) -> Iterator[None]:
         raise ConfigError(f"{what} cannot run on input {tuple(x.shape)}: {error}{advice_on(x)}") from error
 
 
-def _likeness(block: nn.Module, x: Tensor, needs_gradient: bool) -> str:
+def _likeness(block: nn.Module, x: Tensor, needs_gradient: bool, optimizer_of: object = None) -> Likeness:
     """Equal for two blocks that do the same to the same input: layers, their settings, shapes of all tensors."""
     internal = vars(nn.Module())
+    types = tuple(type(layer) for layer in block.modules())  # themselves: two may have one name
     layers = [
-        (name, type(layer), sorted((key, repr(value)) for key, value in vars(layer).items() if key not in internal))
+        (name, sorted((key, repr(value)) for key, value in vars(layer).items() if key not in internal))
         for name, layer in block.named_modules()
     ]
     tensors = [*block.named_parameters(), *block.named_buffers()]
     shapes = [(name, tensor.shape, tensor.requires_grad) for name, tensor in tensors]
-    return repr((layers, shapes, x.shape, x.stride(), x.dtype, needs_gradient))
+    return types, repr((layers, shapes, x.shape, x.stride(), x.dtype, x.device, needs_gradient, optimizer_of))
 
 
 def _cost(

@@ -29,7 +29,7 @@ from fr_bench.components import bind, check_method
 from fr_bench.data import SampleSpec, SeededOrder, TrainImages, TrainTensor
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
-from fr_bench.planning.costs import BlockCost, NetworkCosts, network_costs
+from fr_bench.planning.costs import BlockCost, Likeness, NetworkCosts, network_costs
 from fr_bench.planning.environment import cpu_model
 from fr_bench.planning.own_code import describe_code
 from fr_bench.planning.tracing import DTYPES, memory_format_of
@@ -107,6 +107,7 @@ class Clock:
     """A meter that waits for the device (see fr_bench.planning.costs.Meter)."""
 
     def __init__(self, device: torch.device) -> None:
+        self.known: dict[Likeness, tuple[BlockCost, Tensor]] = {}
         self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def measure(self, action: Callable[[], Result]) -> tuple[float, Result]:

@@ -306,13 +306,13 @@ def fetch_dataset(config: dict[str, Any]) -> Outline:
     return Outline.of(build_dataset(config["dataset"]))
 
 
-def check_components(config: dict[str, Any]) -> type[Method]:
-    """Checks what the config's ``_target_`` nodes call and with which arguments; returns the method's class.
+def check_components(config: dict[str, Any]) -> None:
+    """Checks what the config's ``_target_`` nodes call and with which arguments.
 
     Raises:
         ConfigError: an unknown target or argument, or a value that it refuses.
     """
-    method = check_callable("method", config["method"], ("module", "link"))
+    check_callable("method", config["method"], ("module", "link"))
     if "optimizer" in config["method"]:  # of what it trains beside the model
         check_optimizer(config["method"]["optimizer"], "method.optimizer")
     check_optimizer(config["optimizer"])
@@ -320,7 +320,6 @@ def check_components(config: dict[str, Any]) -> type[Method]:
     with refusing("schedule", config["schedule"]):
         bind(config["schedule"])()  # it checks its own values
     check_model_and_data(config)
-    return method
 
 
 def check_model_and_data(config: Mapping[str, Any]) -> None:
