@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
+from torch import nn
 
 from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
@@ -120,6 +122,20 @@ def test_groups_of_parameters_go_on_with_their_own_state_and_rates(tmp_path: Pat
 def test_what_an_optimizer_keeps_by_group_goes_on(tmp_path: Path) -> None:
     optimizer = {"_target_": "tiny_models.Counting", "name": "counting", "lr": 0.02}
     assert_goes_on_exactly(tiny_config("fr", 2, optimizer=optimizer), tmp_path, [4])
+
+
+def test_what_an_optimizer_keeps_by_group_goes_back_to_the_device_that_it_was_on() -> None:
+    """Checkpoints are on the CPU; `meta` stands for a GPU."""
+    network = nn.Linear(2, 2, device="meta")
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    (group,) = optimizer.param_groups
+    group["made"] = torch.zeros((), device="meta")
+    saved = {"made": torch.ones(()), "made later": torch.ones(2), "counter": torch.ones(()), "number": 3}
+    snapshot.load_optimizer(cast(Module, SimpleNamespace(network=network, optimizer=optimizer)), {}, [saved])
+    (group,) = optimizer.param_groups
+    devices = {key: value.device.type for key, value in group.items() if isinstance(value, torch.Tensor)}
+    assert devices == {"made": "meta", "made later": "meta", "counter": "cpu"}
+    assert (group["number"], group["lr"]) == (3, 0.1)
 
 
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:

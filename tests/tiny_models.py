@@ -93,12 +93,21 @@ def grouped(params: Iterable[nn.Parameter], lr: float, **settings: Any) -> torch
 
 
 class Counting(torch.optim.SGD):
-    """SGD whose weight decay grows with the steps, which it counts by group, as optimizers without a schedule do."""
+    """SGD whose weight decay grows with the steps and with the gradients, which it counts and sums by group, as
+    optimizers without a schedule do; sums are where the parameters are, one made at once, one in the first step."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            group["sum"] = torch.zeros((), device=group["params"][0].device)
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         for group in self.param_groups:
             group["num_steps"] = group.get("num_steps", 0) + 1
-            group["weight_decay"] = 1e-3 * group["num_steps"]
+            gradient = group["params"][0].grad
+            group["sum"].add_(gradient.abs().sum())
+            group["row"] = group.get("row", torch.zeros(1, device=gradient.device)).add_(group["sum"])
+            group["weight_decay"] = 1e-3 * group["num_steps"] + 1e-4 * float(group["row"])
             group["told"] = print  # no plain data
         return super().step(closure)
 

@@ -119,6 +119,15 @@ def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, gpu: di
     assert_same_run(tmp_path / "alone", tmp_path / "run")
 
 
+def test_what_an_optimizer_keeps_by_group_goes_on(gpu: dict[str, Any], tmp_path: Path) -> None:
+    """Numbers, and tensors on the GPU."""
+    config = tiny_config("fr", 2, optimizer={"_target_": "tiny_models.Counting", "name": "counting", "lr": 0.02}, **gpu)
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run", stop_at=4)
+    train_here(config, tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
 @pytest.mark.parametrize("transport", ["ipc", "gloo"])
 @pytest.mark.parametrize("method", ["bp", "ddg", "dgl", "fr"])
 def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
