@@ -259,10 +259,15 @@ def test_what_is_profiled_is_launched_too(tmp_path: Path) -> None:
     assert_same(graphed, plain)
 
 
+MANY_BLOCKS = {"model": {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 2, "depth": 20}}
+
+
 @pytest.mark.parametrize(
     ("k", "transport", "device", "changes", "has_one"),
     [
         (3, "serial", "cuda", {}, True),
+        (16, "serial", "cuda", MANY_BLOCKS, True),
+        (17, "serial", "cuda", MANY_BLOCKS, False),
         (3, "serial", "cuda", {"streams": False}, False),
         (1, "serial", "cuda", {}, False),
         (3, "gloo", "cuda", {}, False),

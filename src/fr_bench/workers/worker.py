@@ -45,6 +45,9 @@ from fr_bench.workers.connections import connect, join_group, make_relay, own_gr
 from fr_bench.workers.resumption import Resumption, restore
 from fr_bench.workers.sources import Sources
 
+# Torch hands out this many streams of a GPU, and then the first once more.
+NUM_STREAMS = 32
+
 
 @dataclass
 class WorkerTask:
@@ -166,8 +169,11 @@ def make_method(method: Callable[[Module, Link], Method], module: Module, link: 
 
 
 def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for a module that shares its process with others, and None for one that does not, or is on no GPU."""
+    """A stream for a module that shares its process with others, and None for one that does not, or is on no GPU. Nor
+    are there any for more modules than torch has streams for."""
     if device.type != "cuda" or plan.transport != "serial" or plan.size == 1 or not plan.config["streams"]:
+        return None
+    if 2 * plan.size > NUM_STREAMS:  # each records its CUDA graphs on one more, which nobody else must use
         return None
     return torch.cuda.Stream(device)
 
