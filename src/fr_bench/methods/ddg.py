@@ -13,8 +13,7 @@ no part of it; they move once a batch, at play.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,16 +26,8 @@ from fr_bench.modules.module import Module
 from fr_bench.modules.passes import Pass, PassKind
 
 
-@dataclass
-class InFlight:
-    """A batch that was played and waits for its gradient: the graph, and the weight copies it was built on."""
-
-    live: Pass
-    weights: dict[str, Tensor]
-
-
-class DecoupledDelayedGradients(DelayedMethod[InFlight]):
-    """DDG.
+class DecoupledDelayedGradients(DelayedMethod[Pass]):
+    """DDG. What it keeps of a batch is the pass, with the weight copies that its graph was built on.
 
     Args:
         weights: ``stashed`` is the published gradient, at the weights of the play. ``current`` is a deviation,
@@ -60,36 +51,25 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays on a copy of the weights and keeps the graph with it."""
         if self.weights == "stashed":
-            in_flight = self._play_stashed(x, t)
+            live = self.module.play_on_copies(x, t)
         else:
             # Hooks keep what the graph saves without autograd's check that it is unchanged; not the very tensor, which
             # may be an output that would keep its own graph for ever.
             with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
-                in_flight = InFlight(self.module.play(x, t), {})
-        self.keep(t, in_flight)
-        return in_flight.live.hand_over()
+                live = self.module.play(x, t)
+        self.keep(t, live)
+        return live.hand_over()
 
-    def learn_delayed(self, kept: InFlight, batch: int, t: int) -> None:
+    def learn_delayed(self, kept: Pass, batch: int, t: int) -> None:
         """Waits for the gradient of the kept graph and back-propagates it."""
-        d = self.link.receive_gradient(batch)
-        gradient = self.module.backward(kept.live, d=d)
-        self.link.send_gradient(gradient, batch)
-        for name, parameter in self.module.network.named_parameters():
-            if kept.weights:
-                parameter.grad = kept.weights[name].grad
-        self.module.step(t)
-
-    def _play_stashed(
-        self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, update_statistics: bool = True
-    ) -> InFlight:
-        return InFlight(*self.module.play_on_copies(x, batch, of, update_statistics=update_statistics))
+        self.descend(kept, self.link.receive_gradient(batch), t)
 
     def account_play(self, x: Tensor, t: int) -> tuple[Pass, dict[str, list[Tensor]]]:
         """See :class:`Method`: the graph is built on a copy of the weights."""
         if self.module.is_top or self.weights == "current":
             return super().account_play(x, t)
-        in_flight = self._play_stashed(x, t, update_statistics=False)
-        return in_flight.live, {"stash": list(in_flight.weights.values())}
+        live = self.module.play_on_copies(x, t, update_statistics=False)
+        return live, {"stash": list((live.copies or {}).values())}
 
     @property
     def num_graphs(self) -> int:
@@ -98,7 +78,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
         """The stash; the inputs belong to the graphs."""
-        return {"stash": [copy for _, kept in self.kept for copy in kept.weights.values()]}
+        return {"stash": [copy for _, kept in self.kept for copy in (kept.copies or {}).values()]}
 
     @property
     def resumes_exactly(self) -> bool:
@@ -110,7 +90,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
         if self.weights == "current":
             return {"kept": [], "num_plays": 0}
         kept = [
-            (batch, kept.live.x.detach(), {name: copy.detach() for name, copy in kept.weights.items()})
+            (batch, kept.x.detach(), {name: copy.detach() for name, copy in (kept.copies or {}).items()})
             for batch, kept in self.kept
         ]
         return {"kept": kept, "num_plays": self.num_plays}
@@ -118,7 +98,7 @@ class DecoupledDelayedGradients(DelayedMethod[InFlight]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuilds the graphs without a second update of the statistics."""
         for batch, x, copies in state["kept"]:
-            self.kept.append((batch, self._play_stashed(x, batch, copies, update_statistics=False)))
+            self.kept.append((batch, self.module.play_on_copies(x, batch, copies, update_statistics=False)))
         self.num_plays = state["num_plays"]
 
     @classmethod

@@ -169,17 +169,14 @@ class Module:
 
     def play_on_copies(
         self, x: Tensor, batch: int, of: Mapping[str, Tensor] | None = None, *, update_statistics: bool = True
-    ) -> tuple[Pass, dict[str, Tensor]]:
-        """The same on copies of the parameters (or of ``of``): an optimizer may change those before the backward.
-
-        Returns:
-            The pass, and the copies by name, in whose ``grad`` its backward leaves their gradients.
-        """
+    ) -> Pass:
+        """The same on copies of the parameters (or of ``of``, by name), which are the pass's own: an optimizer may
+        change the parameters before the backward."""
         with self.watch.span("play", batch):
-            live, copies = self.passes.run_on_copies(x, self.stream(batch), batch, of, update_statistics)
-            if self.replicas is not None:
-                self.replicas.listen(copy for copy in copies.values() if copy.requires_grad)
-        return live, copies
+            live = self.passes.run_on_copies(x, self.stream(batch), batch, of, update_statistics)
+            if self.replicas is not None and live.copies is not None:
+                self.replicas.listen(copy for copy in live.copies.values() if copy.requires_grad)
+        return live
 
     def replay(self, x: Tensor, batch: int, *, update_statistics: bool = True) -> Pass:
         """Runs the module forward, with current weights and a graph, on an input that it kept."""
@@ -203,8 +200,8 @@ class Module:
         return loss_sum(logits, targets, self.label_smoothing) / self.global_batch_size
 
     def backward(self, live: Pass, *, d: Tensor | None = None, loss: Tensor | None = None) -> Tensor | None:
-        """Back-propagates through ``live`` and returns the gradient with respect to its input (None in module 1, and
-        where the pass was to have none).
+        """Back-propagates through ``live``, which leaves the gradients of the parameters in their ``grad``, and returns
+        that of its input (None in module 1, and where the pass was to have none).
 
         Args:
             live: the pass whose graph is used up.
@@ -214,11 +211,16 @@ class Module:
         with self.watch.span("backward", live.batch):
             if live.captured is None:
                 torch.autograd.backward(live.end if loss is None else loss, d)
-                return live.x.grad
-            if loss is not None:
-                (d,) = torch.autograd.grad(loss, live.h)
-            assert d is not None
-            return live.captured.backward(d)
+                gradient = live.x.grad
+            else:
+                if loss is not None:
+                    (d,) = torch.autograd.grad(loss, live.h)
+                assert d is not None
+                gradient = live.captured.backward(d)
+            if live.copies is not None:
+                for name, parameter in self.network.named_parameters():
+                    parameter.grad = live.copies[name].grad
+            return gradient
 
     def step(self, t: int) -> None:
         """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration

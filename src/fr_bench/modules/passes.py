@@ -29,6 +29,7 @@ class Pass:
         x: the module's input.
         h: the module's output, until it is handed over.
         captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
+        copies: of the parameters by name, where it runs on those; in their ``grad`` a backward leaves its gradients.
         end: where a backward begins.
     """
 
@@ -36,6 +37,7 @@ class Pass:
     x: Tensor
     h: Tensor
     captured: PairGraph | None = None
+    copies: Mapping[str, Tensor] | None = None
     end: Tensor | GradientEdge = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,14 +104,16 @@ class Passes:
 
     def run_on_copies(
         self, x: Tensor, stream: int, batch: int, of: Mapping[str, Tensor] | None, update_statistics: bool
-    ) -> tuple[Pass, dict[str, Tensor]]:
-        """A pass with a graph on copies of the parameters, or of ``of``; returns it with the copies by name."""
+    ) -> Pass:
+        """A pass with a graph on copies of the parameters, or of ``of``."""
         kind = PassKind(True, update_statistics, on_copies=True)
         pair = self._free_pair(kind)
         if pair is None:
-            copies = self._copies(of)
-            return self._forward(x, stream, batch, kind, copies), copies
-        return self._launch(pair, x, batch, self._parameters if of is None else of), pair.leaves
+            live = self._forward(x, stream, batch, kind, copies := self._copies(of))
+        else:
+            live, copies = self._launch(pair, x, batch, self._parameters if of is None else of), pair.leaves
+        live.copies = copies
+        return live
 
     @contextmanager
     def as_they_are(self) -> Iterator[None]:
