@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fr_bench.cli import main
 from fr_bench.commands import doctor
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -75,7 +76,7 @@ def test_a_slurm_allocation_is_recognised(
 
 
 def test_a_mistake_in_the_arguments_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--jsn"]) == 2
+    assert main(["doctor", "--jsn"]) == 2
     assert "--jsn" in capsys.readouterr().err
 
 

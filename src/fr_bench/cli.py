@@ -97,7 +97,12 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(_unknown(name, words))
     if name != "train" and Torchrun.from_environment() is not None:
         raise ConfigError(f"fr-bench {name}: is the work of one process; start it without torchrun.")
-    return int(import_module(COMMANDS[name].module).main(rest))
+    try:
+        return int(import_module(COMMANDS[name].module).main(rest))
+    except SystemExit as stop:  # argparse's, which has printed the help or what is wrong
+        if not isinstance(stop.code, int):
+            raise
+        return stop.code
 
 
 def usage() -> str:

@@ -37,10 +37,7 @@ def main(argv: list[str]) -> int:
         "--trust", action="store_true", help="call what config.yaml names, also where that is not fr-bench's own"
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     if arguments.k is not None and arguments.k < 1:
         raise ConfigError(f"--k {arguments.k}: must be at least 1.")
     config = read_config(arguments.run_dir)

@@ -17,7 +17,7 @@ empty are not."""
 
 
 def main(argv: list[str]) -> int:
-    """Writes the figures and names them; returns 0, or 2 for a mistake in ``argv`` (argparse has then said what).
+    """Writes the figures and names them; returns 0.
 
     Raises:
         ConfigError: there is nothing to draw, or the folder cannot be written.
@@ -28,10 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--style", choices=("paper", "poster"), default="paper", help="sizes for a paper's column (default) or a slide"
     )
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     found = pairs(read_groups(arguments.run_dir))
     drawn = [_plot(groups, arguments.style, Path(arguments.out)) for groups in found.values()]
     print("\n".join(line for _, lines in drawn for line in lines))  # last: a reader who leaves costs no figure

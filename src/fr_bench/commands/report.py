@@ -25,8 +25,7 @@ FILES = (("report", "md"), ("report", "csv"), ("curves", "json"))  # of --out
 
 
 def main(argv: list[str]) -> int:
-    """Prints the report, and writes it with ``--out``; returns 0, or 2 for a mistake in ``argv`` (argparse has then
-    said what).
+    """Prints the report, and writes it with ``--out``; returns 0.
 
     Raises:
         ConfigError: there is no run to report on, or the folder for the files cannot be written.
@@ -46,10 +45,7 @@ def main(argv: list[str]) -> int:
         help="adds how many seconds of training each row took to that test error, and how many of its runs got there",
     )
     parser.add_argument("--csv", action="store_true", help="prints CSV instead of Markdown")
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    arguments = parser.parse_args(argv)
     found = pairs(read_groups(arguments.run_dir))
     rows = {pair: make_rows(groups, arguments.target) for pair, groups in found.items()}
     if arguments.out is not None:  # first: who reads what is printed may stop reading
