@@ -400,7 +400,7 @@ def test_memory_is_that_of_the_last_record_by_known_categories(tmp_path, problem
     records = [
         at | {"step": 1, "parameters": 7},
         at | {"step": 2, "parameters": 5, "stash": 3, "allocated": 50, "predicted": 9},
-        at | {"step": 2, "module": 2, "parameters": 5, "predicted_parameters": 5, "predicted_stash": 4},
+        at | {"step": 2, "module": 2, "parameters": 5, "predicted_parameters": 5, "predicted": 9},
     ]
     write_run(tmp_path / "run", records=records)
     (run,) = find(tmp_path, problems)

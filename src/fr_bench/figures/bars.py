@@ -26,7 +26,7 @@ class Bars:
 
     def only(self, groups: list[Group]) -> Bars:
         """Those of ``groups``, where they were."""
-        kept = [pair for pair in zip(self.groups, self.positions, strict=True) if any(pair[0] is g for g in groups)]
+        kept = [pair for pair in zip(self.groups, self.positions, strict=True) if pair[0] in groups]
         return replace(self, groups=[group for group, _ in kept], positions=[position for _, position in kept])
 
     def width_in(self, style: Style) -> float:

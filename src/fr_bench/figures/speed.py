@@ -61,18 +61,18 @@ def _measured(groups: list[Group], locked: bool) -> Measured:
 
 def _series(groups: Iterable[Group]) -> list[list[Group]]:
     """Groups that differ in K alone, as far as their names tell: one line of the figure."""
-    found: dict[str, dict[int, Group]] = {}
-    for group in groups:
-        found.setdefault(group.name, {})[id(group)] = group
-    return [sorted(members.values(), key=lambda group: group.k) for members in found.values()]
+    found: dict[str, list[Group]] = {}
+    for group in dict.fromkeys(groups):
+        found.setdefault(group.name, []).append(group)
+    return [sorted(members, key=lambda group: group.k) for members in found.values()]
 
 
 def _draw_panel(axes: Axes, found: Measured, series: list[list[Group]]) -> None:
-    speedups = {id(group): speedup for group, speedup in found}
+    speedups = dict(found)
     for members in series:
-        known = [group for group in members if id(group) in speedups]
-        means = {group.k: speedups[id(group)].mean for group in known}
-        deviations = [speedups[id(group)].sd for group in known]
+        known = [group for group in members if group in speedups]
+        means = {group.k: speedups[group].mean for group in known}
+        deviations = [speedups[group].sd for group in known]
         errors = [deviation or 0.0 for deviation in deviations] if any(deviations) else None
         properties = line_properties(members[0])
         axes.errorbar(list(means), list(means.values()), errors, capsize=2, label=members[0].name, **properties)

@@ -40,7 +40,7 @@ def draw_waiting(groups: list[Group], style: Style) -> Iterator[Drawing | Omissi
 
 def _draw_group(axes: Axes, group: Group, shown: list[Group], label: str) -> BarContainer:
     width = 0.8 / len(shown)
-    offset = (next(at for at, each in enumerate(shown) if each is group) - (len(shown) - 1) / 2) * width
+    offset = (shown.index(group) - (len(shown) - 1) / 2) * width
     found = {
         module: spread(waiting_share(run, module) for run in group.measured) for module in range(1, group.size + 1)
     }
@@ -48,7 +48,7 @@ def _draw_group(axes: Axes, group: Group, shown: list[Group], label: str) -> Bar
     errors = [share.sd or 0.0 for share in known.values()]
     same = [each for each in shown if each.method == group.method]
     look = look_of(group.method)
-    lightness = 0.6 * next(at for at, each in enumerate(same) if each is group) / len(same)
+    lightness = 0.6 * same.index(group) / len(same)
     return axes.bar(
         [module + offset for module in known], [share.mean for share in known.values()], width,
         yerr=errors if any(errors) else None, error_kw={"elinewidth": 0.8, "ecolor": "#555555"},

@@ -49,6 +49,12 @@ def number(record: Record, key: str) -> float | None:
     return value if good else None
 
 
+def deciding_error(record: Record) -> float:
+    """By which the best of the `eval` records is chosen: the validation error, without one the test error."""
+    validation_error = number(record, "validation_error")
+    return record["test_error"] if validation_error is None else validation_error
+
+
 def _parse(line: bytes) -> tuple[str | None, Record]:
     """Returns what is wrong with the line (None if nothing), and the record."""
     try:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
 from fr_bench.records.device_load import load_of
-from fr_bench.records.reading import Record, number
+from fr_bench.records.reading import Record, deciding_error, number
 
 TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
 # The memory account of a module in bytes, and what was predicted for all of it.
@@ -55,7 +55,7 @@ class SummaryBuilder:
         self._train_time = max(self._train_time, record["train_time"])
         if record["kind"] == "eval":
             self._last = record
-            if self._best is None or _deciding_error(record) < _deciding_error(self._best):
+            if self._best is None or deciding_error(record) < deciding_error(self._best):
                 self._best = record
         elif record["kind"] == "memory":
             module = record["module"]
@@ -145,7 +145,3 @@ class SummaryBuilder:
     def _waiting_share(self, module: int) -> float | None:
         total_s = self._wait_s[module] + self._busy_s[module]
         return self._wait_s[module] / total_s if total_s and self._sees_waiting else None
-
-
-def _deciding_error(record: Record) -> float:
-    return record["validation_error"] if "validation_error" in record else record["test_error"]

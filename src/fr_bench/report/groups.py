@@ -49,9 +49,9 @@ CODE = "code."  # begins the names of the user's own packages, whose code env.js
 THERE = "resume."  # begins the names of settings of the run that another took over from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one data set, model, method, K and all other settings, one a seed.
+    """Runs of one data set, model, method, K and all other settings, one a seed. A group equals itself alone.
 
     Attributes:
         settings: flat, ``{"method.bn_stats": "replay", "optimizer.lr": 0.01, ...}``.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.reading import Record, number
+from fr_bench.records.reading import Record, deciding_error, number
 from fr_bench.records.runs import Run
 from fr_bench.report.groups import CODE, Group
 
@@ -53,12 +53,7 @@ def over_seeds(group: Group, measure: Callable[[Run], float | None]) -> Spread |
 def best_test_error(run: Run) -> float | None:
     """The smallest test error; with a validation set, that of the epoch with the smallest validation error."""
     known = [record for record in run.of("eval") if number(record, "test_error") is not None]
-    return min(known, key=_deciding_error)["test_error"] if known else None
-
-
-def _deciding_error(record: Record) -> float:
-    validation_error = number(record, "validation_error")
-    return record["test_error"] if validation_error is None else validation_error
+    return min(known, key=deciding_error)["test_error"] if known else None
 
 
 def best_validation_error(run: Run) -> float | None:
@@ -163,14 +158,9 @@ def unit_of(num_bytes: float) -> tuple[str, int]:
 
 
 def predicted_memory(run: Run, module: int) -> float | None:
-    """Predicted bytes of a module: ``predicted``, or the sum of ``predicted_<category>``; None without either."""
+    """Predicted bytes of a module, all categories together; None where nothing was predicted."""
     records = run.of("memory", module)
-    if not records:
-        return None
-    total = number(records[-1], "predicted")
-    parts = [number(records[-1], f"predicted_{name}") for name in MEMORY_CATEGORIES]
-    known = [part for part in parts if part is not None]
-    return total if total is not None or not known else sum(known)
+    return number(records[-1], "predicted") if records else None
 
 
 def peak_memory(run: Run, module: int) -> float | None:

@@ -152,6 +152,7 @@ def as_csv(rows: Iterable[Row]) -> str:
 
 
 def _flat(row: Row) -> dict[str, Any]:
+    """By column; CSV has nothing for None."""
     group = row.group
     record: dict[str, Any] = {
         "dataset": group.dataset,
@@ -159,8 +160,8 @@ def _flat(row: Row) -> dict[str, Any]:
         "method": group.method,
         "variant": group.variant,
         "k": group.k,
-        "transport": group.settings.get("transport", ""),
-        "threads": group.settings.get("threads", ""),
+        "transport": group.settings.get("transport"),
+        "threads": group.settings.get("threads"),
         "seeds": len(group.measured),
     }
     for end in ("finished", "diverged", "unfinished"):
@@ -172,31 +173,26 @@ def _flat(row: Row) -> dict[str, Any]:
         record |= _columns(name, getattr(row, name))
     paired, reached = row.difference_to_bp, row.seconds_to_target
     record |= {
-        "difference_to_bp_mean": "" if paired is None else paired.mean,
-        "difference_to_bp_standard_error": "" if paired is None else _number(paired.standard_error),
-        "difference_to_bp_seeds": "" if paired is None else paired.num_seeds,
+        "difference_to_bp_mean": None if paired is None else paired.mean,
+        "difference_to_bp_standard_error": None if paired is None else paired.standard_error,
+        "difference_to_bp_seeds": None if paired is None else paired.num_seeds,
     }
     if reached is not None:
         record |= {"target_test_error": reached.test_error, "runs_that_reached_target": reached.num_reached}
         record |= _columns("seconds_to_target", reached.seconds)
-    record["limit"] = "" if row.limit is None else row.limit
+    record["limit"] = row.limit
     record |= _published_columns("published_test_error", row.published_error)
     record |= _published_columns("published_speedup", row.published_speedup)
     record |= _columns("accounted_memory_bytes", row.accounted_memory)
     record |= _columns("predicted_memory_bytes", row.predicted_memory)
     for module, peak in enumerate(row.peak_memory, start=1):
-        record[f"peak_memory_bytes_module_{module}"] = "" if peak is None else peak.mean
+        record[f"peak_memory_bytes_module_{module}"] = None if peak is None else peak.mean
     return record
 
 
-def _number(value: float | None) -> float | str:
-    return "" if value is None else value
-
-
 def _columns(name: str, value: Spread | None) -> dict[str, Any]:
-    if value is None:
-        return {f"{name}_mean": "", f"{name}_sd": ""}
-    return {f"{name}_mean": value.mean, f"{name}_sd": "" if value.sd is None else value.sd}
+    mean, sd = (None, None) if value is None else (value.mean, value.sd)
+    return {f"{name}_mean": mean, f"{name}_sd": sd}
 
 
 def _published_columns(name: str, numbers: list[Published]) -> dict[str, str]:
