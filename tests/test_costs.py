@@ -25,6 +25,7 @@ from fr_bench.planning.balance import Balance
 from fr_bench.planning.block_memory import BlockMemory
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
+from fr_bench.planning.memory_model import MemoryModel
 from fr_bench.planning.partition import balanced_cuts, module_slices
 from fr_bench.planning.plan import make_plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
@@ -222,7 +223,8 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
     sample = SampleSpec((3, 8, 8), 4)
     blocks, x = blocks_on_meta(config, sample), batch_on_meta(config, sample)
     method_node, optimizer = bind(config["method"]), bind(config["optimizer"])
-    memory = BlockMemory(blocks, x, 3, method_node.func, method_node.keywords, optimizer, "serial", 4, "cpu")  # type: ignore[attr-defined]
+    memory_model = MemoryModel(3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
+    memory = BlockMemory(memory_model, blocks, x, "cpu")
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
         assert memory(part.start, part.stop, k) == pytest.approx(sum(plan.predicted_memory[k - 1].values()), rel=0.01)
 

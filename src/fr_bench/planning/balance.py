@@ -18,8 +18,9 @@ from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.models import Blocks
 from fr_bench.planning.block_memory import BlockMemory
-from fr_bench.planning.costs import ModuleCosts, NetworkCosts, OperationMeter, network_costs
+from fr_bench.planning.costs import ModuleCosts, OperationMeter, network_costs
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
+from fr_bench.planning.memory_model import MemoryModel
 from fr_bench.planning.partition import BALANCED, OF_MODULE, make_cuts, module_slices
 
 
@@ -62,29 +63,21 @@ class Balance:
 
     @cached_property
     def costs(self) -> ModuleCosts:
-        """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones."""
+        """Of a module, in seconds a mini-batch: measured ones where the config says so, else analytic ones.
+
+        Raises:
+            ConfigError: a block that cannot run, or a measurement that failed.
+        """
         costs = network_costs(
             self.blocks, self.x, OperationMeter(), self._companion, companion_gradient=not self.method.sends_gradients
         )
         if self.config["partition"] == "measured" and self.num_modules > 1 and self.runs_here:
-            costs = self.measured_costs("partition=measured", any(costs.companions))
+            device, num_blocks, has_companion = self.devices[0], len(self.blocks), any(costs.companions)
+            task = MeasuringTask.of(self.config, self.sample, device, self.threads, num_blocks, has_companion)
+            costs = measured_costs(task, "partition=measured")
         policy = self.method.policy(**self.hyper_parameters)
         trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]
         return ModuleCosts(costs, policy, self.num_modules, trains)
-
-    def measured_costs(self, asked_by: str, has_companion: bool) -> NetworkCosts:
-        """Of every block by a clock, on the device of module 1.
-
-        Args:
-            asked_by: the setting that needs them, for messages.
-            has_companion: whether the method trains a network beside the model.
-
-        Raises:
-            ConfigError: the measurement failed.
-        """
-        num_blocks = len(self.blocks)
-        task = MeasuringTask.of(self.config, self.sample, self.devices[0], self.threads, num_blocks, has_companion)
-        return measured_costs(task, asked_by)
 
     def cuts(self) -> list[int]:
         """The K-1 cuts.
@@ -136,12 +129,11 @@ class Balance:
         With a device for each module that is exact. Where modules share one it is on the safe side: the sum of
         unequal modules may fit although the largest, times their number, does not.
         """
-        optimizer_of = bind(self.config["optimizer"])
-        memory = BlockMemory(
-            self.blocks, self.x if self.share is None else self.share, self.num_modules, self.method,
-            self.hyper_parameters, optimizer_of, self.transport, self.sample.num_classes,
-            self.devices[0], self.config["replicas"] > 1,
+        model = MemoryModel(
+            self.num_modules, self.method, self.hyper_parameters, bind(self.config["optimizer"]), self.transport,
+            self.sample.num_classes, self.config["replicas"] > 1,
         )  # fmt: skip
+        memory = BlockMemory(model, self.blocks, self.x if self.share is None else self.share, self.devices[0])
         sharing = self._modules_by_device()
         frozen = self.config["freeze"]
         return lambda first, last, k: memory(first, last, k, k in frozen) * sharing[k - 1]

@@ -58,6 +58,11 @@ class ModuleShapes:
         it takes two more passes, and hardly a method wants it."""
         return self.count_checkpointed_bytes()
 
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Those of the parameters that learn."""
+        return [p for p in self.parameters if p.requires_grad]
+
 
 def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, is_top: bool) -> ModuleShapes:
     """Runs ``network`` on ``x`` (both on ``meta``) with a graph and returns what it tells.
@@ -107,62 +112,81 @@ def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor
     return h, saved.tensors
 
 
-def predict(
-    shapes: ModuleShapes,
-    *,
-    k: int,
-    num_modules: int,
-    method: type[Method],
-    hyper_parameters: Mapping[str, Any],
-    optimizer_of: Any,
-    frozen: bool,
-    transport: str,
-    num_classes: int,
-    sums_gradients: bool = False,
-) -> dict[str, int]:
-    """Bytes by category of :mod:`fr_bench.measuring.categories` for module ``k`` of ``num_modules`` with a full pipe.
+@dataclass(frozen=True)
+class MemoryModel:
+    """Predicts the memory of the modules of one run, with a full pipe.
 
-    Args:
-        shapes: of the module, from such a part of the batch as it sees at a time (see Plan.num_parts).
-        k, num_modules: which of how many.
+    Attributes:
+        num_modules: K.
         method, hyper_parameters: as the config names them; nested nodes built.
         optimizer_of: parameters -> optimizer.
-        frozen: whether the module never steps.
         transport: by name.
         num_classes: of the data set.
-        sums_gradients: whether it has replicas, to whose gradients it adds its own (see fr_bench.transport.replicas).
+        sums_gradients: whether modules have replicas, to whose gradients they add their own (see
+            fr_bench.transport.replicas).
     """
-    policy = method.policy(**hyper_parameters)
-    kept = policy.kept_batches(k, num_modules)
-    is_lower = k < num_modules
-    replays = is_lower and policy.keeps == "inputs"
-    num_graphs = policy.num_graphs(k, num_modules)
-    graph_bytes = shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)
-    trainable = [p for p in shapes.parameters if p.requires_grad]
-    found = {
-        "parameters": shapes.weight_bytes,
-        "gradients": sum(p.numel() * p.element_size() for p in trainable),
-        "optimizer": 0 if frozen else optimizer_state_bytes(optimizer_of, trainable),
-        "history": kept * shapes.input_bytes if replays else 0,
-        "activations": shapes.checkpointed_bytes if policy.recomputes else num_graphs * graph_bytes,
-        "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
-        "synthesizer": 0,
-        "buffers": buffer_bytes(
-            transport, k, num_modules, shapes.input_bytes, shapes.output_bytes, method.sends_gradients
-        ),
-    }
-    if sums_gradients:
-        found["buffers"] += found["gradients"]
-    if is_lower:
+
+    num_modules: int
+    method: type[Method]
+    hyper_parameters: Mapping[str, Any]
+    optimizer_of: Any
+    transport: str
+    num_classes: int
+    sums_gradients: bool = False
+
+    def predict(self, shapes: ModuleShapes, k: int, frozen: bool) -> dict[str, int]:
+        """Bytes of module ``k`` by category of :mod:`fr_bench.measuring.categories`.
+
+        Args:
+            shapes: of the module, from such a part of the batch as it sees at a time (see Plan.num_parts).
+            frozen: whether it never steps.
+        """
+        found = dict.fromkeys(CATEGORIES, 0) | self.held(shapes, k)
+        if not frozen:
+            found["optimizer"] = self.optimizer_bytes(shapes)
+        if k < self.num_modules:
+            for category, num_bytes in self.beside(shapes).items():
+                found[category] += num_bytes
+        return found
+
+    def held(self, shapes: ModuleShapes, k: int) -> dict[str, int]:
+        """What the method's policy tells: all but the optimizer's state and what is trained beside the model."""
+        policy, num_modules = self.method.policy(**self.hyper_parameters), self.num_modules
+        kept = policy.kept_batches(k, num_modules)
+        is_lower = k < num_modules
+        replays = is_lower and policy.keeps == "inputs"
+        num_graphs = policy.num_graphs(k, num_modules)
+        graph_bytes = shapes.graph_bytes + (0 if replays else shapes.saved_input_bytes)
+        found = {
+            "parameters": shapes.weight_bytes,
+            "gradients": sum(p.numel() * p.element_size() for p in shapes.trainable),
+            "history": kept * shapes.input_bytes if replays else 0,
+            "activations": shapes.checkpointed_bytes if policy.recomputes else num_graphs * graph_bytes,
+            "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
+            "buffers": buffer_bytes(
+                self.transport, k, num_modules, shapes.input_bytes, shapes.output_bytes, self.method.sends_gradients
+            ),
+        }
+        if self.sums_gradients:
+            found["buffers"] += found["gradients"]
+        if self.method.plays_itself:
+            found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
+        return found
+
+    def optimizer_bytes(self, shapes: ModuleShapes) -> int:
+        """State of the optimizer."""
+        return optimizer_state_bytes(self.optimizer_of, shapes.trainable)
+
+    def beside(self, shapes: ModuleShapes) -> dict[str, int]:
+        """What the method trains beside the model, at the output of a module below the top.
+
+        Raises:
+            ConfigError: it cannot run there.
+        """
         with able_to_run(COMPANION, shapes.output):
-            more = method.predict_memory(
-                shapes.output, shapes.output_is_saved, num_classes, optimizer_of, **hyper_parameters
+            return self.method.predict_memory(
+                shapes.output, shapes.output_is_saved, self.num_classes, self.optimizer_of, **self.hyper_parameters
             )
-        for category, num_bytes in more.items():
-            found[category] += num_bytes
-    if method.plays_itself:
-        found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
-    return {category: found[category] for category in CATEGORIES}
 
 
 def _of_a_pipeline(

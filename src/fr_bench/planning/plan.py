@@ -17,7 +17,7 @@ from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.checks import check_labels, check_replicas
 from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_compiler, check_cuda_graphs
-from fr_bench.planning.memory_model import ModuleShapes, predict, unpredictable
+from fr_bench.planning.memory_model import MemoryModel, ModuleShapes, unpredictable
 from fr_bench.planning.never_learning import never_learning
 from fr_bench.planning.partition import check_num_modules, module_slices, module_table
 from fr_bench.planning.site import find_site, site_elsewhere
@@ -279,21 +279,10 @@ def predict_modules(
     num_classes: int,
 ) -> list[dict[str, int]]:
     """Of modules 1..K, whose ``shapes`` these are: bytes by category (see fr_bench.planning.memory_model)."""
-    return [
-        predict(
-            module,
-            k=number,
-            num_modules=len(shapes),
-            method=method,
-            hyper_parameters=hyper_parameters,
-            optimizer_of=bind(config["optimizer"]),
-            frozen=number in config["freeze"],
-            transport=transport,
-            num_classes=num_classes,
-            sums_gradients=config["replicas"] > 1,
-        )
-        for number, module in enumerate(shapes, start=1)
-    ]
+    model = MemoryModel(
+        len(shapes), method, hyper_parameters, bind(config["optimizer"]), transport, num_classes, config["replicas"] > 1
+    )
+    return [model.predict(module, k, k in config["freeze"]) for k, module in enumerate(shapes, start=1)]
 
 
 def fetch_dataset(config: dict[str, Any]) -> Outline:
