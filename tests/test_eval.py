@@ -15,7 +15,7 @@ from safetensors.torch import save
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.cli import main
 from fr_bench.commands import evaluate
-from fr_bench.settings.since_later import SINCE_LATER
+from fr_bench.settings.comparison import SINCE_LATER
 
 
 @pytest.fixture(scope="module")

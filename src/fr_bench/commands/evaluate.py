@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, step_of, verify, weights_file, whole_folders
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
-from fr_bench.settings.since_later import SINCE_LATER
+from fr_bench.settings.comparison import SINCE_LATER
 from fr_bench.settings.trust import foreign_targets
 
 if TYPE_CHECKING:

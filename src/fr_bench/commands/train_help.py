@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fr_bench.settings.comparison import flat
 from fr_bench.settings.compose import Anatomy, Source
 
 COLUMN = 34  # where descriptions begin
@@ -54,17 +55,9 @@ def help_text(anatomy: Anatomy, width: int) -> str:
 def settings(anatomy: Anatomy) -> Iterator[tuple[str, str]]:
     """All that can be set, with its value as it is typed; but for what a component is made by, and its name."""
     names = [f"{group}.name" for group in anatomy.groups]
-    for key, value in _leaves(anatomy.config, ""):
+    for key, value in flat(anatomy.config).items():
         if key not in names and not key.endswith(("._target_", "._partial_")):
             yield key, _typed(value)
-
-
-def _leaves(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def all_meanings(sources: Iterable[Source]) -> dict[str, str]:

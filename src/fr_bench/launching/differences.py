@@ -7,8 +7,7 @@ from typing import Any
 
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
-from fr_bench.settings.logging_alone import LOGGING
-from fr_bench.settings.since_later import SINCE_LATER
+from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat
 
 # A run that goes on in a new directory may also change these; and with another k, or method, what goes with k.
 MOVABLE = (
@@ -45,7 +44,7 @@ def differences(
 
     Args:
         before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
-            what fr_bench.settings.since_later says.
+            what SINCE_LATER says.
         may_change: top-level keys beside LOGGING.
         cuts: that ``before`` came to: asking for them is no difference.
     """
@@ -66,18 +65,10 @@ def have_one_method(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def plain_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """All of them, one a setting, in words."""
-    flat_before, flat_now = flat(before), flat(now)
+    flat_before, flat_now = (flat(json.loads(strict_json(each))) for each in (before, now))
     found = []
     for key in dict.fromkeys([*flat_now, *flat_before]):
         there, here = (each.get(key, SINCE_LATER.get(key)) for each in (flat_before, flat_now))
         if there != here:
             found.append(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here")
-    return found
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"optimizer": {"lr": 0.1}}`` as ``{"optimizer.lr": 0.1}``."""
-    found: dict[str, Any] = {}
-    for key, value in json.loads(strict_json(node)).items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fr_bench.components import bind
-from fr_bench.launching.differences import flat, have_one_method
+from fr_bench.launching.differences import have_one_method
 from fr_bench.planning.plan import Plan, count_steps
 from fr_bench.records.reading import Record
 from fr_bench.records.run_files import read_json, strict_json, write_text
+from fr_bench.settings.comparison import flat
 
 if TYPE_CHECKING:
     from fr_bench.launching.resume import Start

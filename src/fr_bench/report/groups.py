@@ -18,8 +18,7 @@ from typing import Any
 from fr_bench.planning.own_code import NUM_DIGITS, code_history
 from fr_bench.records.reading import Record
 from fr_bench.records.runs import Complain, Run
-from fr_bench.settings.logging_alone import LOGGING
-from fr_bench.settings.since_later import SINCE_LATER
+from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat
 
 METHOD_NAMES = {
     "bp": "BP",
@@ -151,12 +150,12 @@ def settings_of(run: Run) -> dict[str, Any]:
     """Returns the settings that identify the run's group, sorted by name.
 
     What the plan settled (the cuts, the transport behind ``auto``) stands in the place of what was asked for. A
-    setting that is null or an empty list is the same as one that an older config.yaml does not have; so are those of
-    fr_bench.settings.since_later.
+    setting that is null or empty is the same as one that an older config.yaml does not have; so are those of
+    SINCE_LATER.
     """
     plan = run.config.get("plan")
     asked = {key: value for key, value in run.config.items() if key not in {*WITHOUT_EFFECT, "k", "plan"}}
-    settings = dict(_flat(asked))
+    settings = flat(asked)
     if isinstance(plan, dict):
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}
         settings = settled | {key: plan.get(key) for key in ("cuts", "transport", "threads")}
@@ -165,7 +164,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     settings["resume"] = _taken_over(run)
     if settings["resume"] is not None:
         settings |= dict(_settings_there(run.origin))
-    settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [])}
+    settings = {key: value for key, value in sorted(settings.items()) if value not in (None, [], {})}
     return {key: value for key, value in settings.items() if SINCE_LATER.get(key) != value}
 
 
@@ -203,14 +202,6 @@ def _stages(origin: Record, method: str) -> str:
     stage = f"{of_method}K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
     earlier = origin.get("origin")
     return f"{_stages(earlier, method)}, {stage}" if isinstance(earlier, dict) and earlier else stage
-
-
-def _flat(node: dict[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _hardware(run: Run, devices: set[str]) -> dict[str, Any]:

@@ -35,9 +35,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from fr_bench.errors import ConfigError
 from fr_bench.settings.cluster import RESOLVERS, check_cluster
+from fr_bench.settings.comparison import LOGGING
 from fr_bench.settings.config import NAMED_COMPONENTS, Config, check_name
 from fr_bench.settings.explain import MISTAKES, Known, explain
-from fr_bench.settings.logging_alone import LOGGING
 
 CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
@@ -132,15 +132,11 @@ def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> st
     if not sweep_dir:
         return default
     task = [str(word) for word in _root_.hydra.overrides.task]
-    name = ",".join(sorted(word for word in task if not _is_left_out(word.lstrip("+").partition("=")[0])))
+    name = ",".join(sorted(word for word in task if re.split("[.=]", word.lstrip("+"))[0] not in NOT_IN_A_FOLDERS_NAME))
     safe = re.sub(r"[^\w.,=+\[\]-]", "_", name)
     if safe == name and len(name) <= LONGEST_FOLDER:
         return name or default
     return f"{safe[:LONGEST_FOLDER]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _is_left_out(key: str) -> bool:
-    return key.partition(".")[0] in NOT_IN_A_FOLDERS_NAME
 
 
 def compose(arguments: argparse.Namespace) -> Composition:
