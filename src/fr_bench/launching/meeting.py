@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from fr_bench.errors import ConfigError, RunFailed, ToldElsewhere
 from fr_bench.launching.differences import plain_differences
 from fr_bench.processes.torchrun import Torchrun
 
-PATIENCE_S = 300.0
+PATIENCE_S = 300.0  # how long a process waits for the others
 POLL_S = 0.05
 LINGER_S = 3.0
 # Where a config may differ between the processes: rank 0 alone writes and speaks.
@@ -46,15 +45,13 @@ class Meeting:
 
     Args:
         launch: who it is.
-        patience_s: how long it waits for the others.
 
     Raises:
         ConfigError: the port is taken, or nobody serves the store there.
     """
 
-    def __init__(self, launch: Torchrun, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, launch: Torchrun) -> None:
         self.launch = launch
-        self._patience_s = patience_s
         self._serves = launch.leads and not launch.agent_serves
         client = self._connect()
         # Of the job: the directory of a run outlives a restart. Of the attempt: everything else.
@@ -66,15 +63,14 @@ class Meeting:
 
     def _connect(self) -> dist.TCPStore:
         address, port = self.launch.address, self.launch.port
-        timeout = timedelta(seconds=self._patience_s)
         where = f"MASTER_ADDR={address}, MASTER_PORT={port}"
         try:
             if not self._serves:
-                return dist.TCPStore(address, port, is_master=False, timeout=timeout)
+                return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE_S))
             # torch would listen on all interfaces; this listens where the others come from.
             listening = socket.create_server((address, port), backlog=2 * self.launch.world_size)
             return dist.TCPStore(
-                address, port, is_master=True, wait_for_workers=False, timeout=timeout,
+                address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=PATIENCE_S),
                 master_listen_fd=listening.detach(),
             )  # fmt: skip
         except OSError as error:
@@ -91,7 +87,7 @@ class Meeting:
     def group_store(self) -> dist.Store:
         """For the process group, over a connection of its own: who waits in one does not hold up the other."""
         store = dist.TCPStore(
-            self.launch.address, self.launch.port, is_master=False, timeout=timedelta(seconds=self._patience_s)
+            self.launch.address, self.launch.port, is_master=False, timeout=timedelta(seconds=PATIENCE_S)
         )
         prefix = f"fr_bench/{self.launch.job}/attempt_{self.launch.attempt}/group"
         return dist.PrefixStore(prefix, store)
@@ -111,14 +107,13 @@ class Meeting:
         """Tells all others."""
         self._store.set(key, json.dumps(value))
 
-    def hear(self, key: str, patience_s: float | None = None) -> Any:
+    def hear(self, key: str, patience_s: float = PATIENCE_S) -> Any:
         """Waits for what another process says.
 
         Raises:
             ToldElsewhere: it, or another one, refused.
             RunFailed: it said nothing in time.
         """
-        patience_s = self._patience_s if patience_s is None else patience_s
         deadline = time.monotonic() + patience_s
         try:
             while not self._store.check([key]):
@@ -225,14 +220,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__.partition("+")[0],
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
-
-
-def boot_id() -> str:
-    """Of this machine since it was started: processes with the same one have one monotonic clock. '' if unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _differences(config: dict[str, Any], hello: Any) -> str:

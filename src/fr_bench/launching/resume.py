@@ -156,10 +156,9 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
     if not has_modules_of(checkpoint, plan):
-        (k_then, d_then), (k, d) = shape_of(checkpoint), shape_of_plan(plan)
-        then, now = [f"k={k_then}"], [f"k={k}"]
-        if d_then != d:
-            then, now = [*then, f"replicas={d_then}"], [*now, f"replicas={d}"]
+        then, now = [f"k={checkpoint.k}"], [f"k={plan.k}"]
+        if checkpoint.replicas != (replicas := config["replicas"]):
+            then, now = [*then, f"replicas={checkpoint.replicas}"], [*now, f"replicas={replicas}"]
         if not same_method:
             name_then, name = checkpoint.manifest["config"]["method"]["name"], config["method"]["name"]
             others = " with other settings" if name_then == name else ""
@@ -203,20 +202,10 @@ def _made_by_other_code(config: dict[str, Any], finished: Path) -> list[str]:
     return [f"{finished} was made by other code of {changed} than is there now; remove {finished} to run it again."]
 
 
-def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
-    """(k, replicas): with others the modules of a run are others."""
-    return checkpoint.k, checkpoint.replicas
-
-
-def shape_of_plan(plan: Plan) -> tuple[int, int]:
-    """The same of a plan."""
-    return plan.k, plan.config["replicas"]
-
-
 def has_modules_of(checkpoint: Checkpoint, plan: Plan) -> bool:
     """Whether what the modules kept at ``checkpoint`` is what those of ``plan`` go on with."""
-    same_shape = shape_of(checkpoint) == shape_of_plan(plan)
-    return same_shape and have_one_method(checkpoint.manifest["config"], plan.config)
+    are_as_many = (checkpoint.k, checkpoint.replicas) == (plan.k, plan.config["replicas"])
+    return are_as_many and have_one_method(checkpoint.manifest["config"], plan.config)
 
 
 def plan_with_cuts(config: dict[str, Any], cuts: list[int]) -> Plan:

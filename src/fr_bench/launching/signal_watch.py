@@ -25,16 +25,17 @@ class SignalWatch:
 
     Args:
         max_time_s: seconds from now until that.
+        previous: the handlers that were there before, for :meth:`hand_on`.
     """
 
-    def __init__(self, max_time_s: float = float("inf")) -> None:
+    def __init__(self, max_time_s: float = float("inf"), previous: Mapping[int, Any] | None = None) -> None:
         self.received: int | None = None
         self._signaled_at_s = float("inf")  # monotonic
         self._is_insisting = False
         self._asked_at_s = float("inf")  # monotonic
         self._ends_at_s = time.monotonic() + max_time_s
         self._max_time_s = max_time_s
-        self._previous: dict[int, Any] = {}
+        self._previous = previous or {}
 
     def handle(self, number: int, _frame: Any) -> None:
         """The signal handler."""
@@ -68,10 +69,6 @@ class SignalWatch:
         """Of a run that ends for this reason."""
         return 75 if self.received is None else SIGNAL_EXIT_CODES[signal.Signals(self.received)]
 
-    def remember(self, previous: Mapping[signal.Signals, Any]) -> None:
-        """Keeps the handlers that were there before, for :meth:`hand_on`."""
-        self._previous = {int(number): handler for number, handler in previous.items()}
-
     def hand_on(self, interruption: Interrupted) -> Interrupted:
         """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the
         job; where the time was up, that of SIGUSR2, with which such a launcher announces the same. Python's own for
@@ -96,17 +93,15 @@ class SignalWatch:
 @contextmanager
 def watch_signals(max_time_s: float = float("inf")) -> Iterator[SignalWatch]:
     """Catches the signals that end a run, also where a shell's ``nohup ... &`` had SIGINT ignored."""
-    watch = SignalWatch(max_time_s)
     if threading.current_thread() is not threading.main_thread():
-        yield watch
+        yield SignalWatch(max_time_s)
         return
-    caught = [
-        number
-        for number in SIGNAL_EXIT_CODES
-        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN)  # nohup means it
-    ]
-    previous = {number: signal.signal(number, watch.handle) for number in caught}
-    watch.remember(previous)
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+    if previous[signal.SIGHUP] == signal.SIG_IGN:  # nohup means it
+        del previous[signal.SIGHUP]
+    watch = SignalWatch(max_time_s, previous)
+    for number in previous:
+        signal.signal(number, watch.handle)
     try:
         yield watch
     finally:

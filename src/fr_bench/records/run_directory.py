@@ -198,8 +198,6 @@ class RunDirectory:
             TakenOver: the run is another process's by now.
             RunFailed: the disk is full, or the like.
         """
-        if state not in STATES:
-            raise ValueError(f"state {state!r} is not one of {STATES}")
         self._status |= {"state": state, "error": error, "module": module, "exit_code": exit_code}
         self._renew_status()
 
@@ -263,8 +261,9 @@ class RunDirectory:
         if state == "finished":
             return read_json(self.path / "summary.json")
         if state in ("failed", "interrupted"):
+            ended = "failed" if state == "failed" else "was interrupted"
             raise ConfigError(
-                f"{where}: holds a run that {_ended(state)}; choose another run_dir, or remove the folder "
+                f"{where}: holds a run that {ended}; choose another run_dir, or remove the folder "
                 "(resume=auto would go on with it)."
             )
         age_s = self._silence_s(status)
@@ -348,7 +347,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _ended(state: str) -> str:
-    return "failed" if state == "failed" else "was interrupted"
