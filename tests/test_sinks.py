@@ -321,7 +321,7 @@ def test_a_server_of_ones_own_is_known_from_the_settings_of_wandb_login(tmp_path
 
 
 def test_without_wandb_only_disabled_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_sink, "installed_version", lambda: None)
+    monkeypatch.setattr(wandb_sink, "installed_version", lambda name: None)
     check_wandb("disabled")
     with pytest.raises(ConfigError, match=r"not installed; pip install wandb, or use wandb\.mode=disabled"):
         check_wandb("offline")

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,17 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, ZeroBubble
 from fr_bench.methods.policy import Policy
-from fr_bench.planning.environment import cpu_model, gpu_driver, gpus, usable_cores, versions
-from fr_bench.planning.transport_choice import SHARED_MEMORY, choose_transport, module_devices, why_not
+from fr_bench.planning.environment import cpu_model, gpu_driver, gpus, installed_version, usable_cores, versions
+from fr_bench.planning.transport_choice import (
+    ALL_TRANSPORTS,
+    SHARED_MEMORY,
+    choose_transport,
+    module_devices,
+    why_not,
+)
 from fr_bench.records.console import num_bytes
 from fr_bench.records.run_files import strict_json
-from fr_bench.records.wandb_sink import find_credentials, installed_version, resolve_mode
+from fr_bench.records.wandb_sink import find_credentials, resolve_mode
 
 METHODS: dict[str, type[Method]] = {
     "bp": Backpropagation,
@@ -42,7 +47,6 @@ METHODS: dict[str, type[Method]] = {
     "zero_bubble": ZeroBubble,
     "ddp": DataParallel,
 }
-TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
 
 
 def main(argv: list[str]) -> int:
@@ -101,7 +105,7 @@ def transports() -> dict[str, Any]:
     """For a run with a module on every GPU (at least two modules): which transports work, and what auto takes."""
     k = max(2, torch.cuda.device_count())
     devices = module_devices("auto", None, k)
-    problems = {name: why_not(name, devices, ring_bytes=0) for name in TRANSPORTS}
+    problems = {name: why_not(name, devices, ring_bytes=0) for name in ALL_TRANSPORTS}
     chosen, reason = choose_transport("auto", devices, ring_bytes=0)
     return {"devices": devices, "problems": problems, "auto": chosen, "reason": reason}
 
@@ -114,7 +118,7 @@ def wandb_state() -> dict[str, str | None]:
             mode = resolve_mode("offline")
         except ConfigError as error:
             mode = str(error)
-    return {"version": installed_version(), "mode_from_environment": mode, "key_from": find_credentials()}
+    return {"version": installed_version("wandb"), "mode_from_environment": mode, "key_from": find_credentials()}
 
 
 def slurm() -> dict[str, Any]:
@@ -124,7 +128,7 @@ def slurm() -> dict[str, Any]:
     return {
         "commands": commands,
         "partitions": partitions() if "sinfo" in commands else None,
-        "launcher": launcher_version(),
+        "launcher": installed_version("hydra-submitit-launcher"),
         "job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -136,14 +140,6 @@ def partitions() -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else sorted(set(done.stdout.split()))
-
-
-def launcher_version() -> str | None:
-    """Of hydra-submitit-launcher, None where it is not installed."""
-    try:
-        return metadata.version("hydra-submitit-launcher")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -75,14 +75,19 @@ def describe_environment(argv: list[str], config: dict[str, Any]) -> dict[str, A
 def versions() -> dict[str, str | None]:
     """Versions of this program, Python and the libraries that matter; None for one that is not installed."""
     found: dict[str, str | None] = {"fr_bench": fr_bench.__version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+    found |= {name: installed_version(name) for name in LIBRARIES}
     if found["torch"] is not None:
         found["torch"] = torch.__version__  # says which build, as in 2.13.0+cpu
     return found
+
+
+def installed_version(name: str) -> str | None:
+    """Of a library, None where it is not installed. Nothing is imported: a folder of its name can be, too, as ./wandb
+    with its logs."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def source_version(folder: Path) -> dict[str, Any] | None:

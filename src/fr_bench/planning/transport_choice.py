@@ -12,9 +12,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.processes.torchrun import Torchrun
 
 SHARED_MEMORY = "/dev/shm"
-
-
-ALL_TRANSPORTS = ("serial", "ipc", "gloo", "nccl")
+ALL_TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
 
 
 def choose_transport(

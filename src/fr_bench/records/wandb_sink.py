@@ -6,13 +6,13 @@ import netrc
 import os
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from fr_bench.errors import ConfigError, RunFailed, nearest
+from fr_bench.planning.environment import installed_version
 from fr_bench.records.wandb_server import server_url, setting
 
 MODES = ("offline", "online", "disabled")
@@ -45,7 +45,7 @@ def check_wandb(mode: str) -> None:
     """
     if mode == "disabled":
         return
-    if installed_version() is None:
+    if installed_version("wandb") is None:
         raise ConfigError(
             f"wandb.mode={mode}: wandb is not installed; pip install wandb, or use wandb.mode=disabled "
             "(all records are in metrics.jsonl either way)."
@@ -92,14 +92,6 @@ def _reason(error: Exception) -> str:
     """In one line, without what pydantic adds."""
     messages = [problem["msg"] for problem in error.errors()] if hasattr(error, "errors") else [str(error)]
     return " ".join("; ".join(messages).split())
-
-
-def installed_version() -> str | None:
-    """The version of wandb, None without one. (A folder ./wandb with logs can be imported too, hence no import.)"""
-    try:
-        return metadata.version("wandb")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def find_credentials() -> str | None:
