@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -43,14 +42,8 @@ def time_lines(plan: Plan, time: TimePrediction | None, method: str) -> list[str
         f"{duration(time.training_time_s(plan.num_steps))} for the run's {plan.num_steps} steps",
         f"from costs of every block, measured on {time.measured_on}, on {when:%Y-%m-%d %H:%M}; kept in "
         f"{cache_folder()} until you delete them",
-        *_sentences(
-            "these are uncontended costs, of a process alone on the machine: modules that compute side by side slow "
-            "each other down",
-            *time.notes,
-            "evaluation, logging and start-up are not counted",
-        ),
+        "- these are uncontended costs, of a process alone on the machine: modules that compute side by side slow each "
+        "other down",
+        *(f"- {note}" for note in time.notes),
+        "- evaluation, logging and start-up are not counted",
     ]
-
-
-def _sentences(*notes: str) -> Sequence[str]:
-    return [f"- {note}" for note in notes]

@@ -112,10 +112,6 @@ class Plan:
         numbers = list(range(1, self.size + 1))
         return [numbers] if self.transport == "serial" else [[number] for number in numbers]
 
-    def module_table(self) -> list[str]:
-        """Lines of text: what each module is made of, and how busy it should be."""
-        return module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share)
-
     def headlines(self) -> list[str]:
         """Lines of text: where the network is cut, into what, and how the modules are linked."""
         blocks = f"block{'s' if len(self.cuts) > 1 else ''} {', '.join(map(str, self.cuts))}"
@@ -126,7 +122,7 @@ class Plan:
             what = f"1 module, {what}"
         return [
             f"{what}, on {', '.join(self.devices)}",
-            *self.module_table(),
+            *module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share),
             f"transport {self.transport}: {self.transport_reason}; "
             f"{self.threads} thread{'s' if self.threads > 1 else ''} a module",
         ]
