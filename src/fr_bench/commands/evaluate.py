@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, step_of, verify, weights_file, whole_folders
 from fr_bench.errors import ConfigError
+from fr_bench.records.console import metrics_text
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.comparison import SINCE_LATER
 from fr_bench.settings.trust import foreign_targets
@@ -57,8 +58,6 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(strict_json({"k": config["k"], **results}))
         return 0
-    from fr_bench.records.console import metrics_text
-
     print(f"{metrics_text(results)} ({which} of {arguments.run_dir}, K = {config['k']})")
     return 0
 

@@ -8,14 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from fr_bench.records.sinks import Record, Sink, SinkGroup
 from fr_bench.unread import heard_or_not
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
 
 REFRESH_PER_S = 4
 BAR_WIDTH = 30
@@ -66,8 +67,6 @@ class LiveConsole:
     """
 
     def __init__(self, title: RunTitle) -> None:
-        from rich.live import Live
-
         self._title = title
         self._first: tuple[float, int] | None = None  # time and step of the first train record, for the ETA
         self._train: Record = {}
@@ -103,9 +102,6 @@ class LiveConsole:
             self._live.stop()
 
     def _render(self) -> RenderableType:
-        from rich.console import Group
-        from rich.text import Text
-
         title = self._title
         heading = f"{title.method}, {size_text(title.k, title.replicas)}, {title.model} on {title.dataset}"
         lines = [metrics_text(self._train)]
@@ -116,9 +112,6 @@ class LiveConsole:
         return Group(Text(heading, style="bold"), self._progress(), *texts, self._module_table())
 
     def _progress(self) -> RenderableType:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
         step, title = self._train.get("step", 0), self._title
         num_epochs = title.total_steps / title.steps_per_epoch
         words = [
@@ -188,8 +181,6 @@ def print_summary(summary: Record, run_dir: Path, expected_share: Sequence[float
         run_dir: where everything is.
         expected_share: by module, how long it should be busy with a mini-batch, over the slowest module.
     """
-    from rich.console import Console
-
     console = Console(highlight=False, markup=False)
     print(flush=True)  # where nobody reads that, rich would end the process
     console.print(_result_table(summary))
@@ -203,8 +194,6 @@ def print_summary(summary: Record, run_dir: Path, expected_share: Sequence[float
 
 
 def _result_table(summary: Record) -> Table:
-    from rich.table import Table
-
     epoch = summary["best_epoch"]
     validation_error = summary.get("best_validation_error")  # one that an older version wrote lacks it
     chosen = "" if validation_error is None else f", by its validation error of {percent(validation_error, 2)}"
@@ -272,8 +261,6 @@ def _account_table(accounts: list[Record]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column in ("device", "blocks") else "right")
