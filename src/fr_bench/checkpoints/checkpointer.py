@@ -38,18 +38,13 @@ class Interval:
     minutes: float | None
     num_steps: int
 
-    @property
-    def is_on(self) -> bool:
-        """Whether there are any before the run stops."""
-        return self.every is not None or self.minutes is not None
-
     def is_due(self, step: int, last_step: int, seconds_since: float) -> bool:
         """Whether one is due after ``step`` iterations; the last one was ``seconds_since`` ago, at ``last_step``.
 
         One that could not be taken in time, because the last one was still being written, is due until it is.
         """
         if step == self.num_steps:
-            return self.is_on
+            return self.every is not None or self.minutes is not None
         if self.every is not None and step // self.every > last_step // self.every:
             return True
         return self.minutes is not None and seconds_since >= 60 * self.minutes

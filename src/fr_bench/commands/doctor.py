@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.pipeline import GPipe, OneForwardOneBackward, ZeroBubble
 from fr_bench.methods.policy import Policy
-from fr_bench.planning.environment import cpu_model, gpu_driver, gpus, installed_version, usable_cores, versions
+from fr_bench.planning.environment import (
+    cpu_model,
+    gpu_driver,
+    gpus,
+    installed_version,
+    output_of,
+    usable_cores,
+    versions,
+)
 from fr_bench.planning.transport_choice import (
     ALL_TRANSPORTS,
     SHARED_MEMORY,
@@ -135,11 +142,8 @@ def slurm() -> dict[str, Any]:
 
 def partitions() -> list[str] | None:
     """Slurm's partitions, each once; None if it does not answer."""
-    try:
-        done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if done.returncode else sorted(set(done.stdout.split()))
+    answer = output_of("sinfo", "--noheader", "--format=%R")
+    return None if answer is None else sorted(set(answer.split()))
 
 
 def as_text(report: dict[str, Any]) -> str:

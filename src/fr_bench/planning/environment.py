@@ -97,9 +97,9 @@ def source_version(folder: Path) -> dict[str, Any] | None:
         ``{"commit": ..., "dirty": ...}``; None outside a checkout, also for a package that was installed into
         a folder which somebody else's repository happens to contain.
     """
-    tracked = _run("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
-    commit = _run("git", "-C", str(folder), "rev-parse", "HEAD")
-    changes = _run("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=normal")
+    tracked = output_of("git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py")
+    commit = output_of("git", "-C", str(folder), "rev-parse", "HEAD")
+    changes = output_of("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=normal")
     if not tracked or not commit or changes is None:
         return None
     return {"commit": commit, "dirty": bool(changes)}
@@ -136,14 +136,14 @@ def gpu_driver() -> str | None:
     """Version of the NVIDIA driver, None without one."""
     if shutil.which("nvidia-smi") is None:
         return None
-    answer = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    answer = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return answer.splitlines()[0] if answer else None
 
 
-def _run(*command: str) -> str | None:
-    """Its output without white space around it; None if it cannot be run or fails."""
+def output_of(*command: str, within_s: float = 10.0) -> str | None:
+    """Of a program, without white space around it; None if it cannot be run, fails or takes longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 from fr_bench.errors import ConfigError
+from fr_bench.planning.environment import output_of
 
 COMMANDS = ("sbatch", "srun", "scontrol", "squeue")
 # A job in another state runs, or will: also one that waits to run once more.
@@ -36,14 +37,9 @@ def check_commands() -> None:
 def job_states() -> dict[str, str] | None:
     """The state of every job of this user that Slurm still knows, by its id (``12`` or ``12_3``); it forgets ended ones
     after some minutes. None if it does not answer."""
-    command = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode:
-        return None
-    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
+    command = ("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i %T")
+    answer = output_of(*command, within_s=TIMEOUT_S)
+    return None if answer is None else dict(line.split(maxsplit=1) for line in answer.splitlines() if line.strip())
 
 
 def try_submission(script: str) -> str | None:
