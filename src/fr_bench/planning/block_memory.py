@@ -45,9 +45,9 @@ class BlockMemory:
         bottom, top = parts[0], parts[-1]
         between = sum(above.saved_input_bytes for below, above in pairwise(parts) if not below.output_is_saved)
 
-        def count_checkpointed_bytes() -> int:
+        def checkpointed_bytes() -> int:
             inputs = sum(part.input_bytes for part in parts)
-            return inputs + max(part.checkpointed_bytes - part.input_bytes for part in parts)
+            return inputs + max(part.checkpointed_bytes() - part.input_bytes for part in parts)
 
         return ModuleShapes(
             weight_bytes=sum(part.weight_bytes for part in parts),
@@ -60,5 +60,5 @@ class BlockMemory:
             output_is_saved=top.output_is_saved,
             parameters=[parameter for part in parts for parameter in part.parameters],
             drawing_blocks=[name for part in parts for name in part.drawing_blocks],
-            count_checkpointed_bytes=count_checkpointed_bytes,
+            checkpointed_bytes=checkpointed_bytes,
         )

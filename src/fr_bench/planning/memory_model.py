@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class ModuleShapes:
         output_is_saved: whether autograd saves it.
         parameters: on ``meta``.
         drawing_blocks: names of those that draw random numbers.
-        count_checkpointed_bytes: see ``checkpointed_bytes``.
+        checkpointed_bytes: counts what is saved with activation checkpointing, and the largest block recomputed. It
+            takes two more passes, and hardly a method wants it.
     """
 
     weight_bytes: int
@@ -50,13 +51,7 @@ class ModuleShapes:
     output_is_saved: bool
     parameters: Sequence[Tensor]
     drawing_blocks: Sequence[str]
-    count_checkpointed_bytes: Callable[[], int]
-
-    @cached_property
-    def checkpointed_bytes(self) -> int:
-        """What is saved with activation checkpointing, and the largest block recomputed. Counted when first asked for:
-        it takes two more passes, and hardly a method wants it."""
-        return self.count_checkpointed_bytes()
+    checkpointed_bytes: Callable[[], int]
 
     @property
     def trainable(self) -> list[Tensor]:
@@ -78,7 +73,8 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
     with attention_of(device):
         h, saved = _run(network, x, is_top)
 
-    def count_checkpointed_bytes() -> int:
+    @cache
+    def checkpointed_bytes() -> int:
         network.checkpointing = True
         with attention_of(device):
             _, saved_by_block = _run(network, x, is_top)
@@ -99,7 +95,7 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
         output_is_saved=tensor_bytes([h], except_for=saved) == 0,
         parameters=parameters,
         drawing_blocks=network.drawing_blocks,
-        count_checkpointed_bytes=count_checkpointed_bytes,
+        checkpointed_bytes=checkpointed_bytes,
     )
 
 
@@ -161,7 +157,7 @@ class MemoryModel:
             "parameters": shapes.weight_bytes,
             "gradients": sum(p.numel() * p.element_size() for p in shapes.trainable),
             "history": kept * shapes.input_bytes if replays else 0,
-            "activations": shapes.checkpointed_bytes if policy.recomputes else num_graphs * graph_bytes,
+            "activations": shapes.checkpointed_bytes() if policy.recomputes else num_graphs * graph_bytes,
             "stash": kept * shapes.parameter_bytes if is_lower and policy.weights == "stale" else 0,
             "buffers": buffer_bytes(
                 self.transport, k, num_modules, shapes.input_bytes, shapes.output_bytes, self.method.sends_gradients
