@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,11 @@ def main(argv: list[str]) -> int:
     overrides = with_defaults(shared)
 
     def config_of(words: Sequence[str]) -> dict[str, Any]:
-        return compose_one(arguments, [*overrides, *words])
+        """The checked config of one contender."""
+        composed = compose(argparse.Namespace(**{**vars(arguments), "overrides": [*overrides, *words]}))
+        config = composed.jobs[0].config
+        check(config)
+        return config
 
     from fr_bench.bench.run import run_bench  # imports torch, which the paths above must not
 
@@ -150,16 +153,3 @@ def with_defaults(words: Sequence[str]) -> list[str]:
         if key in given:
             raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")
     return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *words]
-
-
-def compose_one(arguments: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """The checked config of one contender.
-
-    Raises:
-        ConfigError: a mistake in it.
-    """
-    arguments = copy.copy(arguments)
-    arguments.overrides = list(overrides)
-    config = compose(arguments).jobs[0].config
-    check(config)
-    return config
