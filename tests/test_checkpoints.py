@@ -18,7 +18,7 @@ import torch
 from harness import ListConnection, assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
 
-from fr_bench.checkpoints.checkpointer import Checkpointer, Interval, Saved
+from fr_bench.checkpoints.checkpointer import Checkpointer, Interval
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.errors import Interrupted
 from fr_bench.launching.launch import run_training
@@ -193,12 +193,16 @@ def test_minutes_count_from_the_last_checkpoint_and_the_next_waits_until_that_is
 def test_without_a_thread_to_spare_training_waits_for_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Saved) -> None:
-        raise RuntimeError("can't start new thread")
+    start_thread = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("checkpoint"):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
 
     config = tiny_config("fr", 2, checkpoint={"every": 3})
     train_here(config, tmp_path / "alone")
-    monkeypatch.setattr(Saved, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
     train_here(config, tmp_path / "run", cut_off_at=8)
     assert read_manifest(whole_folders(tmp_path / "run" / "checkpoints")[0])["step"] == 6
     train_here(config, tmp_path / "run")

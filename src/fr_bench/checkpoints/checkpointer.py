@@ -64,44 +64,35 @@ class DeviceQueue:
     waits_after: Callable[[int], bool]
 
 
-class Saved(threading.Thread):
-    """Writes what was copied, beside training; ends by telling the parent how it went."""
+def write(
+    folder: Path, step: int, snapshots: dict[int, snapshot.Snapshot], facts: dict[int, Any], reporter: Reporter
+) -> None:
+    """Writes what was copied after ``step`` iterations, beside training, and tells the parent how that went.
 
-    def __init__(
-        self,
-        checkpoints: Path,
-        step: int,
-        snapshots: dict[int, snapshot.Snapshot],
-        facts: dict[int, Any],
-        reporter: Reporter,
-    ) -> None:
-        super().__init__(name=f"checkpoint after step {step}")
-        self._folder = folder_of(checkpoints, step)
-        self._step = step
-        self._snapshots = snapshots
-        self._facts = facts
-        self._reporter = reporter
+    Never raises: a checkpoint that fails does not end training.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [
+            {"module": number, **facts[number], "files": _write_module(folder, number, taken)}
+            for number, taken in snapshots.items()
+        ]
+        sync_folder(folder)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        reporter.send("checkpoint_failed", step=step, modules=list(snapshots), message=message)
+    else:
+        reporter.send("checkpoint_written", step=step, written=written)
 
-    def run(self) -> None:
-        """Never raises: a checkpoint that fails does not end training."""
-        try:
-            modules = [self._write(number, taken) for number, taken in self._snapshots.items()]
-            sync_folder(self._folder)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            self._reporter.send("checkpoint_failed", step=self._step, modules=list(self._snapshots), message=message)
-        else:
-            self._reporter.send("checkpoint_written", step=self._step, written=modules)
 
-    def _write(self, number: int, taken: snapshot.Snapshot) -> dict[str, Any]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(taken.state, buffer)
-        files = {
-            weights_file(number): write_file(self._folder / weights_file(number), save(taken.weights)),
-            state_file(number): write_file(self._folder / state_file(number), buffer.getbuffer()),
-        }
-        return {"module": number, **self._facts[number], "files": files}
+def _write_module(folder: Path, number: int, taken: snapshot.Snapshot) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(taken.state, buffer)
+    contents: dict[str, bytes | memoryview] = {
+        weights_file(number): save(taken.weights),
+        state_file(number): buffer.getbuffer(),
+    }
+    return {name: write_file(folder / name, content) for name, content in contents.items()}
 
 
 class Checkpointer:
@@ -139,7 +130,7 @@ class Checkpointer:
         self._last_step = start
         self._last_s = time.monotonic()
         self._unsettled: int | None = None  # the step whose checkpoint is on its way
-        self._writer: Saved | None = None
+        self._writer: threading.Thread | None = None
 
     def begin(self, t: int) -> None:
         """Before iteration ``t`` is played: has the word on the board whether all modules pause after it."""
@@ -206,12 +197,13 @@ class Checkpointer:
             }
             link.forget_gradients()
         self._reporter.send("checkpoint_taken", step=step, modules=list(snapshots))
-        self._writer = Saved(self._checkpoints, step, snapshots, facts, self._reporter)
+        arguments = (folder_of(self._checkpoints, step), step, snapshots, facts, self._reporter)
+        writer = threading.Thread(target=write, args=arguments, name=f"checkpoint after step {step}")
         try:
-            self._writer.start()
+            writer.start()
+            self._writer = writer
         except RuntimeError:  # the system gives no more threads: training waits for this one
-            self._writer.run()
-            self._writer = None
+            write(*arguments)
 
     def wait(self) -> None:
         """Waits for what is being written."""
