@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, complain: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Returns the object in a file; empty if it is not there, or not yet whole: status.json is created first and
-    filled next."""
+    filled next.
+
+    Args:
+        complain: is told of a file that is there and cannot be read.
+    """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        complain(f"{path}: cannot be read: {error}")
         return {}
     return content if isinstance(content, dict) else {}
 

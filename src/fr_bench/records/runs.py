@@ -6,7 +6,6 @@ Nothing here raises for a broken file: every problem is one line for ``complain`
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from fr_bench.records.reading import KINDS_BY_MODULE, Line, Record, number, read_lines
+from fr_bench.records.run_files import read_json
 
 Complain = Callable[[str], None]
 
@@ -146,7 +146,7 @@ def read_run(directory: Path, complain: Complain) -> Run | None:
     """
     config = _read_yaml(directory / "config.yaml", complain)
     status, summary, environment, origin = (
-        _read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json", "origin.json")
+        read_json(directory / name, complain) for name in ("status.json", "summary.json", "env.json", "origin.json")
     )
     method, model, dataset = (_name(config, summary, key) for key in ("method", "model", "dataset"))
     k = config.get("k", summary.get("k"))
@@ -223,14 +223,3 @@ def _read_yaml(path: Path, complain: Complain) -> Record:
         complain(f"{path}: cannot be read: {str(error).splitlines()[0]}")
         return {}
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-
-
-def _read_json(path: Path, complain: Complain) -> Record:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        complain(f"{path}: cannot be read: {error}")
-        return {}
-    return content if isinstance(content, dict) else {}
