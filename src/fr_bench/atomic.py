@@ -1,8 +1,10 @@
-"""Replacing a file whole, so that nobody ever reads half of one."""
+"""Files that are replaced whole, and lines that are appended whole, so that nobody ever reads half of one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from io import FileIO
 from pathlib import Path
 
 
@@ -23,3 +25,21 @@ def replace_file(path: Path, content: bytes | memoryview | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(file: FileIO, line: str) -> None:
+    """Appends ``line`` and a line feed, whole or not at all, to a ``file`` that was opened to append, unbuffered: what
+    cannot be written now must not be tried again when it is closed.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
+    rest = memoryview(f"{line}\n".encode())
+    size = os.fstat(file.fileno()).st_size
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fr_bench.atomic import append_line
 from fr_bench.records.reading import Record
-from fr_bench.records.run_files import cannot_write, strict_json
+from fr_bench.records.run_files import naming_file, strict_json
 
 
 class Sink(Protocol):
@@ -30,7 +29,7 @@ class JsonLinesSink:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("ab", buffering=0)  # what cannot be written must not be tried again at the end
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
         """Appends one line, whole or not at all.
@@ -38,15 +37,8 @@ class JsonLinesSink:
         Raises:
             RunFailed: the disk is full, or the like.
         """
-        line = memoryview((strict_json(record) + "\n").encode())
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise cannot_write(self._path, error) from error
+        with naming_file(self._path):
+            append_line(self._file, strict_json(record))
 
     def finish(self, summary: Record | None, exit_code: int) -> None:
         """Closes the file."""

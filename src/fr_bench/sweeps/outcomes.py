@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fr_bench.atomic import append_line
+
 FILE_NAME = "jobs.jsonl"
 STOPPED = (75, 130)
 
@@ -68,25 +70,11 @@ class OutcomeLog:
         self._outcomes.append(outcome)
         if self._path is None:
             return
-        line = json.dumps(asdict(outcome)) + "\n"
-        try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError:
-            return
-        try:
+        with contextlib.suppress(OSError), self._path.open("ab", buffering=0) as file:
             # One write is enough for processes of one machine; on a network file system two machines need the lock.
             with contextlib.suppress(OSError):  # where there are no locks
                 fcntl.lockf(file, fcntl.LOCK_EX)
-            size = os.fstat(file).st_size
-            try:
-                is_whole = os.write(file, line.encode()) == len(line.encode())
-            except OSError:
-                is_whole = False
-            if not is_whole:
-                with contextlib.suppress(OSError):
-                    os.truncate(file, size)
-        finally:
-            os.close(file)
+            append_line(file, json.dumps(asdict(outcome)))
 
     def read(self) -> list[Outcome]:
         """Returns the outcomes so far, one a job, in the order of the sweep."""
