@@ -34,7 +34,7 @@ processes
 transport
 measuring
 components schedules
-errors seeds atomic unread waits
+errors memory_errors seeds atomic unread waits
 """
 RANK = {name: rank for rank, names in enumerate(LAYERS.split("\n")) for name in names.split()}
 
@@ -93,7 +93,7 @@ import sys
 import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.dgl, fr_bench.methods.bp
 import fr_bench.methods.pipeline, fr_bench.methods.data_parallel
 seen = {name.split(".")[1] for name in sys.modules if name.startswith("fr_bench.")}
-allowed = {"methods", "modules", "measuring", "seeds", "errors"}
+allowed = {"methods", "modules", "measuring", "seeds", "errors", "memory_errors"}
 sys.exit(f"methods import {seen - allowed}" if seen - allowed else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

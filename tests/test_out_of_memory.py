@@ -14,7 +14,7 @@ from harness import ListConnection, tiny_config
 
 from fr_bench.checkpoints.files import Checkpoint
 from fr_bench.errors import RunFailed
-from fr_bench.modules.memory_errors import is_out_of_memory
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.planning.out_of_memory import explain
 from fr_bench.planning.plan import make_plan
 from fr_bench.processes.reporter import BEFORE_TRAINING, Reporter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from fr_bench.errors import ConfigError, nearest
+from fr_bench.errors import ConfigError, FrBenchError, nearest
+from fr_bench.memory_errors import is_out_of_memory
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,29 +35,45 @@ def bind(config: dict[str, Any]) -> Callable[..., Any]:
     try:
         return instantiate({"_target_": config["_target_"], **settings(config), "_partial_": True}, _convert_="all")
     except InstantiationException as error:
-        raise ConfigError(f"{config['_target_']}: {' '.join(str(error).split())}") from error
+        nodes = {key: value for key, value in settings(config).items() if isinstance(value, dict)}
+        whole = [key for key, node in nodes.items() if "_target_" in node and "_partial_" not in node]
+        hint = f"; for what is called later, such as an optimizer, {whole[0]} needs `_partial_: true`" if whole else ""
+        raise ConfigError(f"{config['_target_']}: {' '.join(str(error).split())}{hint}") from error
 
 
 @contextmanager
 def refusing(key: str, config: dict[str, Any]) -> Iterator[None]:
-    """For calls of a node's target: a value that it cannot do anything with is a mistake in the config.
+    """For calls of a node's target: what it raises is a mistake in the config, or in code of the user's own.
 
     Raises:
         ConfigError: naming the target and where it failed.
+        OSError: as it is; it names a file.
     """
     try:
         yield
-    except (TypeError, ValueError, OverflowError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{frames[-1].filename}:{frames[-1].lineno}"
+    except (FrBenchError, OSError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         shown = ", ".join(f"{name}={value!r}" for name, value in settings(config).items())
         raise ConfigError(
-            f"{key}: {config['_target_']} cannot be called with {shown}: {type(error).__name__}: {error} ({where})"
+            f"{key}: {config['_target_']} cannot be called{f' with {shown}' if shown else ''}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())} ({_place_of(error)})"
         ) from error
 
 
+def _place_of(error: BaseException) -> str:
+    """File and line of whoever called what raised ``error`` in a library, or raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{os.sep}site-packages{os.sep}" not in frame.filename]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
 def check_optimizer(config: Any, key: str = "optimizer") -> None:
-    """Binds the optimizer's settings to its signature, and lets it check their values on a parameter of its own.
+    """Binds the optimizer's settings to its signature, and lets it check their values on parameters of its own: a
+    vector, a matrix and the kernels of a convolution, as a network has them.
 
     Args:
         config: its node; what else stands there is refused.
@@ -69,9 +87,12 @@ def check_optimizer(config: Any, key: str = "optimizer") -> None:
     config = {name: value for name, value in config.items() if name != "_partial_"}  # of one inside another node
     check_callable(key, config, ("params",))
     try:
-        parameter = nn.Parameter(torch.zeros(1))
-        optimizer = bind(config)([parameter])
-        parameter.grad = torch.zeros(1)
+        parameters = [nn.Parameter(torch.zeros([2] * dim)) for dim in (1, 2, 4)]
+        optimizer = bind(config)(parameters)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"must make a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
     except Exception as error:  # each has its own way of refusing what it is given
         raise ConfigError(f"{key}: {config['_target_']}: {type(error).__name__}: {error}") from error
@@ -117,18 +138,33 @@ def check_callable(key: str, config: dict[str, Any], runtime: tuple[str, ...]) -
         raise ConfigError(f"{key}: {target}: {error}") from error
     _check_types(key, function, arguments)
     if hasattr(function, "check"):
+        _check_arguments_of_check(key, target, function, arguments)
         with refusing(key, config):
             function.check(**arguments)
     return function
+
+
+def _check_arguments_of_check(key: str, target: str, function: Any, arguments: dict[str, Any]) -> None:
+    """Raises ConfigError where a class takes a setting and the ``check`` that it inherited does not."""
+    try:
+        inspect.signature(function.check).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}: {target}.check: {error}; give the class a check of its own, a classmethod that takes this setting "
+            "and hands the others on to super().check"
+        ) from error
 
 
 def check_method(node: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The class that the config's ``method`` names, and its hyper-parameters; nested nodes are built.
 
     Raises:
-        ConfigError: see :func:`check_callable` and :func:`bind`.
+        ConfigError: see :func:`check_callable` and :func:`bind`; or a target that is no method.
     """
-    return check_callable("method", node, ("module", "link")), bind(node).keywords  # type: ignore[attr-defined]
+    method = check_callable("method", node, ("module", "link"))
+    if not (isinstance(method, type) and hasattr(method, "policy")):
+        raise ConfigError(f"method._target_={node['_target_']}: must be a subclass of fr_bench.methods.base.Method")
+    return method, bind(node).keywords  # type: ignore[attr-defined]
 
 
 # As they are written in a config. Whatever else a signature declares is for the target to check.

@@ -14,7 +14,7 @@ from fr_bench.data.checks import check_common, check_dataset
 from fr_bench.data.dataset import Dataset
 from fr_bench.data.outline import Outline, num_kept
 from fr_bench.errors import ConfigError
-from fr_bench.seeds import derive_seed
+from fr_bench.seeds import derive_seed, streams_of
 
 # The keys of a data set that are not arguments of its loader.
 COMMON_KEYS = ("limit", "validation", "augmentation")
@@ -57,7 +57,8 @@ def build_dataset(config: dict[str, Any]) -> Dataset:
     """
     check_common(config)
     try:
-        with refusing("dataset", config):
+        # Every process loads for itself, and what a loader shuffles is to be the same in all of them.
+        with streams_of(derive_seed("data set")), refusing("dataset", config):
             dataset = _bound_loader(config)()
     except OSError as error:
         raise ConfigError(f"dataset: {config['_target_']}: {error}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -41,10 +42,16 @@ def check_dataset(dataset: Any, target: str) -> None:
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(f"dataset: {target} must return a fr_bench.data.Dataset, not {type(dataset).__name__}.")
+    if not isinstance(dataset.num_classes, Integral) or isinstance(dataset.num_classes, bool):
+        raise ConfigError(f"dataset: {target}: num_classes={dataset.num_classes!r} must be an integer.")
     splits = {name: getattr(dataset, name) for name in ("train", "test", "validation")}
     for name, split in splits.items():
         if split is None and name == "validation":
             continue
+        if not isinstance(split, Split):
+            hint = " Every run is tested: hold some samples out." if split is None and name == "test" else ""
+            kind = "None" if split is None else type(split).__name__
+            raise ConfigError(f"dataset: {target}: {name} must be a fr_bench.data.Split, not {kind}.{hint}")
         problem = _problem(split, dataset.num_classes)
         if problem:
             raise ConfigError(f"dataset: {target}: the {name} {problem}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,6 +58,16 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Of one input; of an image (channels, height, width)."""
         return tuple(self.train.images.shape[1:])
+
+    @cached_property
+    def label_digest(self) -> str:
+        """Alike for two data sets of which the samples have the same labels in the same order."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test, self.validation):
+            if split is not None:
+                for part in split.labels.split(2**16):  # a view may be of less memory than a copy of it all
+                    digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @cached_property
     def sample(self) -> SampleSpec:

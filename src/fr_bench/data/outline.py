@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fr_bench.data.dataset import Dataset
 from fr_bench.data.sample import SampleSpec
@@ -16,19 +16,21 @@ class Outline:
     Attributes:
         sample: what one is like.
         num_train, num_test, num_validation: samples of each set; without one held out for validation 0.
+        label_digest: see Dataset; None where no labels were read.
     """
 
     sample: SampleSpec
     num_train: int
     num_test: int
     num_validation: int = 0
+    label_digest: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Outline:
         """Of one that is there."""
         num_validation = 0 if dataset.validation is None else len(dataset.validation.labels)
         sizes = (len(dataset.train.labels), len(dataset.test.labels), num_validation)
-        return cls(dataset.sample, *sizes)
+        return cls(dataset.sample, *sizes, label_digest=dataset.label_digest)
 
 
 def num_kept(num_train: int, limit: int | None, num_validation: int) -> int:

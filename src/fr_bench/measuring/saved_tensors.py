@@ -83,18 +83,26 @@ def tensor_bytes(tensors: Iterable[Tensor], except_for: Iterable[Tensor] = ()) -
 
 
 def optimizer_state_bytes(optimizer_of: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor]) -> int:
-    """Bytes of state that ``optimizer_of(parameters)`` will hold after a step, found on a parameter of six elements.
+    """Bytes of state that ``optimizer_of(parameters)`` will hold after a step, found on small parameters, one for each
+    number of dimensions: an optimizer may treat vectors as it does no matrices, or leave them out.
 
     State of the parameter's shape (momentum) grows with it; anything else (a step counter) is the same for all.
     """
-    probe = torch.nn.Parameter(torch.zeros(2, 3))
-    probe.grad = torch.zeros_like(probe)
-    optimizer = optimizer_of([probe])
+    probes = {dim: torch.nn.Parameter(torch.zeros([2, 3, *[1] * dim][:dim])) for dim in {p.dim() for p in parameters}}
+    if not probes:
+        return 0
+    optimizer = optimizer_of(list(probes.values()))
+    for probe in probes.values():
+        probe.grad = torch.zeros_like(probe)
     optimizer.step()
-    states = [value for value in optimizer.state[probe].values() if isinstance(value, Tensor)]
-    num_alike = sum(state.shape == probe.shape for state in states)
-    fixed_bytes = sum(state.numel() * state.element_size() for state in states if state.shape != probe.shape)
-    return sum(p.numel() * p.element_size() * num_alike + fixed_bytes for p in parameters)
+    num_bytes = 0
+    for dim, probe in probes.items():
+        states = [value for value in optimizer.state.get(probe, {}).values() if isinstance(value, Tensor)]
+        num_alike = sum(state.shape == probe.shape for state in states)
+        fixed_bytes = sum(state.numel() * state.element_size() for state in states if state.shape != probe.shape)
+        alike = [p for p in parameters if p.dim() == dim]
+        num_bytes += sum(p.numel() * p.element_size() * num_alike + fixed_bytes for p in alike)
+    return num_bytes
 
 
 def _identity(tensor: Tensor) -> int:

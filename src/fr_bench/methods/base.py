@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from fr_bench.errors import ConfigError
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import BatchResult, Module
 from fr_bench.modules.passes import Pass, PassKind
@@ -72,11 +73,11 @@ class Method:
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Module k < K: plays batch ``t`` forward, keeps what the method keeps, and returns h_k."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__qualname__} has no play_lower")
 
     def learn_lower(self, t: int) -> None:
         """Module k < K: learns from what it kept, sends a gradient down, if the method does, and steps."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__qualname__} has no learn_lower")
 
     def play(self, t: int) -> None:
         """First half of iteration ``t``."""
@@ -189,7 +190,7 @@ class Method:
     @classmethod
     def policy(cls, **hyper_parameters: Any) -> Policy:
         """The row of module k < K as data."""
-        raise NotImplementedError
+        raise ConfigError(f"method: {cls.__qualname__} has no policy, a classmethod that returns a Policy")
 
     @classmethod
     def check(cls, *_: Any, **hyper_parameters: Any) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from fr_bench.errors import ConfigError
+
+Keeps = Literal["graph", "graphs", "inputs", "all micro-batches", "few micro-batches", "parts", "share"]
+Gradient = Literal["true", "delayed", "synthetic", "local"]
+Weights = Literal["current", "stale", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +27,23 @@ class Policy:
         recomputes: whether the graph holds block inputs alone, and each block is recomputed in the backward.
         num_microbatches: into which a batch is cut; 1 where it is not.
         starts_anew: whether what is kept, and in flight, is discarded at the start of every epoch.
+
+    Raises:
+        ConfigError: a word that is none of these.
     """
 
-    keeps: Literal["graph", "graphs", "inputs", "all micro-batches", "few micro-batches", "parts", "share"]
-    gradient: Literal["true", "delayed", "synthetic", "local"]
-    weights: Literal["current", "stale", "mixed"] = "current"
+    keeps: Keeps
+    gradient: Gradient
+    weights: Weights = "current"
     extra_forward: bool = False
     recomputes: bool = False
     num_microbatches: int = 1
     starts_anew: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("keeps", Keeps), ("gradient", Gradient), ("weights", Weights)):
+            if (value := getattr(self, name)) not in (known := get_args(choices)):
+                raise ConfigError(f"method: its policy has {name}={value!r}; known are {', '.join(known)}.")
 
     def words(self) -> str:
         """Says it in a line: what is kept, and which gradient is used at which weights."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from fr_bench.components import bind, refusing
 from fr_bench.errors import ConfigError
@@ -30,8 +31,11 @@ def build_blocks(config: dict[str, Any], input_shape: Sequence[int], num_classes
     Raises:
         ConfigError: the function refused its settings, or returned something else than named blocks.
     """
-    with streams_of(derive_seed(seed, "initial weights")), refusing("model", config):
-        blocks = bind(config)(tuple(input_shape), num_classes)
+    try:
+        with streams_of(derive_seed(seed, "initial weights")), refusing("model", config):
+            blocks = bind(config)(tuple(input_shape), num_classes)
+    except OSError as error:  # of weights, say, that it starts from
+        raise ConfigError(f"model: {config['_target_']}: {error}.") from error
     _check_blocks(blocks, str(config["_target_"]))
     return list(blocks)
 
@@ -52,10 +56,17 @@ def _check_blocks(blocks: Any, target: str) -> None:
     names = set()
     for item in blocks:
         if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], nn.Module)):
-            raise ConfigError(f"{wanted}; it holds {item!r}.")
+            raise ConfigError(f"{wanted}; it holds {type(item).__name__}.")
         name = item[0]
         if not isinstance(name, str) or not name or "." in name:
             raise ConfigError(f"{wanted}; {name!r} is not a name (a text without dots).")
         if name in names:
             raise ConfigError(f"{wanted}; the name '{name}' occurs twice, and weights are stored by it.")
+        if hasattr(nn.Module(), name):
+            raise ConfigError(f"{wanted}; a block cannot be named '{name}', which every nn.Module has already.")
         names.add(name)
+        parameters = dict(item[1].named_parameters())
+        if any(isinstance(parameter, UninitializedParameter) for parameter in parameters.values()):
+            raise ConfigError(f"model: block '{name}' has a lazy layer: give it its size, as nn.Linear(8, 2) has.")
+        if any(parameter.is_complex() for parameter in parameters.values()):
+            raise ConfigError(f"model: block '{name}' has complex parameters, and a run's weights are real.")

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from fr_bench.errors import ConfigError
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.modules.graphs import NUM_WARMUPS, CudaRecorder, PairGraph, PlayGraph, Recorder
-from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.modules.network import Network
 
 DRAWS = "draws random numbers, such as those of dropout, and a graph would draw others than without; use false"

@@ -252,7 +252,10 @@ def _sample(
 
     def run(source: Tensor) -> Tensor:
         with context():
-            return block(source, *labels)
+            h = block(source, *labels)
+        if not isinstance(h, Tensor):
+            raise TypeError(f"it returns a {type(h).__name__}, and a block returns one tensor")
+        return h
 
     source = start()
     with torch.no_grad():

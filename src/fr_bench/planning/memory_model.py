@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.base import Method
@@ -177,12 +178,18 @@ class MemoryModel:
         """What the method trains beside the model, at the output of a module below the top.
 
         Raises:
-            ConfigError: it cannot run there.
+            ConfigError: it cannot run there, or counts what nobody knows.
         """
         with able_to_run(COMPANION, shapes.output):
-            return self.method.predict_memory(
+            found = self.method.predict_memory(
                 shapes.output, shapes.output_is_saved, self.num_classes, self.optimizer_of, **self.hyper_parameters
             )
+        if unknown := sorted(found.keys() - {*CATEGORIES}):
+            raise ConfigError(
+                f"method: {self.method.__qualname__}.predict_memory: '{unknown[0]}' is no category of memory; "
+                f"known are {', '.join(CATEGORIES)}."
+            )
+        return found
 
 
 def _of_a_pipeline(

@@ -22,7 +22,8 @@ def equal_cuts(num_blocks: int, k: int) -> list[int]:
 def check_num_modules(k: int, num_blocks: int) -> None:
     """Raises ConfigError where there are more modules than blocks."""
     if k > num_blocks:
-        raise ConfigError(f"k={k}: the model has only {num_blocks} blocks; k must be 1 to {num_blocks}")
+        blocks = f"{num_blocks} block{'s' * (num_blocks > 1)}"
+        raise ConfigError(f"k={k}: the model has only {blocks}; k must be 1{f' to {num_blocks}' * (num_blocks > 1)}")
 
 
 def make_cuts(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Plan:
         num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
             or the processes of a method that cuts nothing.
         warnings: for the user, in whole sentences: what was asked for and can be had, but hardly is what was meant.
+        label_digest: of the labels (see Dataset), which every process that loads them compares; None in a dry run.
 
     With several replicas the modules of all of them are numbered through: module k of replica d is number
     (d - 1) K + k. Records, files and messages say these numbers.
@@ -80,6 +82,7 @@ class Plan:
     num_parts: int = 1
     num_replicas: int = 1
     warnings: Sequence[str] = ()
+    label_digest: str | None = None
 
     @property
     def k(self) -> int:
@@ -164,7 +167,7 @@ def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
     if config["dry_run"]:
         return plan
     found = fetch_dataset(config)
-    return plan if found == declared else _plan_with(config, found, runs_here)
+    return replace(plan, label_digest=found.label_digest) if found == declared else _plan_with(config, found, runs_here)
 
 
 def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Plan:
@@ -226,6 +229,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         sample=sample,
+        label_digest=dataset.label_digest,
         num_train=dataset.num_train,
         num_evaluation_images={name: number for name, number in evaluated.items() if number},
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
@@ -303,7 +307,9 @@ def check_components(config: dict[str, Any]) -> None:
     check_optimizer(config["optimizer"])
     check_callable("schedule", config["schedule"], ())
     with refusing("schedule", config["schedule"]):
-        bind(config["schedule"])()  # it checks its own values
+        factor = bind(config["schedule"])().factor(0, 1, config["epochs"])  # it checks its own values
+        if not isinstance(factor, Real):
+            raise TypeError(f"factor(...) must return a number, not {type(factor).__name__}")
     check_model_and_data(config)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,12 +34,34 @@ def blocks_on_meta(config: dict[str, Any], sample: SampleSpec) -> Blocks:
     Raises:
         ConfigError: a model that cannot be built for such samples.
     """
-    with torch.device("meta"):
-        blocks = build_blocks(config["model"], sample.input_shape, sample.num_classes, config["seed"])
+    arguments = (config["model"], sample.input_shape, sample.num_classes, config["seed"])
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of what has no effect on shapes alone
+            blocks = build_blocks(*arguments)
+    except ConfigError:  # a mistake, or what shapes alone cannot do: .item(), or weights that are loaded
+        blocks = build_blocks(*arguments)
+    blocks = _without_values(blocks)
     for _, block in blocks:
         block.to(dtype=DTYPES[config["precision"]]).to(memory_format=memory_format_of(config))
     _check_embeddings(blocks, sample.vocab_size)
     return blocks
+
+
+def _without_values(blocks: Blocks) -> Blocks:
+    """The same with the shapes alone of all tensors; those that are shared stay shared."""
+    tensors: dict[int, Tensor] = {}
+    for _, block in blocks:
+        for layer in block.modules():
+            own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False), *vars(layer).values()]
+            tensors |= {id(tensor): tensor for tensor in own if isinstance(tensor, Tensor) and not tensor.is_meta}
+    if not tensors:
+        return blocks
+    shapes: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        shape = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        shapes[key] = nn.Parameter(shape, tensor.requires_grad) if is_parameter else shape
+    return copy.deepcopy(blocks, shapes)
 
 
 def _check_embeddings(blocks: Blocks, vocab_size: int | None) -> None:
@@ -98,22 +122,28 @@ def trace_modules(
         hint = ""
         if sample.label_shape == (1,):
             hint = "; labels of shape [N, 1] are one at each of 1 places: labels.squeeze(1) makes them one a sample"
+        elif sample.label_shape == (sample.num_classes,) and x.shape == (size, sample.num_classes):
+            hint = "; labels that are one-hot are numbers of classes by labels.argmax(1)"
         raise ConfigError(f"model: the output has shape {tuple(x.shape)}, not {expected}{hint}")
     return shapes
 
 
 def _refuse_shared(blocks: Blocks, cuts: Sequence[int]) -> None:
-    """Raises ConfigError where a parameter belongs to two modules, each of which would train its own."""
+    """Raises ConfigError where a parameter belongs to two modules, each of which would train its own. Or a running
+    statistic, which each would move by itself; other buffers mostly stay as they are, such as masks."""
     owners: dict[int, tuple[int, str]] = {}
     for k, part in enumerate(module_slices(cuts, len(blocks)), start=1):
         for name, block in blocks[part]:
-            for parameter in block.parameters():
-                other_k, other = owners.setdefault(id(parameter), (k, name))
-                if other_k != k:
-                    raise ConfigError(
-                        f"partition={list(cuts)}: blocks '{other}' and '{name}' share a parameter, and are in modules "
-                        f"{other_k} and {k}; move the cuts, so that one module has both"
-                    )
+            norms = [layer for layer in block.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+            statistics = [buffer for norm in norms for buffer in norm.buffers()]
+            for what, tensors in (("parameter", block.parameters()), ("running statistic", statistics)):
+                for tensor in tensors:
+                    other_k, other = owners.setdefault(id(tensor), (k, name))
+                    if other_k != k:
+                        raise ConfigError(
+                            f"partition={list(cuts)}: blocks '{other}' and '{name}' share a {what}, and are in modules "
+                            f"{other_k} and {k}; move the cuts, so that one module has both"
+                        )
 
 
 def _cause(error: Exception, network: Network, x: Tensor) -> Exception:

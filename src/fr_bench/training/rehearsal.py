@@ -52,6 +52,13 @@ def rehearse(
             module.play(x, 0, graph=False, update_statistics=False)
         except InPlaceError as error:
             raise ConfigError(f"module {module.k}: {error}") from error
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            raise ConfigError(  # shapes alone do not tell: kernels choose the strides of what they return
+                f"module {module.k}: what images become is channels_last in memory, and has no view of this shape: use "
+                f"flatten or reshape in the model, or channels_last=false ({error})"
+            ) from error
         if module.network.is_compiled:
             module.passes.compile(x, passes_of(module.is_top))
         return module.play(x, 0, update_statistics=False)

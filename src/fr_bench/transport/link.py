@@ -108,7 +108,8 @@ class ModuleLink:
 
     def targets(self, batch: int) -> Tensor:
         """The labels of ``batch``, where this module draws them."""
-        assert self._labels is not None, "this module draws no labels"
+        if self._labels is None:
+            raise RuntimeError("this module draws no labels: the method's needs_targets must return True")
         return self._labels.batch(batch)
 
     def keep_gradients(self) -> None:

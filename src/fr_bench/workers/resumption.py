@@ -14,7 +14,7 @@ from torch import Tensor
 from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
 from fr_bench.errors import RunFailed
-from fr_bench.modules.memory_errors import is_out_of_memory
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.training.trainer import Trainer
 from fr_bench.transport.spec import is_lost_peer
 

@@ -17,6 +17,7 @@ from fr_bench.data import (
     evaluation_inputs,
     train_inputs,
 )
+from fr_bench.errors import ConfigError
 from fr_bench.modules.module import Module
 from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import DTYPES, memory_format_of
@@ -55,6 +56,12 @@ class Sources:
         dataset = None
         if self._at_bottom or self._at_top or plan.targets_everywhere:
             dataset = build_dataset(config["dataset"])
+            if plan.label_digest not in (None, dataset.label_digest):
+                raise ConfigError(
+                    f"dataset: {config['dataset']['_target_']} returns other samples, or in another order, each time "
+                    "that it is called, and every process of a run calls it: seed what it shuffles, as in "
+                    "numpy.random.default_rng(0)"
+                )
             self._train_labels = dataset.train.labels
         self._order = SeededOrder(plan.num_train, config["batch_size"], config["seed"])
         if dataset is not None and self._at_bottom:

@@ -19,9 +19,9 @@ from fr_bench.components import bind
 from fr_bench.errors import RunFailed
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
+from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.methods.base import Link, Method
 from fr_bench.models import build_blocks
-from fr_bench.modules.memory_errors import is_out_of_memory
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import configure_compiler
@@ -249,7 +249,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 place,
                 lr=config["optimizer"]["lr"],
                 lr_multiplier=multiplier,
-                schedule=lambda t: schedule.factor(t, steps_per_epoch, epochs),
+                schedule=lambda t: float(schedule.factor(t, steps_per_epoch, epochs)),
                 global_batch_size=config["batch_size"],
                 num_classes=plan.sample.num_classes,
                 seed=config["seed"],
