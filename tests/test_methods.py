@@ -14,7 +14,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from harness import METHODS, assert_same, read_records, run_processes, run_serial, tiny_config, train_here
+from harness import METHODS, Result, assert_same, read_records, run_processes, run_serial, tiny_config, train_here
 from test_exactness import SIMULATIONS, assert_matches_reference
 from tiny_models import LayerDrop
 
@@ -644,3 +644,17 @@ def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) 
         other = run_serial(tiny_config("fr", 3, model=model, **change), tmp_path / f"other{index}")
         assert other.losses == fr.losses
         assert all(torch.equal(value, other.weights[name]) for name, value in fr.weights.items())
+
+
+@pytest.mark.parametrize(("kind", "method"), [("ShrinkingFR", "fr"), ("ShrinkingDDG", "ddg")])
+def test_a_method_of_ones_own_may_change_how_a_module_learns(kind: str, method: str, tmp_path: Path) -> None:
+    """Gradients that do not shrink are those of the method; those that shrink to nothing leave modules as they were."""
+
+    def run(name: str, factor: float | None = None, **changes: Any) -> Result:
+        config = tiny_config(method, 3, optimizer={"weight_decay": 0.0}, **changes)
+        if factor is not None:
+            config["method"] |= {"_target_": f"tiny_methods.{kind}", "name": kind, "factor": factor}
+        return run_serial(config, tmp_path / name)
+
+    assert_same(run("one", 1.0), run("plain"))
+    assert_same(run("nothing", 0.0), run("frozen", freeze=[1, 2]))

@@ -56,6 +56,22 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     assert_close(several, one)
 
 
+@pytest.mark.parametrize(("kind", "method"), [("Compensated", "ddg"), ("Doubled", "fr")])
+def test_methods_that_change_gradients_do_so_to_those_of_all_replicas(kind: str, method: str, tmp_path: Path) -> None:
+    def config_with(replicas: int, **settings: Any) -> dict[str, Any]:
+        config = config_of(method, 2, "gloo", replicas=replicas)
+        config["method"] |= {"_target_": f"tiny_methods.{kind}", "name": kind, **settings}
+        return config
+
+    one = run_processes(config_with(1, sums=False), tmp_path / "one")
+    two = run_processes(config_with(2, sums=True), tmp_path / "two")
+    assert_close(two, one)
+    plain = run_processes(config_of(method, 2, "gloo"), tmp_path / "plain")
+    assert plain.losses != one.losses
+    with pytest.raises(RunFailed, match=r"gradients.*self\.module\.sum_gradients\(t\) first"):
+        run_processes(config_with(2, sums=False), tmp_path / "wrong")
+
+
 def test_the_cuts_of_several_are_those_of_one() -> None:
     """Though what does not fit into the cache with a whole batch may do so with a part of it."""
     model = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20, "norm": "group"}

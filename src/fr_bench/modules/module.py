@@ -222,13 +222,18 @@ class Module:
                     parameter.grad = live.copies[name].grad
             return gradient
 
+    def sum_gradients(self, t: int) -> None:
+        """Waits until the gradients at hand are those of all replicas together, which they are then in :meth:`step`,
+        too: for a method that looks at them, or changes them, before."""
+        if self.replicas is not None:
+            with self.watch.span("wait replicas", t):
+                self.replicas.finish_sum()
+
     def step(self, t: int) -> None:
         """Updates the weights with the gradients at hand, of all replicas together, and the learning rate of iteration
         ``t``."""
         self.num_updates += 1
-        if self.replicas is not None:
-            with self.watch.span("wait replicas", t):
-                self.replicas.finish_sum()
+        self.sum_gradients(t)
         if self.gradient_tap is not None:
             self.gradient_tap()
         with self.watch.span("step", t):

@@ -28,6 +28,8 @@ from fr_bench.training.memory import Account, PeakMemory
 from fr_bench.transport.link import Batches, ModuleLink
 from fr_bench.transport.side import SideChannel
 
+SAME = 1e-9  # relative difference of two sums of the same weights, for the order in which they are added
+
 
 @dataclass
 class Player:
@@ -138,6 +140,7 @@ class Trainer:
         self._report_direction(step)
         if self.extent.evaluates(step):
             self._refuse_idle(step)
+            self._refuse_disagreement()
             self._evaluate(step)
             self._report_memory(step)
 
@@ -152,6 +155,21 @@ class Trainer:
                 raise RunFailed(
                     f"module {module.number} made no step in {num_iterations} iterations: its method must call "
                     "self.module.step(t) once an iteration",
+                    module.number,
+                )
+
+    def _refuse_disagreement(self) -> None:
+        """Raises RunFailed where the weights of a module's replicas are no longer the same: a method has changed the
+        gradients of its own."""
+        for module in (player.module for player in self.players):
+            if module.replicas is None:
+                continue
+            own = torch.stack([p.detach().double().sum() for p in module.network.parameters()]).sum()
+            mean = module.replicas.total(own) / module.num_replicas
+            if (own - mean).abs() > SAME * mean.abs():
+                raise RunFailed(
+                    f"the replicas of module {module.k} no longer have the same weights: a method that changes "
+                    "gradients between a backward and the step calls self.module.sum_gradients(t) first",
                     module.number,
                 )
 

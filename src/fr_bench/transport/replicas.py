@@ -35,13 +35,13 @@ class _Bucket:
         buffer: flat; the message.
         slots: by index of the parameter, the part of the buffer that is its gradient's, in the parameter's shape and
             strides.
-        leaves: by index, whose gradients have come.
+        leaves: by index, whose gradients have come; with the gradient, and its version then.
         work: of the message on its way.
     """
 
     buffer: Tensor
     slots: dict[int, Tensor]
-    leaves: dict[int, Tensor] = field(default_factory=dict)
+    leaves: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
     work: dist.Work | None = None
 
     @property
@@ -83,7 +83,7 @@ class Replicas:
                 "would be lost: a method with several backwards a step needs replicas=1"
             )
         bucket.slots[index].copy_(leaf.grad)
-        bucket.leaves[index] = leaf
+        bucket.leaves[index] = leaf, leaf.grad, leaf.grad._version
         while self._num_sent < len(self._buckets) and self._buckets[self._num_sent].is_full:
             self._send_next()
 
@@ -97,6 +97,7 @@ class Replicas:
 
         Raises:
             PeerLost: a replica is gone.
+            RunFailed: somebody changed a gradient before, which would be lost.
         """
         if not any(bucket.leaves for bucket in self._buckets):
             return
@@ -105,9 +106,13 @@ class Replicas:
         for bucket in self._buckets:
             assert bucket.work is not None
             _wait(bucket.work)
-            for index, leaf in bucket.leaves.items():
-                assert leaf.grad is not None
-                leaf.grad.copy_(bucket.slots[index])
+            for index, (leaf, gradient, version) in bucket.leaves.items():
+                if leaf.grad is not gradient or gradient._version != version:
+                    raise RunFailed(
+                        "a method changed gradients before they were those of all replicas: it calls "
+                        "self.module.sum_gradients(t) first"
+                    )
+                gradient.copy_(bucket.slots[index])
             bucket.leaves, bucket.work = {}, None
         self._num_sent = 0
 

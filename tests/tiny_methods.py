@@ -1,0 +1,90 @@
+"""Small methods for tests, reached by `_target_` as a user's own would be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_bench.methods.base import Link
+from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.modules.module import Module
+from fr_bench.modules.passes import Pass
+
+
+class ShrinkingFR(FeaturesReplay):
+    """Error gradients shrink on their way down (Zhuang et al., fully decoupled training)."""
+
+    def __init__(self, module: Module, link: Link, *, factor: float, **settings: Any) -> None:
+        super().__init__(module, link, **settings)
+        self.factor = factor
+
+    @classmethod
+    def check(cls, factor: float, **settings: Any) -> None:  # type: ignore[override]
+        super().check(**settings)
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        super().descend(live, d * self.factor, t)
+
+
+class ShrinkingDDG(DecoupledDelayedGradients):
+    """The same."""
+
+    def __init__(self, module: Module, link: Link, *, factor: float, **settings: Any) -> None:
+        super().__init__(module, link, **settings)
+        self.factor = factor
+
+    @classmethod
+    def check(cls, factor: float, **settings: Any) -> None:  # type: ignore[override]
+        super().check(**settings)
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        super().descend(live, d * self.factor, t)
+
+
+class Compensated(DecoupledDelayedGradients):
+    """Delay compensation (Zheng et al., ICML 2017): g + g g (w^t - w^s) in place of g."""
+
+    def __init__(self, module: Module, link: Link, *, sums: bool, **settings: Any) -> None:
+        super().__init__(module, link, **settings)
+        self.sums = sums
+
+    @classmethod
+    def check(cls, sums: bool, **settings: Any) -> None:  # type: ignore[override]
+        super().check(**settings)
+
+    def learn_delayed(self, kept: Pass, batch: int, t: int) -> None:
+        d = self.link.receive_gradient(batch)
+        self.link.send_gradient(self.module.backward(kept, d=d), batch)
+        if self.sums:
+            self.module.sum_gradients(t)
+        assert kept.copies is not None
+        with torch.no_grad():
+            for name, parameter in self.module.network.named_parameters():
+                assert parameter.grad is not None
+                moved = parameter - kept.copies[name]
+                parameter.grad = parameter.grad + parameter.grad**2 * moved
+        self.module.step(t)
+
+
+class Doubled(FeaturesReplay):
+    """Twice the gradient, in place."""
+
+    def __init__(self, module: Module, link: Link, *, sums: bool, **settings: Any) -> None:
+        super().__init__(module, link, **settings)
+        self.sums = sums
+
+    @classmethod
+    def check(cls, sums: bool, **settings: Any) -> None:  # type: ignore[override]
+        super().check(**settings)
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        self.link.send_gradient(self.module.backward(live, d=d), live.batch)
+        if self.sums:
+            self.module.sum_gradients(t)
+        for parameter in self.module.network.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(2)
+        self.module.step(t)
