@@ -40,15 +40,15 @@ def test_a_model_a_data_set_and_a_method_of_ones_own_train_together(tmp_path: Pa
     """The first line of a file's block is where it is."""
     text = (ROOT / "docs" / "your_own.md").read_text()
     files = [*blocks(text, "yaml"), *blocks(text, "python")]
-    assert len(files) == 12
+    assert len(files) == 14
     for content in files:
         path = tmp_path / content.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    command, other_command = blocks(text, "")
+    command, other_command, third_command = blocks(text, "")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
-    for words, method in ((command, "mine"), (other_command, "clipped")):
+    for words, method in ((command, "mine"), (third_command, "projected"), (other_command, "clipped")):
         done = subprocess.run(words, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         (run,) = tmp_path.glob(f"outputs/mine-mine-{method}-k2-s0/*")
