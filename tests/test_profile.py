@@ -125,6 +125,7 @@ def test_times_are_means_over_the_other_iterations(tmp_path: Path) -> None:
     assert [(record["module"], record["iterations"], record["step"]) for record in profiles] == [(1, 2, 6), (2, 2, 6)]
     assert sorted(path.name for path in tmp_path.glob("profile_*")) == ["profile_1.json", "profile_2.json"]
     assert len(result.of("time")) == 2 * 4 and all(record["efficiency"] > 0 for record in result.of("time"))
+    assert [record["iterations"] for record in result.of("time") if record["module"] == 2] == [4, 4, 5, 5]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["device_busy_s"] is None and summary["num_kernels"] is None
     assert summary["steps"] == 20
@@ -212,6 +213,8 @@ def test_a_run_that_goes_on_may_have_another_number(tmp_path: Path) -> None:
         for name in ("alone", "run")
     )
     assert [record["iterations"] for record in run if record["kind"] == "profile"] == [1]
+    assert [record.pop("iterations") for record in run if record["kind"] == "time"] == [5, 5, 4, 4]
+    assert [record.pop("iterations") for record in alone if record["kind"] == "time"] == [5, 5, 5, 5]
     assert comparable([record for record in run if record["kind"] != "profile"]) == comparable(alone)
 
 

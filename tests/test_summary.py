@@ -54,6 +54,16 @@ def test_it_names_the_run() -> None:
     }
 
 
+def test_times_are_weighted_by_the_iterations_that_they_are_means_of() -> None:
+    """Not by those that lie between: some may have been profiled."""
+    summary = builder()
+    summary.add(timing(10, 1, wait_s=0.0) | {"iterations": 2})
+    summary.add(timing(20, 1, wait_s=0.0, busy_s=0.3, efficiency=0.9) | {"iterations": 6})
+    built = summary.build("finished")
+    assert built["efficiency"] == pytest.approx((2 * 0.5 + 6 * 0.9) / 8)
+    assert built["busy_s"][0] == pytest.approx(2 * (2 * 0.1 + 6 * 0.3) / 8)  # play and learn
+
+
 def test_what_no_record_has_told_is_none() -> None:
     summary = builder().build("failed")
     for key in ("best_test_error", "last_test_error", "best_epoch", "images_per_s", "step_time_s", "efficiency"):

@@ -24,7 +24,7 @@ NUMBERS_OF = {
     "sigma": ("module",),
     "profile": ("module", "iterations"),
 }
-OPTIONAL = ("wait_s", "validation_error")
+OPTIONAL = ("wait_s", "validation_error", "iterations")
 LARGEST = 1e300
 
 

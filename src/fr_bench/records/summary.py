@@ -69,12 +69,13 @@ class SummaryBuilder:
             self._profiles[record["module"]] = record
 
     def _add_time(self, record: Record) -> None:
-        """Its seconds are means over the iterations since the module's last one."""
+        """Its seconds are means over the iterations since the module's last one, but for those that were profiled."""
         module = record["module"]
         num_iterations = record["step"] - self._timed_until[module]
         if num_iterations <= 0:  # of the run before
             return
         self._timed_until[module] = record["step"]
+        num_iterations = record.get("iterations", num_iterations)  # an older version did not say
         self._timed_steps[module] += num_iterations
         self._sees_waiting = self._sees_waiting and "wait_s" in record  # else it counts as computing
         self._computing_s[module] += num_iterations * (record["play_s"] + record["learn_s"])

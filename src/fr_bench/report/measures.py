@@ -116,13 +116,14 @@ def efficiency(run: Run) -> float | None:
 
 
 def _weighted(run: Run, records: list[Record]) -> list[tuple[float, Record]]:
-    """The run's own ones of ``records``, which hold means over the steps since the last, with how many those are."""
+    """The run's own ones of ``records``, which hold means over the steps since the last, with how many those are: all
+    but those that were profiled, where a record tells (those of older versions do not)."""
     if run.own_from is None:
         return []
     last_step, found = run.own_from[0], []
     for record in records:
         if record["step"] > last_step:
-            found.append((record["step"] - last_step, record))
+            found.append((number(record, "iterations") or record["step"] - last_step, record))
             last_step = record["step"]
     return found
 

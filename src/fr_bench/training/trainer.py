@@ -354,7 +354,8 @@ class Trainer:
             # Modules that share a GPU take turns: what one computes for the other also waits for, in any of its spans.
             if not player.method.sees_waiting or self.shares_gpu:
                 del seconds["wait_s"]
-            self.reporter.send("time", step=step, module=player.module.number, wall_s=wall_s, **seconds)
+            place = {"step": step, "module": player.module.number}
+            self.reporter.send("time", **place, iterations=num_iterations, wall_s=wall_s, **seconds)
 
     def _report_memory(self, step: int) -> None:
         """One accounting pass through all modules: measured beside predicted."""
