@@ -644,6 +644,38 @@ def test_another_config_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def test_where_the_data_lie_makes_no_other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is requeued may have them copied elsewhere. What a loader of the user's own means by `root` is its
+    own affair, and another text is another data set."""
+    own = {"_target_": "fr_bench.data.fashion_mnist.load", "root": "data", "download": True, "limit": 5}
+    monkeypatch.chdir(tmp_path)
+    for there, here, words in (
+        (own, own | {"root": "/scratch/17/data", "download": False}, []),
+        (own, own | {"root": "/data", "limit": 6}, ["dataset.limit is 5 there and 6 here"]),
+        ({"_target_": "fr_bench.data.text.load", "path": "a"}, {"path": f"{tmp_path}/b/../a"}, []),
+        ({"_target_": "fr_bench.data.text.load", "path": "~/a"}, {"path": os.path.expanduser("~/a")}, []),
+        ({"_target_": "fr_bench.data.text.load", "path": "a"}, {"path": "b"}, ["dataset.path is"]),
+        ({"_target_": "own.load", "root": "a"}, {"root": "b"}, ['dataset.root is "a" there and "b" here']),
+    ):
+        found = differences({"k": 2, "dataset": there}, {"k": 2, "dataset": there | here})
+        assert len(found) == len(words) and all(map(str.startswith, found, words)), found
+
+
+def test_a_run_goes_on_with_data_that_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of an older version, which kept a relative path."""
+    (tmp_path / "text").write_bytes(b"to be, or not to be, that is the question. " * 30)
+    monkeypatch.chdir(tmp_path)
+    text = {"_target_": "fr_bench.data.text.load", "name": "text", "path": "text", "length": 8, "limit": None}
+    model = {"_target_": "fr_bench.models.transformer.causal", "name": "t", "depth": 2, "width": 8, "heads": 1}
+    config = tiny_config("fr", 2, model=model, dataset=text, channels_last=False, max_steps=10)
+    run = stopped(config, tmp_path / "run", 5)
+    moved = config | {"dataset": text | {"path": str(tmp_path / "text")}}
+    for changes in ({"run_dir": str(run)}, {"run_dir": "new", "resume": str(run)}):
+        check_plan(moved | changes)
+    start = decide(moved, RunDirectory(run), print)
+    assert start.resumption is not None and start.resumption.step == 5
+
+
 def test_what_may_change_from_another_run_and_what_may_not(tmp_path: Path) -> None:
     source = str(stopped(tiny_config("fr", 2), tmp_path / "source", 5))
     directory = RunDirectory(tmp_path / "new")

@@ -222,6 +222,24 @@ def test_what_the_plan_chose_counts_not_what_was_asked_for(tmp_path, problems):
     }
 
 
+def test_where_the_data_lie_sets_no_runs_apart(tmp_path, problems):
+    own = {"_target_": "fr_bench.data.cifar.load_cifar10"}
+    write_run(tmp_path / "0", seed=0, settings={"dataset": own | {"root": "/tmp/data", "download": True}})
+    write_run(tmp_path / "1", seed=1, settings={"dataset": own | {"root": "/other", "download": False}})
+    assert {label: len(group.runs) for label, group in groups_of(tmp_path, problems).items()} == {"FR, K = 2": 2}
+    for seed, path in enumerate(("/texts/one", "/texts/two")):
+        settings = {"dataset": {"_target_": "fr_bench.data.text.load", "path": path}}
+        write_run(tmp_path / "text" / path[-3:], seed=seed, settings=settings)
+    assert set(groups_of(tmp_path / "text", problems)) == {
+        "FR (path=/texts/one), K = 2",
+        "FR (path=/texts/two), K = 2",
+    }
+    for seed in (0, 1):
+        settings = {"dataset": {"_target_": "own.load", "root": f"/tmp/{seed}"}}
+        write_run(tmp_path / "own" / str(seed), seed=seed, settings=settings)
+    assert len(groups_of(tmp_path / "own", problems)) == 2  # what that means is the loader's own affair
+
+
 def test_the_same_seed_twice_is_one_sample(tmp_path, problems):
     write_run(tmp_path / "unfinished", state="interrupted")
     write_run(tmp_path / "finished")

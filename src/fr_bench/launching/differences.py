@@ -7,7 +7,7 @@ from typing import Any
 
 from fr_bench.errors import ConfigError
 from fr_bench.records.run_files import strict_json
-from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat
+from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat, wherever_data_lie
 
 # A run that goes on in a new directory may also change these; and with another k, or method, what goes with k.
 MOVABLE = (
@@ -44,7 +44,7 @@ def differences(
 
     Args:
         before, now: configs, resolved and plain. A key that an older config does not have is the same as a null, or as
-            what SINCE_LATER says.
+            what SINCE_LATER says. Where the data of our own loaders lie is no difference.
         may_change: top-level keys beside LOGGING.
         cuts: that ``before`` came to: asking for them is no difference.
     """
@@ -54,6 +54,7 @@ def differences(
         ignored |= set(BOUND_TO_K)
     if cuts is not None and now["partition"] == cuts:
         ignored.add("partition")
+    before, now = map(wherever_data_lie, (before, now))
     before, now = ({key: value for key, value in each.items() if key not in ignored} for each in (before, now))
     return plain_differences(before, now)
 

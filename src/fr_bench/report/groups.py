@@ -1,8 +1,8 @@
 """Runs that differ in nothing but the seed, as one group with a label that says what sets it apart.
 
 Means are taken within a group only, so whatever can change a result or a time is part of a group's identity:
-every setting of config.yaml but those that only say what is written down, the cuts, the transport, the hardware and
-the code of the user's own.
+every setting of config.yaml but those that only say what is written down or where the data lie, the cuts, the
+transport, the hardware and the code of the user's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from fr_bench.planning.own_code import NUM_DIGITS, code_history
 from fr_bench.records.reading import Record
 from fr_bench.records.runs import Complain, Run
-from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat
+from fr_bench.settings.comparison import LOGGING, SINCE_LATER, flat, wherever_data_lie
 
 METHOD_NAMES = {
     "bp": "BP",
@@ -154,7 +154,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     SINCE_LATER.
     """
     plan = run.config.get("plan")
-    asked = {key: value for key, value in run.config.items() if key not in {*WITHOUT_EFFECT, "k", "plan"}}
+    config = wherever_data_lie(run.config)
+    asked = {key: value for key, value in config.items() if key not in {*WITHOUT_EFFECT, "k", "plan"}}
     settings = flat(asked)
     if isinstance(plan, dict):
         settled = {key: value for key, value in settings.items() if key not in SETTLED_BY_THE_PLAN}

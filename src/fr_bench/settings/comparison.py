@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 # Settings that only say what is written down, or how long: a run with others of these is the same run.
@@ -19,6 +20,10 @@ SINCE_LATER = {
     "profile": 0,
     "label_smoothing": 0.0,
 }
+OWN_LOADERS = "fr_bench.data."
+# Settings of these loaders: folders and files, and what says where the data lie but not what they are.
+PATHS_OF_DATA = ("root", "path")
+PLACES_OF_DATA = ("root", "download")
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -27,3 +32,29 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
+
+
+def with_own_loader(config: dict[str, Any]) -> bool:
+    """Whether the data set's loader is one of ours: what settings of others mean is not known here."""
+    dataset = config.get("dataset")
+    return isinstance(dataset, dict) and str(dataset.get("_target_")).startswith(OWN_LOADERS)
+
+
+def with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with the paths of the data set absolute: a run is looked at from other folders, too."""
+    if not with_own_loader(config):
+        return config
+    given = {key: config["dataset"].get(key) for key in PATHS_OF_DATA}
+    absolute = {
+        key: os.path.abspath(os.path.expanduser(path)) for key, path in given.items() if path and isinstance(path, str)
+    }
+    return {**config, "dataset": {**config["dataset"], **absolute}}
+
+
+def wherever_data_lie(config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what a job on another machine, to which the data were copied, has otherwise; what file of the
+    user's own they are is named in one way, however it was spelled."""
+    if not with_own_loader(config):
+        return config
+    dataset = with_absolute_paths(config)["dataset"]
+    return {**config, "dataset": {key: value for key, value in dataset.items() if key not in PLACES_OF_DATA}}
