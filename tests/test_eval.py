@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from harness import read_records, read_weights, run_processes, tiny_config, train_here
+from harness import call, read_records, read_weights, run_processes, tiny_config, train_here
 from safetensors.torch import save
 
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.cli import main
 from fr_bench.commands import evaluate
+from fr_bench.data import fashion_mnist
+from fr_bench.errors import ConfigError
+from fr_bench.notebook import load_model, load_test_set
 from fr_bench.settings.comparison import SINCE_LATER
 
 
@@ -138,6 +142,60 @@ def test_of_replicas_the_first_counts_however_many_there_are(tmp_path: Path) -> 
         "block1.running_mean": 1,
         "block2.running_mean": 2,
     }
+
+
+@pytest.fixture
+def moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a run whose data were found by a relative path: it is looked at from another folder."""
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.delenv("FR_BENCH_DATA", raising=False)
+    raw = tmp_path / "work" / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in fashion_mnist.FILES:
+        shape = (6, 28, 28) if "images" in name else (6,)
+        header = bytes((0, 0, 8, len(shape))) + b"".join(size.to_bytes(4, "big") for size in shape)
+        (raw / name).write_bytes(header + bytes(index % 7 for index in range(math.prod(shape))))
+    words = ["method=bp", "k=1", "dataset=fashion_mnist", "dataset.root=data", "model=mlp", "run_dir=run"]
+    words += ["batch_size=3", "epochs=1", "wandb.mode=disabled", "console=off", "device=cpu"]
+    done = call(tmp_path / "work", "train", *words)
+    assert done.returncode == 0, done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return tmp_path / "work"
+
+
+def test_the_data_of_a_run_are_found_from_every_folder(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load((moved / "run" / "config.yaml").read_text())
+    assert config["dataset"]["root"] == str(moved / "data")
+    assert main(["eval", str(moved / "run")]) == 0
+    assert "test error" in capsys.readouterr().out
+    assert len(load_test_set(moved / "run")[0]) == 6
+    assert not list(Path.cwd().iterdir())
+
+
+def test_data_that_lie_elsewhere_now_are_found_by_the_environment_and_never_downloaded(
+    moved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object) -> None:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr(fashion_mnist, "fetch", fetch)
+    (moved / "data").rename(moved / "archive")
+    for now in (None, moved / "nowhere"):
+        if now is not None:
+            monkeypatch.setenv("FR_BENCH_DATA", str(now))
+        assert main(["eval", str(moved / "run")]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "$FR_BENCH_DATA can say where it lies now" in told
+        assert all(f"{root}/FashionMNIST" in told for root in (moved / "data", now) if root is not None)
+        with pytest.raises(ConfigError, match="Fashion-MNIST is not there"):
+            load_model(moved / "run")
+    monkeypatch.setenv("FR_BENCH_DATA", str(moved / "archive"))
+    assert main(["eval", str(moved / "run")]) == 0
+    assert "test error" in capsys.readouterr().out
+    assert load_model(moved / "run") is not None and len(load_test_set(moved / "run")[0]) == 6
+    assert not (moved / "data").exists()
 
 
 def test_weights_that_are_tied_are_saved_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

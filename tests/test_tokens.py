@@ -327,6 +327,7 @@ def test_a_text_is_learned_from_the_command_line(tmp_path: Path) -> None:
     done = call(tmp_path, "train", *words, "method=ddg", "k=2", "wandb.mode=disabled", "run_dir=run")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["last_test_error"] < 0.3
+    assert f"  path: {tmp_path}/text\n" in (tmp_path / "run" / "config.yaml").read_text()
     for command in (["eval", "run"], ["report", "run"], ["plot", "run", "--out", "figures"]):
         done = call(tmp_path, *command)
         assert done.returncode == 0, done.stderr

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fr_bench.commands.evaluate import fill, find_weights, read_config, read_weights, refuse_foreign_code
+from fr_bench.commands.evaluate import (
+    fill,
+    find_weights,
+    read_config,
+    read_weights,
+    refuse_foreign_code,
+    with_its_data,
+)
 from fr_bench.data import build_dataset, evaluation_inputs
 from fr_bench.models import build_blocks
 from fr_bench.planning.plan import check_model_and_data
@@ -60,4 +67,4 @@ def _read(run_dir: str | Path, trust: bool) -> dict[str, Any]:
     if not trust:
         refuse_foreign_code(called, Path(run_dir), trusting="pass trust=True")
     check_model_and_data(called)
-    return config
+    return with_its_data(config, Path(run_dir))

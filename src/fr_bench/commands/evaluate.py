@@ -8,6 +8,7 @@ Weights are stored under the names of their blocks, so it does not matter how ma
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from fr_bench.checkpoints.files import DamagedCheckpoint, newest_good, step_of, 
 from fr_bench.errors import ConfigError
 from fr_bench.records.console import metrics_text
 from fr_bench.records.run_files import strict_json
-from fr_bench.settings.comparison import SINCE_LATER
+from fr_bench.settings.comparison import SINCE_LATER, with_own_loader
 from fr_bench.settings.trust import foreign_targets
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     config |= {"memory_limit_gb": None, "compile": False, "cuda_graphs": False, "dry_run": False}
     if not arguments.trust:
         refuse_foreign_code(config, arguments.run_dir)
-    results = evaluate_weights(config, folder)
+    results = evaluate_weights(with_its_data(config, arguments.run_dir), folder)
     if arguments.json:
         print(strict_json({"k": config["k"], **results}))
         return 0
@@ -130,6 +131,33 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: is not the config of a run ({type(error).__name__}).") from error
     return config
+
+
+def with_its_data(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """The config of the run in ``run_dir`` with the data set's files where they are now: where they were, or else in
+    $FR_BENCH_DATA. Nothing is downloaded.
+
+    Raises:
+        ConfigError: they are in neither; says where it looked.
+    """
+    from fr_bench.data.build import prepare_dataset
+    from fr_bench.data.download import NotThere
+
+    if not with_own_loader(config) or "root" not in config["dataset"]:
+        return config
+    now, title = os.environ.get("FR_BENCH_DATA"), ""
+    faults: list[str] = []
+    for root in (config["dataset"]["root"], *([now] if now else [])):
+        dataset = {**config["dataset"], "root": root, "download": False}
+        try:
+            prepare_dataset(dataset)
+            return {**config, "dataset": dataset}
+        except NotThere as error:
+            title, faults = error.title, [*faults, error.fault]
+    raise ConfigError(
+        f"{run_dir / 'config.yaml'}: the run's data set {title} is not there: {'; '.join(faults)}. $FR_BENCH_DATA can "
+        "say where it lies now; for an evaluation nothing is downloaded."
+    )
 
 
 def evaluate_weights(config: dict[str, Any], folder: Path) -> dict[str, float]:

@@ -19,6 +19,15 @@ TIMEOUT_S = 30.0
 WITHOUT_DOWNLOAD = "dataset=digits works without a download."
 
 
+class NotThere(ConfigError):
+    """Files of the data set ``title`` are missing or damaged, and cannot be had; ``fault`` says which or why."""
+
+    def __init__(self, message: str, title: str, fault: str) -> None:
+        super().__init__(message)
+        self.title = title
+        self.fault = fault
+
+
 def obtain(title: str, folder: Path, fill: Callable[[], None], remedy: str) -> None:
     """Calls ``fill`` while no other process fills ``folder``. It looks first whether there is anything left to do.
 
@@ -27,23 +36,27 @@ def obtain(title: str, folder: Path, fill: Callable[[], None], remedy: str) -> N
         remedy: a sentence on what to put where by hand.
 
     Raises:
-        ConfigError: the folder cannot be written, or the files cannot be had.
+        NotThere: the folder cannot be written, or the files cannot be had.
     """
     try:
         with _lock(folder):
             fill()
     except (OSError, RuntimeError, HTTPException, tarfile.TarError, EOFError) as error:
-        raise ConfigError(
+        raise NotThere(
             f"dataset.root={folder}: no complete {title} there, and fetching it failed ({error}). "
-            f"{remedy}; {WITHOUT_DOWNLOAD}"
+            f"{remedy}; {WITHOUT_DOWNLOAD}",
+            title,
+            f"no complete one in {folder} ({error})",
         ) from error
 
 
-def refuse(title: str, fault: str, remedy: str) -> ConfigError:
+def refuse(title: str, fault: str, remedy: str) -> NotThere:
     """The error for files that are not there, or damaged, and must not be downloaded."""
-    return ConfigError(
+    return NotThere(
         f"dataset.download=false: {title} is not complete: {fault}. {remedy}, or set dataset.download=true; "
-        f"{WITHOUT_DOWNLOAD}"
+        f"{WITHOUT_DOWNLOAD}",
+        title,
+        fault,
     )
 
 

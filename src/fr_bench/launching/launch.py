@@ -31,6 +31,7 @@ from fr_bench.records.summary import SummaryBuilder
 from fr_bench.records.trace import write_trace
 from fr_bench.records.wandb_server import why_unreachable
 from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
+from fr_bench.settings.comparison import with_absolute_paths
 from fr_bench.unread import heard_or_not, lead_nowhere
 from fr_bench.workers.resumption import Resumption
 
@@ -80,6 +81,7 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
             meeting.compare(config)
         if not meeting.leads:
             return follow_run(config, run_directory, meeting)
+    config = with_absolute_paths(config)
     directory = RunDirectory(run_directory)
     if config["resume"] != "never" and os.path.realpath(config["resume"]) == os.path.realpath(run_directory):
         config = {**config, "resume": "auto"}  # nothing is taken over from another run
