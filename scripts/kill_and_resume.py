@@ -55,7 +55,7 @@ def command(run_dir: Path, settings: list[str]) -> list[str]:
 
 def kill_again_and_again(run_dir: Path, settings: list[str], num_kills: int, moments: random.Random) -> list[int]:
     """Each life lasts until a step drawn from what is left; returns the last step logged before each kill."""
-    total = json.loads((run_dir.parent / "alone" / "summary.json").read_text())["steps"]
+    total = json.loads((run_dir.parent / "alone" / "summary.json").read_text(encoding="utf-8"))["steps"]
     killed_at = []
     for number in range(num_kills):
         left = total - last_step(run_dir)
@@ -82,7 +82,7 @@ def has_begun(run_dir: Path, seen: int) -> bool:
 def records(run_dir: Path) -> list[dict]:
     found = []
     path = run_dir / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except ValueError:  # the last line is being written

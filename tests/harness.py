@@ -125,6 +125,10 @@ def tiny_config(method: str, /, k: int, transport: str = "serial", **changes: An
     return config
 
 
+# A locale without any letters but ASCII's, as in many a container; none of Python's own remedies.
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
 class Result:
     """What a run left: records by kind, weights by name."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from harness import call, read_records, read_weights, run_processes, tiny_config, train_here
+from harness import ASCII, call, read_records, read_weights, run_processes, tiny_config, train_here
 from safetensors.torch import save
 
 from fr_bench.checkpoints.files import weights_file
@@ -53,6 +56,7 @@ def test_the_text_names_errors_and_the_run(run_dir: Path, capsys: pytest.Capture
     [
         (lambda folder: (folder / "config.yaml").unlink(), "give the directory of a run"),
         (lambda folder: (folder / "config.yaml").write_text("[1"), "is not the config of a run"),
+        (lambda folder: (folder / "config.yaml").write_bytes(b"a: \xff"), "is not the config of a run (UnicodeDecode"),
         (lambda folder: [p.unlink() for p in folder.rglob("*.safetensors")], "holds no weights"),
         (lambda folder: next(folder.rglob("*.safetensors")).write_bytes(b"short"), "cannot be read"),
         (lambda folder: (folder / "checkpoints/final/module_2.safetensors").unlink(), "are not of this model"),
@@ -132,6 +136,16 @@ def test_an_evaluation_needs_neither_optimizer_nor_schedule_and_does_not_call_th
     )
     assert main(["eval", str(tmp_path)]) == 0
     assert "final weights" in capsys.readouterr().out
+
+
+def test_a_name_is_read_in_a_locale_that_lacks_its_letters(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    with (tmp_path / "run" / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write("author: Zoë\n")
+    environment = {**os.environ, **ASCII, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "fr_bench", "eval", "run", "--trust"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "test error" in done.stdout, done.stderr
 
 
 def test_of_replicas_the_first_counts_however_many_there_are(tmp_path: Path) -> None:

@@ -121,14 +121,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
     path = run_dir / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = {key: value for key, value in SINCE_LATER.items() if "." not in key} | config
         config["partition"] = config.pop("plan")["cuts"]
         config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
         config["replicas"] = 1  # all end with the same weights
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: is not the config of a run ({type(error).__name__}).") from error
     return config
 

@@ -79,7 +79,8 @@ class ModuleThread(threading.Thread):
             self._reporter.send("done", modules=self._task.modules)
         except BaseException as error:  # sys.exit in a model of the user's own, too: its module is not done
             self.has_failed = True
-            with contextlib.suppress(OSError), self._log.open("a") as log:  # the disk of the log may be full
+            # The disk of the log may be full.
+            with contextlib.suppress(OSError), self._log.open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             with contextlib.suppress(OSError):
                 _tell_torchrun(error)

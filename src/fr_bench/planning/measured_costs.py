@@ -247,7 +247,7 @@ def cache_folder() -> Path:
 def _read(path: Path, key: dict[str, Any]) -> NetworkCosts | None:
     """None if there is nothing, or nothing whole, or something else than was asked for."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content["key"] != key:
             return None
         blocks = [BlockCost(**{part: float(cost[part]) for part in cost}) for cost in content["blocks"]]

@@ -159,7 +159,7 @@ class RunDirectory:
             return self._finished_summary()
         except OSError as error:
             raise ConfigError(f"run_dir={self.path}: cannot be made: {error.strerror}.") from error
-        with naming_file(self._status_path), os.fdopen(file, "w") as stream:
+        with naming_file(self._status_path), os.fdopen(file, "w", encoding="utf-8") as stream:
             stream.write(strict_json(status, indent=2) + "\n")
         found = [name for name in FILES_OF_A_RUN if (self.path / name).exists()]
         if found:
@@ -247,7 +247,7 @@ class RunDirectory:
         except RunFailed:
             # No room for a second file. Of the first, which is shorter than a block, there is: how a run ended is worth
             # more than what a reader sees at this very moment.
-            with naming_file(self._status_path), self._status_path.open("r+") as stream:
+            with naming_file(self._status_path), self._status_path.open("r+", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 stream.truncate()

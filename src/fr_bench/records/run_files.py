@@ -37,7 +37,7 @@ def read_json(path: Path, complain: Callable[[str], None] = lambda _: None) -> d
         complain: is told of a file that is there and cannot be read.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -171,7 +171,7 @@ class WandbSink:
         try:
             self._run = wandb.init(
                 dir=str(run_dir),
-                id=id_path.read_text().strip() if id_path.exists() else None,
+                id=id_path.read_text(encoding="utf-8").strip() if id_path.exists() else None,
                 resume="allow",
                 reinit="finish_previous",
                 mode=mode,
@@ -189,7 +189,7 @@ class WandbSink:
                 f"W&B could not be started ({mode}): {_reason(error)}. With wandb.mode=offline nothing needs the "
                 "network, and `wandb sync` uploads the run later."
             ) from error
-        id_path.write_text(self._run.id + "\n")
+        id_path.write_text(self._run.id + "\n", encoding="utf-8")
         self._define_metrics()
         self._broken = False
         self._left_out: set[tuple[Any, ...]] = set()

@@ -21,4 +21,4 @@ def _own_targets() -> set[str]:
 
     groups = (folder for folder in resources.files("fr_bench.conf").iterdir() if folder.is_dir())
     files = (file for folder in groups for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return {target for file in files for target in targets(yaml.safe_load(file.read_text()))}
+    return {target for file in files for target in targets(yaml.safe_load(file.read_text(encoding="utf-8")))}
