@@ -10,6 +10,7 @@ on from its checkpoint. The same command again submits what is not finished.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def main(words: list[str]) -> int:
         print("All runs are finished.")
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tasks.txt").write_text("\n".join(tasks) + "\n")
+    (folder / "tasks.txt").write_bytes(os.fsencode("\n".join(tasks) + "\n"))  # paths as they were typed
     log = f"{str(folder).replace('%', '%%')}/slurm-%A_%a.out"
     ours = [f"--array=0-{len(tasks) - 1}", "--job-name=fr-bench", f"--output={log}"]
     ours += ["--open-mode=append", "--requeue", "--signal=B:USR2@120"]

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from harness import ASCII
 from run_files import records_of_a_run, write_run
 
 from fr_bench.cli import main
@@ -607,6 +609,25 @@ def test_the_files_are_there_even_if_nobody_reads_the_tables(tmp_path):
     os.close(writer)
     assert done.returncode == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.json", "report.csv", "report.md"]
+
+
+def test_a_locale_without_its_letters_is_no_obstacle_to_a_report(tmp_path):
+    """Which says ± and may have names of any letters; also where stdout is closed."""
+    for seed, error in enumerate((0.4, 0.6)):
+        write_run(tmp_path / str(seed), seed=seed, model="modèle", test_error=lambda epoch, error=error: error / epoch)
+    command = [sys.executable, "-m", "fr_bench", "report", str(tmp_path), "--out", "out"]
+    for closing in ("", " >&-"):
+        done = subprocess.run(
+            shlex.join(command) + closing,
+            shell=True, cwd=tmp_path, env=os.environ | ASCII, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert closing or "n = 2" in done.stdout
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "modèle" in text and "±" in text
+    write_run(tmp_path / "2", model="tiny")
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | ASCII, capture_output=True, text=True)
+    assert done.returncode == 2 and "the locale has no letters for" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unwritable_folder_is_a_mistake(tmp_path, capsys):

@@ -96,7 +96,9 @@ def _write(found: Mapping[tuple[str, str], tuple[str, ...]], folder: Path) -> No
             about = "" if len(found) == 1 else f"-{dataset}-{model}"
             for (stem, suffix), text in zip(FILES, texts, strict=True):
                 path = folder / f"{stem}{about}.{suffix}"
-                path.write_text(text)
+                path.write_text(text, encoding="utf-8", errors="replace")
                 print(f"written: {path}", file=sys.stderr)
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written: {error.strerror}; choose another folder.") from error
+    except UnicodeEncodeError as error:  # in the name of a model, and so of its file
+        raise ConfigError(f"--out {folder}: the locale has no letters for {path.name}; LC_ALL=C.UTF-8 has.") from error
