@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +23,7 @@ from fr_bench.launching.launch import check_plan
 from fr_bench.records.collector import Collector
 from fr_bench.records.runs import find_runs
 from fr_bench.records.summary import SummaryBuilder
+from fr_bench.report.curves import as_curves
 from fr_bench.report.groups import make_groups, pairs
 from fr_bench.report.markdown import as_markdown
 from fr_bench.report.tables import as_csv, make_rows
@@ -191,6 +194,45 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+# Of a run that took over from another.
+OTHER_FILES: dict[str, dict[str, Any]] = {
+    "status.json": {"state": "finished", "error": None, "started": 1.0},
+    "summary.json": {"method": "fr", "model": "tiny", "dataset": "digits", "k": 2, "seed": 0, "state": "finished"},
+    "env.json": {
+        "cpu": {"model": "c", "cores": 2},
+        "gpus": [{"name": "g"}],
+        "code": {"mine": "0123"},
+        "code_before": [{"mine": "4567"}],
+    },
+    "origin.json": {
+        "run": "there",
+        "step": 5,
+        "epoch": 0.5,
+        "train_time": 1.0,
+        "method": "bp",
+        "k": 1,
+        "replicas": 1,
+        "num_steps": 20,
+        "is_exact": True,
+        "in_one_piece": False,
+        "settings": {"cuts": [1], "epochs": 2},
+        "origin": {"k": 2, "step": 1, "num_steps": 20, "settings": {"epochs": 3}, "origin": None},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of one group, and BP."""
+    folder = tmp_path_factory.mktemp("files")
+    settings = {"replicas": 1, "method": {"checkpoint_activations": True}, "schedule": {"_target_": "s", "name": "s"}}
+    for name, method in (("spoilt", "fr"), ("whole", "fr"), ("bp", "bp")):
+        path = write_run(folder / name, method, seed=len(name), epochs=2, settings=settings)
+        for file, content in OTHER_FILES.items():
+            (path / file).write_text(json.dumps(content))
+    return folder
+
+
 @settings(max_examples=400, **COMMON)
 @given(draw=st.data())
 def test_spoilt_metrics_are_reported_as_far_as_they_are_good(run: Path, draw: st.DataObject) -> None:
@@ -217,6 +259,31 @@ def test_spoilt_metrics_are_reported_as_far_as_they_are_good(run: Path, draw: st
         summary.add(record)
     json.dumps(summary.build("finished"))
     Collector(2, 10, 8, True).go_on(1.0, records)
+
+
+@settings(max_examples=300, **COMMON)
+@given(draw=st.data())
+def test_spoilt_files_beside_the_metrics_are_reported_as_far_as_they_are_good(runs: Path, draw: st.DataObject) -> None:
+    """Beside a run that is whole, as in a folder where somebody has edited one."""
+    name = draw.draw(st.sampled_from(["config.yaml", "config.yaml", *sorted(OTHER_FILES)]))
+    path = runs / "spoilt" / name
+    whole = path.read_bytes()
+    content = copy.deepcopy(OTHER_FILES[name]) if name in OTHER_FILES else yaml.safe_load(whole)
+    for _ in range(draw.draw(st.integers(1, 3))):
+        at = draw.draw(st.sampled_from([*paths_of(content)]))
+        node: Any = content
+        for key in at[:-1]:
+            node = node[key]
+        node[at[-1]] = copy.deepcopy(draw.draw(st.sampled_from([*SMALL, *HUGE, *TEXTS, *LISTS, *DICTS])))
+    path.write_text(json.dumps(content))
+    try:
+        problems: list[str] = []
+        for groups in pairs(make_groups(find_runs([str(runs)], problems.append), problems.append)).values():
+            rows = make_rows(groups)
+            assert as_markdown(rows) and as_csv(rows) and as_curves(groups)
+        assert not any("\n" in problem for problem in problems)
+    finally:
+        path.write_bytes(whole)
 
 
 @settings(max_examples=2, **COMMON)

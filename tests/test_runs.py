@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import yaml
 from run_files import records_of_a_run, write_run
 
 from fr_bench.records.runs import find_runs, read_records
@@ -105,6 +106,30 @@ def test_another_broken_file_is_named_without_a_traceback(name, tmp_path, proble
     (run / name).write_text("{a: [")
     find(tmp_path, problems)
     assert any(f"{name}: cannot be read" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"seed": [1, 2]}, "its seed is no integer"),
+        ({"seed": True}, "its seed is no integer"),
+        ({"k": 1_000_000_000}, "k and replicas must be integers from 1, and at most 4096 when multiplied"),
+        ({"replicas": 100_000_000}, "k and replicas must be"),
+        ({"replicas": "two"}, "k and replicas must be"),
+        ({"plan": {"devices": 3}}, "plan.devices in config.yaml is no list"),
+        ({"plan": {"cuts": "1, 2"}}, "plan.cuts in config.yaml is no list"),
+        ({"plan": [1]}, "the plan in config.yaml is none"),
+    ],
+)
+def test_a_run_with_a_setting_that_none_has_is_left_out_in_one_line(settings, problem, tmp_path, problems):
+    whole = write_run(tmp_path / "whole")
+    edited = write_run(tmp_path / "edited")
+    config = yaml.safe_load((edited / "config.yaml").read_text())
+    plan = settings.get("plan", {})
+    plan = config["plan"] | plan if isinstance(plan, dict) else plan
+    (edited / "config.yaml").write_text(yaml.safe_dump(config | settings | {"plan": plan}))
+    assert [run.path for run in find(tmp_path, problems)] == [whole]
+    assert len(problems) == 1 and problems[0].startswith(f"{edited}: {problem}") and problems[0].endswith("; left out")
 
 
 def test_without_config_the_summary_names_the_run(tmp_path, problems):

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -22,6 +23,7 @@ RUN_FILES = ("metrics.jsonl", "status.json")  # a folder with either is a run di
 SWEEP_FILES = ("jobs.jsonl", "multirun.yaml")  # beside the runs of a sweep: `plot multirun/x/*` names them too
 FOLDERS_OF_A_RUN = ("checkpoints", "wandb")
 LARGEST_NUMBER_OF_COMPLAINTS = 5  # about one file
+LARGEST_SIZE = 4096  # modules of all replicas; tables and figures have something for each
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class Run:
     @property
     def size(self) -> int:
         """Modules of all replicas: the largest number in records by module."""
-        replicas = self.config.get("replicas")
-        return self.k * replicas if type(replicas) is int and replicas > 0 else self.k
+        return self.k * int(self.config.get("replicas") or 1)
 
     @property
     def end(self) -> str:
@@ -154,15 +155,33 @@ def read_run(directory: Path, complain: Complain) -> Run | None:
     if not records and not (config and _has_diverged(status)):
         complain(f"{directory}: no records; {_why_it_ended(status)}; left out")
         return None
-    if not (method and model and dataset and isinstance(k, int) and k >= 1):
+    if not (method and model and dataset and type(k) is int and k >= 1):
         complain(f"{directory}: neither config.yaml nor summary.json says its method, model, dataset and k; left out")
         return None
     seed = config.get("seed", summary.get("seed"))
+    if problem := _what_no_run_has(k, seed, config):
+        complain(f"{directory}: {problem}; left out")
+        return None
     run = Run(directory, method, model, dataset, k, seed, config, status, summary, environment, origin, records)
     if run.end != "finished":
         taken = "taken as far as it went" if records else "counted, without any records"
         complain(f"{directory}: {_why_it_ended(status)}; {taken}")
     return run
+
+
+def _what_no_run_has(k: int, seed: Any, config: Record) -> str | None:
+    """What only somebody's editor can have written; None if nothing is."""
+    replicas, plan = config.get("replicas"), config.get("plan")
+    replicas = 1 if replicas is None else replicas
+    if not (type(replicas) is int and replicas >= 1 and k * replicas <= LARGEST_SIZE):
+        return f"k and replicas must be integers from 1, and at most {LARGEST_SIZE} when multiplied"
+    if not (seed is None or type(seed) is int):
+        return "its seed is no integer"
+    if not (plan is None or isinstance(plan, dict)):
+        return "the plan in config.yaml is none"
+    if named := [key for key in ("cuts", "devices") if not isinstance((plan or {}).get(key), list | None)]:
+        return f"plan.{named[0]} in config.yaml is no list"
+    return None
 
 
 def read_records(path: Path, complain: Complain) -> dict[str, list[Record]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePath
@@ -182,7 +182,7 @@ def _taken_over(run: Run) -> str | None:
         num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
         in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
         in_one_piece = in_one_piece and not run.origin.get("origin")
-    return None if in_one_piece else f"from {_stages(run.origin, run.config['method']['name'])}"
+    return None if in_one_piece else f"from {_stages(run.origin, run.method)}"
 
 
 def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str, Any]]:
@@ -197,7 +197,7 @@ def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str,
 def _stages(origin: Record, method: str) -> str:
     """``K=2 at step 100 of 400``, of another method than ``method`` ``BP, K=2 at ...``; a run that took over itself has
     several such stages."""
-    name = origin.get("method", method)  # those of older versions had the same
+    name = str(origin.get("method", method))  # those of older versions had the same
     of_method = "" if name == method else f"{METHOD_NAMES.get(name, name)}, "
     replicas = f", replicas={origin.get('replicas')}" if origin.get("replicas") not in (None, 1) else ""
     stage = f"{of_method}K={origin.get('k')}{replicas} at step {origin.get('step')} of {origin.get('num_steps')}"
@@ -292,11 +292,11 @@ def _words(key: str, value: Any, differing: list[str], rivals: list[Group]) -> s
         length = next((n for n in range(4, NUM_DIGITS) if len({each[:n] for each in hashes}) == len(hashes)), None)
         return f"{key.removeprefix(CODE)}={' then '.join(each[:length] for each in value)}"
     known = SAID_SHORTER.get(key)
-    if known is not None and value in known:
+    if known is not None and isinstance(value, Hashable) and value in known:
         return known[value]
     if key.endswith(f".{TARGET}"):
         names = {str(other.settings.get(key)).rpartition(".")[2] for other in rivals}
-        is_clear = len(names) == len({other.settings.get(key) for other in rivals})
+        is_clear = len(names) == len({str(other.settings.get(key)) for other in rivals})
         return f"{key.split('.')[-2]}={str(value).rpartition('.')[2] if is_clear else value}"
     return f"{_short(key, differing)}={_text(value)}"
 
