@@ -54,6 +54,7 @@ class BlockMemory:
             parameter_bytes=sum(part.parameter_bytes for part in parts),
             graph_bytes=sum(part.graph_bytes for part in parts) + between,
             saved_input_bytes=bottom.saved_input_bytes,
+            saved_label_bytes=top.saved_label_bytes,
             input_bytes=bottom.input_bytes,
             output_bytes=top.output_bytes,
             output=top.output,

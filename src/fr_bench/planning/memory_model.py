@@ -33,6 +33,7 @@ class ModuleShapes:
         parameter_bytes: of the parameters alone.
         graph_bytes: what autograd saves for one batch, without weights and without the module's input.
         saved_input_bytes: of the input, if autograd saves it.
+        saved_label_bytes: of the labels, which are among what is saved where a loss follows.
         input_bytes, output_bytes: of the input and output of one batch.
         output: of a batch, on ``meta``.
         output_is_saved: whether autograd saves it.
@@ -46,6 +47,7 @@ class ModuleShapes:
     parameter_bytes: int
     graph_bytes: int
     saved_input_bytes: int
+    saved_label_bytes: int
     input_bytes: int
     output_bytes: int
     output: Tensor
@@ -72,13 +74,13 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
     x = x.detach().requires_grad_(input_gradient)
     weights = [*network.parameters(), *network.buffers()]
     with attention_of(device):
-        h, saved = _run(network, x, is_top)
+        h, saved, labels = _run(network, x, is_top)
 
     @cache
     def checkpointed_bytes() -> int:
         network.checkpointing = True
         with attention_of(device):
-            _, saved_by_block = _run(network, x, is_top)
+            _, saved_by_block, _ = _run(network, x, is_top)
             network.checkpointing = False
             return tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0))
 
@@ -90,6 +92,7 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
         parameter_bytes=tensor_bytes(parameters),
         graph_bytes=graph_bytes,
         saved_input_bytes=with_input - graph_bytes,
+        saved_label_bytes=graph_bytes - tensor_bytes(saved, except_for=[*weights, x, *labels]),
         input_bytes=x.numel() * x.element_size(),
         output_bytes=h.numel() * h.element_size(),
         output=h.detach(),
@@ -100,13 +103,16 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
     )
 
 
-def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor]]:
+def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Output, what autograd saves, and the labels of the loss, if one follows."""
     saved = SavedTensors()
+    labels: list[Tensor] = []
     with saved.listen():
         h = network(x, 0)
         if is_top and h.dim() >= 2:
-            loss_sum(h, torch.empty(h.shape[:-1], dtype=torch.int64, device=h.device))
-    return h, saved.tensors
+            labels.append(torch.empty(h.shape[:-1], dtype=torch.int64, device=h.device))
+            loss_sum(h, labels[0])
+    return h, saved.tensors, labels
 
 
 @dataclass(frozen=True)
@@ -198,13 +204,14 @@ def _of_a_pipeline(
     """What a module of torch's pipelines holds; ``shapes`` are those of a micro-batch.
 
     It receives features and gradients of every micro-batch into memory of their own, and keeps what it sent until it
-    has back-propagated. Module 1 saves views of one tensor, the images of the whole batch.
+    has back-propagated. Module 1 saves views of one tensor, the images of the whole batch, and module K of its labels:
+    however few micro-batches they are of, all of that tensor stays.
     """
     below, above = k > 1, k < num_modules
-    kept = shapes.graph_bytes + (0 if shapes.output_is_saved else shapes.output_bytes)
-    images = 0 if below else num_microbatches * shapes.saved_input_bytes
+    kept = shapes.graph_bytes - shapes.saved_label_bytes + (0 if shapes.output_is_saved else shapes.output_bytes)
+    of_the_batch = shapes.saved_label_bytes + (0 if below else shapes.saved_input_bytes)
     return {
-        "activations": num_graphs * kept + images,
+        "activations": num_graphs * kept + num_microbatches * of_the_batch,
         "buffers": num_microbatches * (shapes.input_bytes * below + shapes.output_bytes * above),
     }
 
