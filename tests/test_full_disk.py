@@ -69,6 +69,19 @@ def test_final_weights_that_cannot_be_written_are_named(small_disk: Callable[[st
     assert json.loads((folder / "status.json").read_text())["module"] == 1
 
 
+def test_what_is_no_want_of_room_is_not_told_as_one(tmp_path: Path) -> None:
+    """A file stands where the folder is to be."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "final").touch()
+    path = tmp_path / "run" / "checkpoints" / "final" / "module_1.safetensors"
+    with pytest.raises(RunFailed) as caught:
+        run_training(tiny_config("bp", 1), tmp_path / "run")
+    assert caught.value.module == 1 and str(caught.value) == (
+        f"{path}: cannot be written (File exists). Training is complete; once it can be, the same command goes on "
+        "from the last checkpoint"
+    )
+
+
 def test_a_sweep_without_room_for_its_outcomes_goes_on_and_knows_them(small_disk: Callable[[str], Path]) -> None:
     folder = small_disk("size=8k")
     log = OutcomeLog(folder, 9)

@@ -6,6 +6,7 @@ Strict: a number that JSON cannot express (NaN, infinity) is written as null.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -56,11 +57,22 @@ def write_text(path: Path, text: str) -> None:
         replace_file(path, text)
 
 
-def cannot_write(path: Path, error: OSError) -> RunFailed:
-    """What to tell instead of ``error``."""
+def cannot_write(
+    path: Path, error: OSError, done: str = "What was logged until then is there", module: int | None = None
+) -> RunFailed:
+    """What to tell instead of ``error``.
+
+    Args:
+        path: of a run.
+        error: of the disk.
+        done: what there is all the same.
+        module: whose file it is (from 1).
+    """
+    mended = "there is room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "it can be"
     return RunFailed(
-        f"{path}: cannot be written ({error.strerror}). What was logged until then is there; once there is room, the "
-        "same command goes on from the last checkpoint"
+        f"{path}: cannot be written ({error.strerror}). {done}; once {mended}, the same command goes on from the last "
+        "checkpoint",
+        module,
     )
 
 

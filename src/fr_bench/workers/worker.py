@@ -16,7 +16,6 @@ from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interva
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.checkpoints.snapshot import weights_of
 from fr_bench.components import bind
-from fr_bench.errors import RunFailed
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
 from fr_bench.memory_errors import is_out_of_memory
@@ -33,6 +32,7 @@ from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
 from fr_bench.processes.torchrun import Torchrun
+from fr_bench.records.run_files import cannot_write
 from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.training.diagnostics import SufficientDirection, Windows
 from fr_bench.training.extent import Extent
@@ -274,8 +274,4 @@ def save_weights(module: Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, save(weights_of(module)))
     except OSError as error:
-        raise RunFailed(
-            f"{path}: cannot be written ({error.strerror}). Training is complete; once there is room, the same command "
-            "goes on from the last checkpoint",
-            module.number,
-        ) from error
+        raise cannot_write(path, error, "Training is complete", module.number) from error
