@@ -188,6 +188,7 @@ class ListConnection:
 def run_serial(config: dict[str, Any], run_directory: Path) -> Result:
     """All modules in this process, without a parent: the worker itself, fast."""
     plan = make_plan(config | {"transport": "serial"})
+    run_directory.mkdir(parents=True, exist_ok=True)
     connection = ListConnection()
     reporter = Reporter(connection, [-1] * plan.k)  # type: ignore[arg-type]
     modules = list(range(1, plan.k + 1))

@@ -310,6 +310,37 @@ def test_what_the_system_refuses_is_not_always_a_full_disk(number: int, told: st
     assert str(as_told(OSError(number, os.strerror(number)), tmp_path)).startswith(told.format(folder=tmp_path))
 
 
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_run_directory_that_is_moved_away_ends_the_run_and_is_not_made_again(
+    is_made_again: bool, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+
+    def move(run: RunDirectory) -> None:
+        run.run_dir.rename(moved)
+        if is_made_again:
+            run.run_dir.mkdir()
+
+    run = run_here(tmp_path, "checkpoint.minutes=0.02", meanwhile=move)
+    code, stderr = run.end()
+    gone = run.run_dir / "status.json" if is_made_again else run.run_dir
+    assert code == 1 and stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"fr-bench: {gone}: was removed or moved away while the run was going on")
+    assert run.run_dir.exists() == is_made_again and not list(run.run_dir.glob("*.*"))
+    assert len(RunDirectory(moved).records()) > 3  # all of them whole
+
+
+def test_a_run_that_is_over_before_it_looks_finds_its_directory_gone_too(tmp_path: Path) -> None:
+    """Nothing of it, final weights and summary included, is written elsewhere."""
+    run = run_here(
+        tmp_path, "epochs=30", "checkpoint.minutes=null", meanwhile=lambda run: run.run_dir.rename(tmp_path / "moved")
+    )
+    code, stderr = run.end()
+    assert code == 1 and stderr.count("\n") == 1, stderr
+    assert stderr.startswith(f"fr-bench: {run.run_dir}: was removed or moved away while the run was going on")
+    assert not run.run_dir.exists()
+
+
 def test_a_process_that_does_not_even_end_when_killed_is_named_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from fr_bench.checkpoints import snapshot
-from fr_bench.checkpoints.files import folder_of, state_file, sync_folder, weights_file, write_file
+from fr_bench.checkpoints.files import folder_of, make_folder, state_file, sync_folder, weights_file, write_file
 from fr_bench.methods.base import Method
 from fr_bench.modules.meter import LossMeter
 from fr_bench.modules.module import Module
@@ -72,7 +72,7 @@ def write(
     Never raises: a checkpoint that fails does not end training.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         written = [
             {"module": number, **facts[number], "files": _write_module(folder, number, taken)}
             for number, taken in snapshots.items()

@@ -75,6 +75,17 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
+def make_folder(folder: Path) -> None:
+    """Makes ``folder``, of one checkpoint, and the one of all that it is in. Not the run's, which is there: if it is
+    not, somebody has moved it away, and another one of its name would not be the run's.
+
+    Raises:
+        OSError: the run directory is gone, or the like.
+    """
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+
+
 def weights_file(number: int) -> str:
     """Name of module ``number``'s weights."""
     return f"module_{number}.safetensors"

@@ -238,7 +238,8 @@ class Run:
     def _write_end(self, summary: dict[str, Any], cause: BaseException | None) -> BaseException | None:
         """Writes how it ended; returns why it did, ``cause`` if there is one."""
         try:
-            self.directory.heartbeat()  # first: what another process has taken over is not to be written
+            self.directory.refuse_if_gone()  # first: what is another run's by now is not to be written
+            self.directory.heartbeat()
             self.directory.write_summary(summary)
         except TakenOver as failure:
             return cause or failure
@@ -256,7 +257,13 @@ class Run:
         path, resumption = self.directory.path, self.start.resumption
         own_step = resumption.step if resumption is not None and self.start.source == path else None
         book = CheckpointBook(
-            self.plan, self.directory.checkpoints, self.directory.metrics, board, self.collector.clock, say, own_step
+            self.plan,
+            self.directory.checkpoints,
+            self.directory.metrics,
+            board,
+            self.collector.clock,
+            self._say_unless_gone,
+            own_step,
         )
         try:
             with self._processes(board) as processes:
@@ -275,11 +282,18 @@ class Run:
             then = "nothing was saved yet" if step is None else f"run_dir={path} goes on after step {step}"
             raise Interrupted(f"{interruption}; {then}", interruption.exit_code) from interruption
 
+    def _say_unless_gone(self, line: str) -> None:
+        """Of a file that training goes on without, except where the whole run directory is gone, which ends it."""
+        self.directory.refuse_if_gone()
+        say(line)
+
     def _write_trace(self) -> None:
         try:
             write_trace(self.directory.trace, self.collector.spans)
         except RunFailed as failure:  # training is worth more than its trace
-            say(f"{self.directory.trace.name} cannot be written ({failure.__cause__}); training goes on without it.")
+            self._say_unless_gone(
+                f"{self.directory.trace.name} cannot be written ({failure.__cause__}); training goes on without it."
+            )
 
     def _processes(self, board: Board) -> Supervisor | Members:
         path, resumption = self.directory.path, self.start.resumption

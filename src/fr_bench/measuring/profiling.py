@@ -55,7 +55,6 @@ class Recording:
         Returns:
             The file, and the GPU's load.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._profiler.export_chrome_trace(str(path))
         content = path.read_bytes()
         load = device_load(json.loads(content)["traceEvents"])

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
-from fr_bench.records.run_files import naming_file, read_json, strict_json, write_text
+from fr_bench.records.run_files import gone, naming_file, read_json, strict_json, write_text
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
@@ -196,7 +196,7 @@ class RunDirectory:
 
         Raises:
             TakenOver: the run is another process's by now.
-            RunFailed: the disk is full, or the like.
+            RunFailed: the disk is full, or the like; the folder is gone.
         """
         self._status |= {"state": state, "error": error, "module": module, "exit_code": exit_code}
         self._renew_status()
@@ -206,10 +206,21 @@ class RunDirectory:
 
         Raises:
             TakenOver: another machine has taken this process for gone, as one that was stopped for long.
-            RunFailed: the disk is full, or the like.
+            RunFailed: the disk is full, or the like; the folder is gone.
         """
         if time.time() - self._status["heartbeat"] >= HEARTBEAT_S:
             self._renew_status()
+
+    def refuse_if_gone(self) -> None:
+        """Makes sure that the run's files still go where it began.
+
+        Raises:
+            RunFailed: its folder was removed, or moved away, and perhaps another one made in its place.
+        """
+        with naming_file(self._status_path):
+            is_there = self._status_path.exists()
+        if not is_there:
+            raise gone(self._status_path)
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -230,6 +241,7 @@ class RunDirectory:
             thread.join()
 
     def _renew_status(self) -> None:
+        self.refuse_if_gone()
         with naming_file(self._status_path), _locked(self.path):
             now = read_json(self._status_path)
             if any(now.get(key, self._status[key]) != self._status[key] for key in ("pid", "host", "started")):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,23 @@ def cannot_write(
         done: what there is all the same.
         module: whose file it is (from 1).
     """
+    if error.errno == errno.ENOENT and not os.path.exists(path):
+        return gone(path)
     mended = "there is room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "it can be"
     return RunFailed(
         f"{path}: cannot be written ({error.strerror}). {done}; once {mended}, the same command goes on from the last "
         "checkpoint",
         module,
+    )
+
+
+def gone(path: Path) -> RunFailed:
+    """What to tell where a file of a run, or a folder that it is in, is no longer there."""
+    missing = [each for each in (path, *path.parents) if not os.path.exists(each)] or [path]
+    return RunFailed(
+        f"{missing[-1]}: was removed or moved away while the run was going on, which therefore ends. What was logged "
+        "until then is in its metrics.jsonl, wherever that is now; the same command with the run_dir that has it goes "
+        "on from the last checkpoint"
     )
 
 

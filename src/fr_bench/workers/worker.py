@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from fr_bench.atomic import replace_file
 from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
-from fr_bench.checkpoints.files import weights_file
+from fr_bench.checkpoints.files import make_folder, weights_file
 from fr_bench.checkpoints.snapshot import weights_of
 from fr_bench.components import bind
 from fr_bench.measuring import clocks
@@ -271,7 +271,7 @@ def save_weights(module: Module, folder: Path) -> None:
     """
     path = folder / weights_file(module.number)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         replace_file(path, save(weights_of(module)))
     except OSError as error:
         raise cannot_write(path, error, "Training is complete", module.number) from error
