@@ -632,6 +632,17 @@ def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
     assert "seed is 4 there and 3 here" in said[0]
 
 
+def test_a_finished_run_without_its_config_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    config = tiny_config("bp", 1, run_dir=str(tmp_path))
+    train_here(config, tmp_path)
+    (tmp_path / "config.yaml").rename(tmp_path / "away")
+    for refuse in (lambda: check_plan(config), lambda: run_training(config, tmp_path)):
+        with pytest.raises(ConfigError, match=f"run_dir={tmp_path}: holds a finished run without config.yaml"):
+            refuse()
+    (tmp_path / "away").rename(tmp_path / "config.yaml")
+    assert decide(config, RunDirectory(tmp_path), print).finished is not None
+
+
 def test_another_config_is_refused_with_what_differs(tmp_path: Path) -> None:
     run = stopped(tiny_config("fr", 2), tmp_path, 5)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -272,8 +272,13 @@ def _refuse_behind_the_end(source: RunDirectory, step: int, num_steps: int) -> N
 
 
 def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
-    if found.config:  # it may have been killed before it wrote one
+    if found.config:
         refuse_differences(found.config, config, f"run_dir={directory.path}")
+    elif found.state == "finished":  # another one may have been killed before it wrote its config
+        raise ConfigError(
+            f"run_dir={directory.path}: holds a finished run without config.yaml, which may be any run; put that file "
+            "back, or choose another run_dir."
+        )
     _refuse_other_origin(found, config, directory)
 
 
