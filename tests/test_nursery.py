@@ -109,6 +109,24 @@ def test_a_server_that_is_still_importing_ends_with_the_process_that_started_it(
     assert not members_of(process.pid)
 
 
+@pytest.mark.parametrize("partition", ["equal", "measured"])
+def test_a_server_that_dies_while_it_imports_fails_the_run_in_one_line(partition: str, tmp_path: Path) -> None:
+    """Before it imports anything of ours; a measured partition has said that it measures."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'multiprocessing.forkserver' in ' '.join(sys.orig_argv):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    words = ["train", "debug=fast", "k=2", f"partition={partition}", "console=off", "run_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", *words], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == (1 if partition == "equal" else 2), done.stderr
+    assert "fr-bench: the server that a run's processes are forked from was killed by SIGKILL (by hand" in done.stderr
+
+
 def members_of(session: int) -> list[str]:
     """Command lines of processes that live."""
     found = []

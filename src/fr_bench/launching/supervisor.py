@@ -81,7 +81,7 @@ class Supervisor:
         log_path = str(rank_log(self._run_directory, task.modules[0]))
         arguments = (child.Surroundings.here(), log_path, task, sending, self._progress)
         process = context.Process(target=child.main, args=arguments, daemon=True)
-        process.start()
+        nursery.start(process)
         sending.close()  # so that the pipe ends when the child does
         self._modules.append(task.modules[0])
         self._connections.append(receiving)

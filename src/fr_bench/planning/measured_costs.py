@@ -210,7 +210,7 @@ def _measure_in_child(task: MeasuringTask) -> NetworkCosts:
     context = nursery.context()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child_main, args=(child.Surroundings.here(), sender, task), daemon=True)
-    process.start()
+    nursery.start(process)
     sender.close()  # ours; so that its end is the end of the pipe
     try:
         answer = receiver.recv()

@@ -15,11 +15,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
+from fr_bench.errors import RunFailed
 from fr_bench.processes.child import IGNORED
-from fr_bench.processes.signals import held_back
+from fr_bench.processes.signals import held_back, how_it_ended
+
+ENDS_WITHIN_S = 1.0  # after it has closed its connections
 
 
 def context() -> ForkServerContext:
@@ -37,10 +41,40 @@ def context() -> ForkServerContext:
     return found
 
 
+def start(process: ForkServerProcess) -> None:
+    """Starts ``process``, which is of :func:`context`.
+
+    Raises:
+        RunFailed: the server has died, as it may while it imports.
+    """
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise RunFailed(
+            f"the server that a run's processes are forked from {_how_the_server_ended()}; the same command tries again"
+        ) from error
+
+
+def _how_the_server_ended() -> str:
+    """Looks only: it is multiprocessing that waits for it."""
+    pid, deadline = _server(), time.monotonic() + ENDS_WITHIN_S
+    with contextlib.suppress(ChildProcessError):
+        while pid is not None and time.monotonic() < deadline:
+            if found := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                return how_it_ended(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
+            time.sleep(0.01)
+    return "does not answer"
+
+
+def _server() -> int | None:
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
 def _end(owner: int) -> None:
     """Ends the server with the process ``owner``. By itself it notices as soon as it is idle, which it is not while it
     imports: where a run was found to be finished, seconds after the command has ended."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server = _server()
     if server is not None and os.getpid() == owner:
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
