@@ -621,6 +621,16 @@ def test_records_that_cannot_be_written_again_end_a_run_that_goes_on_in_one_line
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_records_that_cannot_be_read_are_not_thrown_away(tmp_path: Path) -> None:
+    config = tiny_config("bp", 1)
+    run = stopped(config, tmp_path, 5)
+    start = decide(config, RunDirectory(run), print)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()  # which is read by nobody
+    with pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be read \(Is a directory\)"):
+        bring_records(start, RunDirectory(run))
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
     config = tiny_config("fr", 2)
     run = stopped(config, tmp_path / "run", 5)

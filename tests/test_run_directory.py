@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fr_bench.errors import ConfigError, TakenOver
+from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.records import run_directory
 from fr_bench.records.run_directory import RunDirectory, rank_log
 
@@ -111,6 +111,22 @@ def test_a_status_that_is_not_one_of_ours_is_left_alone(content: str | None, mes
     with pytest.raises(ConfigError, match=f"status.json: .*{message}.*choose another run_dir"):
         RunDirectory(tmp_path).find()
     assert content is None or path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["status.json", "summary.json"])
+def test_a_file_that_is_there_and_cannot_be_read_is_not_taken_for_none(name: str, tmp_path: Path) -> None:
+    """A folder is read by nobody, the administrator included."""
+    run = claimed(tmp_path)
+    run.write_summary({"best_test_error": 0.01})
+    run.set_status("finished", exit_code=0)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    for look in (RunDirectory(tmp_path).find, RunDirectory(tmp_path).create):
+        with pytest.raises(ConfigError, match=f"{tmp_path / name}: cannot be read: Is a directory"):
+            look()
+    if name == "status.json":
+        with pytest.raises(RunFailed, match=f"{tmp_path / name}: cannot be read: Is a directory"):
+            run.set_status("failed")
 
 
 def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     jobs = composition.jobs
     _check_all(jobs, lambda job: check(job.config))
     folder = composition.sweep_dir or jobs[0].config["run_dir"]
-    if composition.sweep_dir is not None or read_json(Path(folder) / "status.json").get("state") != "finished":
+    status = read_json(Path(folder) / "status.json", complain=lambda _: None)  # whoever looks into the run complains
+    if composition.sweep_dir is not None or status.get("state") != "finished":
         _check_folder(folder, is_made=not jobs[0].config["dry_run"])  # a finished run may be where nothing is written
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
     with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it

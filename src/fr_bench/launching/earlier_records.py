@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fr_bench.checkpoints.files import remove_after
+from fr_bench.errors import RunFailed
 from fr_bench.launching.resume import Start, has_modules_of
 from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import RunDirectory
@@ -45,7 +46,7 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it.
 
     Raises:
-        RunFailed: the disk is full, or the like; metrics.jsonl is as it was.
+        RunFailed: they cannot be read, the disk is full, or the like; metrics.jsonl is as it was.
     """
     own = start.source is None or start.source == directory.path
     source = directory if own else RunDirectory(start.source or directory.path)
@@ -66,11 +67,17 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
 
 
 def resumable_records(path: Path) -> list[Record]:
-    """All whole records of a metrics.jsonl that have what a run that goes on with them adds up."""
+    """All whole records of a metrics.jsonl that have what a run that goes on with them adds up.
+
+    Raises:
+        RunFailed: it is there and cannot be read.
+    """
     try:
         lines = list(read_lines(path))
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RunFailed(f"{path}: cannot be read ({error.strerror})") from error
     return [line.record for line in lines if line.problem is None and _adds_up(line.record)]
 
 

@@ -69,7 +69,7 @@ class RunDirectory:
         """The run that is in the folder, None without one. Changes nothing.
 
         Raises:
-            ConfigError: its config.yaml cannot be read, or its status.json is not one of ours.
+            ConfigError: a file of it cannot be read, or its status.json is not one of ours.
         """
         if not self._status_path.exists():
             if self._status_path.is_symlink():
@@ -243,7 +243,10 @@ class RunDirectory:
     def _renew_status(self) -> None:
         self.refuse_if_gone()
         with naming_file(self._status_path), _locked(self.path):
-            now = read_json(self._status_path)
+            try:
+                now = read_json(self._status_path)
+            except ConfigError as error:  # a run that has begun is no mistake in the config
+                raise RunFailed(str(error)) from error
             if any(now.get(key, self._status[key]) != self._status[key] for key in ("pid", "host", "started")):
                 raise TakenOver(
                     f"{self.path}: process {now.get('pid')} on {now.get('host')} has taken over the run, because this "

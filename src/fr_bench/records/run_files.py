@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fr_bench.atomic import replace_file
-from fr_bench.errors import RunFailed
+from fr_bench.errors import ConfigError, RunFailed
 
 
 def strict_json(value: Any, *, indent: int | None = None) -> str:
@@ -31,19 +31,26 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path, complain: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def read_json(path: Path, complain: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Returns the object in a file; empty if it is not there, or not yet whole: status.json is created first and
     filled next.
 
     Args:
-        complain: is told of a file that is there and cannot be read.
+        path: of the file.
+        complain: is told of a file that is there and cannot be read, or is not whole; it counts as empty then.
+
+    Raises:
+        ConfigError: it is there and cannot be read, and there is nobody to complain to.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        complain(f"{path}: cannot be read: {error}")
+        if complain is not None:
+            complain(f"{path}: cannot be read: {error}")
+        elif isinstance(error, OSError):
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
         return {}
     return content if isinstance(content, dict) else {}
 
