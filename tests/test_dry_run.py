@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import call, tiny_config
+from harness import call, read_records, tiny_config, train_here
 
 from fr_bench.bench.time_prediction import TimePrediction, predict_time
 from fr_bench.commands.dry_run import report
@@ -90,6 +90,20 @@ def test_it_says_where_a_run_is_too_short_to_be_profiled(trace: int, num_profile
     (said,) = plan.warnings
     assert said.startswith(f"profile=50: but {num_profiled} of the run's 10 steps are profiled;")
     assert not make_plan(tiny_config("fr", 3, profile=num_profiled, trace=trace)).warnings
+
+
+@pytest.mark.parametrize(("method", "first"), [("bp", 1), ("fr", 3)])
+def test_it_says_where_a_run_is_too_short_for_a_window_of_sigma(method: str, first: int, tmp_path: Path) -> None:
+    config = tiny_config(method, 3, diagnostics={"sigma": {"every": 500, "window": 12 - first}})  # of 10 steps
+    (said,) = make_plan(config).warnings
+    assert said.startswith(
+        f"diagnostics.sigma.window={12 - first}: but none is measured; the first, from step {first} on"
+    )
+    assert said.endswith("would end with step 11, and the run has 10.")
+    config["diagnostics"]["sigma"]["window"] -= 1
+    assert not make_plan(config).warnings
+    train_here(config, tmp_path)
+    assert [record["step"] for record in read_records(tmp_path) if record["kind"] == "sigma"] == [10] * 4
 
 
 def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:

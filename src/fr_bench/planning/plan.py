@@ -255,6 +255,13 @@ def _warnings(
             f"profile={config['profile']}: but {num_profiled} of the run's {num_steps} steps are profiled; it is too "
             "short for more beside those that are traced."
         )
+    sigma = config["diagnostics"]["sigma"]
+    full = 1 + max(delays["batch_delay"] for delays in policy.staleness(num_modules))
+    if sigma["every"] and (end := full - 1 + sigma["window"]) > num_steps:
+        warnings.append(
+            f"diagnostics.sigma.window={sigma['window']}: but none is measured; the first, from step {full} on, with a "
+            f"full pipe, would end with step {end}, and the run has {num_steps}."
+        )
     if config["cuda_graphs"] and config["partition"] == "measured":
         warnings.append(
             "partition=measured: kernels were timed as the host launches them one by one; modules that launch CUDA "
