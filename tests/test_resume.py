@@ -653,6 +653,53 @@ def test_a_finished_run_without_its_config_is_not_taken_for_the_one_asked_for(tm
     assert decide(config, RunDirectory(tmp_path), print).finished is not None
 
 
+def test_data_that_changed_in_between_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Other data of the same length may be wanted, and are possible in another directory."""
+    text = tmp_path / "text"
+    dataset = {"_target_": "fr_bench.data.text.load", "name": "text", "path": str(text), "length": 4}
+    model = {
+        "_target_": "fr_bench.models.transformer.causal",
+        "name": "transformer",
+        "width": 8,
+        "depth": 3,
+        "heads": 2,
+    }
+    dataset |= {"limit": None, "validation": 0, "augmentation": None}
+    before = b"to be, or not to be, that is the question. " * 4
+    text.write_bytes(before)
+    config = tiny_config("fr", 2, dataset=dataset, model=model, run_dir=str(tmp_path / "run"))
+    train_here(config, tmp_path / "alone")
+    run = tmp_path / "run"
+    train_here(config, run, stop_at=5)
+    taking_over = config | {"resume": str(run), "run_dir": str(tmp_path / "other")}
+
+    text.write_bytes(before * 2)
+    for each, where, how in ((config, "run_dir", "choose another run_dir"), (taking_over, "resume", "begin anew")):
+        told = f"{where}={run}: the data set has changed since .*: an epoch had 4 steps, and has 9 now; .* {how}"
+        with pytest.raises(ConfigError, match=told):
+            run_training(each, Path(each["run_dir"]))
+    text.write_bytes(before.swapcase())
+    with pytest.raises(ConfigError, match=f"run_dir={run}: the data set has changed .*: its labels are others.*{run}"):
+        run_training(config, run)
+    assert not (tmp_path / "other").exists()
+    assert any("data set has changed" in note for note in train_here(taking_over, tmp_path / "other"))
+    assert not any("data set" in note for note in decide(taking_over, RunDirectory(tmp_path / "other"), print).notes)
+
+    text.write_bytes(before)
+    assert not any("data set" in note for note in train_here(config, run))
+    assert_same_run(tmp_path / "alone", run)
+
+
+def test_a_run_of_an_older_version_goes_on_though_it_kept_nothing_of_its_labels(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    lines = (run / "config.yaml").read_text().splitlines()
+    kept = [line for line in lines if "label_digest" not in line and "steps_per_epoch" not in line]
+    assert len(kept) == len(lines) - 2
+    (run / "config.yaml").write_text("\n".join(kept) + "\n")
+    assert decide(config, RunDirectory(run), print).resumption is not None
+
+
 def test_another_config_is_refused_with_what_differs(tmp_path: Path) -> None:
     run = stopped(tiny_config("fr", 2), tmp_path, 5)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

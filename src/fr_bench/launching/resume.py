@@ -138,6 +138,13 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
         )
     if checkpoint is None:
         return Start(plan, found=found, notes=["The run there has no checkpoint: it starts anew."])
+    where, advice = f"run_dir={directory.path}", "choose another run_dir"
+    _refuse_other_length(found.plan, plan, where, advice)
+    if _has_other_labels(found.plan, plan):
+        raise ConfigError(
+            f"{where}: the data set has changed since the run there began: its labels are others, or in another order; "
+            f"put back what was there, or {advice}, where resume={directory.path} goes on with what is there now."
+        )
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
     notes += _moved(found.plan, plan)
     return _start(plan, checkpoint, found, directory.path, notes, has_trace=directory.trace.exists())
@@ -154,7 +161,12 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     same_cuts = same_method and checkpoint.k == config["k"]
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_cuts else make_plan(config)
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
+    there = source.find()
+    plan_there = {} if there is None else there.plan
+    _refuse_other_length(plan_there, plan, f"resume={source.path}", "begin anew, with resume=auto")
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
+    if _has_other_labels(plan_there, plan):
+        notes.append("The data set has changed since that run began: its labels are others, or in another order.")
     if not has_modules_of(checkpoint, plan):
         then, now = [f"k={checkpoint.k}"], [f"k={plan.k}"]
         if checkpoint.replicas != (replicas := config["replicas"]):
@@ -221,6 +233,22 @@ def _moved(before: dict[str, Any], plan: Plan) -> list[str]:
         if key in before and before[key] != now[key]
     ]
     return [f"The machine differs, and with it the last bits may: {'; '.join(changed)}."] if changed else []
+
+
+def _refuse_other_length(before: dict[str, Any], plan: Plan, where: str, advice: str) -> None:
+    """The settings are the same: where an epoch has another number of steps the data set is another one."""
+    there, here = before.get("steps_per_epoch", plan.steps_per_epoch), plan.steps_per_epoch
+    if there != here:
+        raise ConfigError(
+            f"{where}: the data set has changed since the run there began: an epoch had {there} steps, and has {here} "
+            f"now; put back what was there, or {advice}."
+        )
+
+
+def _has_other_labels(before: dict[str, Any], plan: Plan) -> bool:
+    """Of runs of older versions, which kept nothing of them, it is not known."""
+    there, here = before.get("label_digest"), plan.label_digest
+    return there is not None and here is not None and there != here
 
 
 def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:

@@ -55,7 +55,8 @@ class Plan:
         num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
             or the processes of a method that cuts nothing.
         warnings: for the user, in whole sentences: what was asked for and can be had, but hardly is what was meant.
-        label_digest: of the labels (see Dataset), which every process that loads them compares; None in a dry run.
+        label_digest: of the labels (see Dataset), which all processes that load them compare, and runs that go on; None
+            in a dry run.
 
     With several replicas the modules of all of them are numbered through: module k of replica d is number
     (d - 1) K + k. Records, files and messages say these numbers.
@@ -140,6 +141,7 @@ class Plan:
             "threads": self.threads,
             "steps_per_epoch": self.steps_per_epoch,
             "num_steps": self.num_steps,
+            "label_digest": self.label_digest,
             "num_parameters": self.num_parameters,
             "expected_share": self.expected_share,
             "staleness": self.staleness,
