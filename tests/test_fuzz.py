@@ -261,7 +261,7 @@ def test_spoilt_metrics_are_reported_as_far_as_they_are_good(run: Path, draw: st
     Collector(2, 10, 8, True).go_on(1.0, records)
 
 
-@settings(max_examples=300, **COMMON)
+@settings(max_examples=100, **COMMON)
 @given(draw=st.data())
 def test_spoilt_files_beside_the_metrics_are_reported_as_far_as_they_are_good(runs: Path, draw: st.DataObject) -> None:
     """Beside a run that is whole, as in a folder where somebody has edited one."""
