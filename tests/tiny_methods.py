@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fr_bench.methods.base import Link
 from fr_bench.methods.ddg import DecoupledDelayedGradients
+from fr_bench.methods.delayed import DelayedMethod
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.module import Module
 from fr_bench.modules.passes import Pass
 
 
-class ShrinkingFR(FeaturesReplay):
+class Shrinking(DelayedMethod[Any]):
     """Error gradients shrink on their way down (Zhuang et al., fully decoupled training)."""
 
     def __init__(self, module: Module, link: Link, *, factor: float, **settings: Any) -> None:
@@ -29,19 +30,12 @@ class ShrinkingFR(FeaturesReplay):
         super().descend(live, d * self.factor, t)
 
 
-class ShrinkingDDG(DecoupledDelayedGradients):
-    """The same."""
+class ShrinkingFR(Shrinking, FeaturesReplay):
+    """FR's."""
 
-    def __init__(self, module: Module, link: Link, *, factor: float, **settings: Any) -> None:
-        super().__init__(module, link, **settings)
-        self.factor = factor
 
-    @classmethod
-    def check(cls, factor: float, **settings: Any) -> None:  # type: ignore[override]
-        super().check(**settings)
-
-    def descend(self, live: Pass, d: Tensor, t: int) -> None:
-        super().descend(live, d * self.factor, t)
+class ShrinkingDDG(Shrinking, DecoupledDelayedGradients):
+    """DDG's."""
 
 
 class Compensated(DecoupledDelayedGradients):
