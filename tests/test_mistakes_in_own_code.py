@@ -29,7 +29,7 @@ def own(group: str, target: str, **settings: Any) -> dict[str, Any]:
     return {group: {"_target_": f"{HERE}.{target}", "name": target.lower(), **settings}}
 
 
-def refused(message: str, config: dict[str, Any]) -> None:
+def assert_refused(message: str, config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         check_plan(config)
     assert "\n" not in str(caught.value)
@@ -97,14 +97,16 @@ def test_a_model_may_be_built_with_values(what: str, tmp_path: Path) -> None:
 def test_what_is_shared_stays_shared_without_values(what: str) -> None:
     settings = own("model", "model", what=what)
     check_plan(tiny_config("bp", 2, partition=[3], **settings))
-    refused("blocks 'again' and 'middle' share a parameter", tiny_config("bp", 2, partition=[2], **settings))
+    assert_refused("blocks 'again' and 'middle' share a parameter", tiny_config("bp", 2, partition=[2], **settings))
 
 
 def test_running_statistics_of_two_modules_are_refused() -> None:
     """Each module would move its own, and K modules compute something else than one."""
     settings = own("model", "model", what="norm")
     check_plan(tiny_config("bp", 2, partition=[1], **settings))
-    refused("blocks 'norm' and 'again' share a running statistic", tiny_config("bp", 2, partition=[2], **settings))
+    assert_refused(
+        "blocks 'norm' and 'again' share a running statistic", tiny_config("bp", 2, partition=[2], **settings)
+    )
 
 
 def faulty_model(input_shape: tuple[int, ...], num_classes: int, error: str = "") -> Any:
@@ -137,7 +139,7 @@ def faulty_model(input_shape: tuple[int, ...], num_classes: int, error: str = ""
     ],
 )
 def test_a_model_that_cannot_be_built_is_one_line(error: str, message: str) -> None:
-    refused(message, tiny_config("bp", 1, **own("model", "faulty_model", error=error)))
+    assert_refused(message, tiny_config("bp", 1, **own("model", "faulty_model", error=error)))
 
 
 def viewing(input_shape: tuple[int, int, int], num_classes: int) -> Blocks:
@@ -212,7 +214,7 @@ def test_a_loader_that_shuffles_otherwise_every_time_is_refused(tmp_path: Path) 
     ],
 )
 def test_data_that_cannot_be_used_are_one_line(mistake: str, message: str) -> None:
-    refused(message, tiny_config("bp", 1, model=MLP, **own("dataset", "clouds", mistake=mistake)))
+    assert_refused(message, tiny_config("bp", 1, model=MLP, **own("dataset", "clouds", mistake=mistake)))
 
 
 # --- methods
@@ -286,7 +288,7 @@ class NoTargets(FeaturesReplay):
     ],
 )
 def test_a_method_that_cannot_be_is_one_line(target: str, settings: dict[str, Any], message: str) -> None:
-    refused(message, tiny_config("fr", 2) | own("method", target, **settings))
+    assert_refused(message, tiny_config("fr", 2) | own("method", target, **settings))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ class OddSchedule:
     ],
 )
 def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> None:
-    refused(message, tiny_config("bp", 1, **changes))
+    assert_refused(message, tiny_config("bp", 1, **changes))
 
 
 def test_a_schedule_may_count_in_numpy(tmp_path: Path) -> None:

@@ -38,33 +38,8 @@ class ShrinkingDDG(Shrinking, DecoupledDelayedGradients):
     """DDG's."""
 
 
-class Compensated(DecoupledDelayedGradients):
-    """Delay compensation (Zheng et al., ICML 2017): g + g g (w^t - w^s) in place of g."""
-
-    def __init__(self, module: Module, link: Link, *, sums: bool, **settings: Any) -> None:
-        super().__init__(module, link, **settings)
-        self.sums = sums
-
-    @classmethod
-    def check(cls, sums: bool, **settings: Any) -> None:  # type: ignore[override]
-        super().check(**settings)
-
-    def learn_delayed(self, kept: Pass, batch: int, t: int) -> None:
-        d = self.link.receive_gradient(batch)
-        self.link.send_gradient(self.module.backward(kept, d=d), batch)
-        if self.sums:
-            self.module.sum_gradients(t)
-        assert kept.copies is not None
-        with torch.no_grad():
-            for name, parameter in self.module.network.named_parameters():
-                assert parameter.grad is not None
-                moved = parameter - kept.copies[name]
-                parameter.grad = parameter.grad + parameter.grad**2 * moved
-        self.module.step(t)
-
-
-class Doubled(FeaturesReplay):
-    """Twice the gradient, in place."""
+class ChangesGradients(DelayedMethod[Any]):
+    """Changes gradients before the step; those of all replicas, if it ``sums`` them first."""
 
     def __init__(self, module: Module, link: Link, *, sums: bool, **settings: Any) -> None:
         super().__init__(module, link, **settings)
@@ -78,7 +53,26 @@ class Doubled(FeaturesReplay):
         self.link.send_gradient(self.module.backward(live, d=d), live.batch)
         if self.sums:
             self.module.sum_gradients(t)
-        for parameter in self.module.network.parameters():
-            assert parameter.grad is not None
-            parameter.grad.mul_(2)
+        with torch.no_grad():
+            for name, parameter in self.module.network.named_parameters():
+                assert parameter.grad is not None
+                self.change(parameter, parameter.grad, None if live.copies is None else live.copies[name])
         self.module.step(t)
+
+    def change(self, parameter: Tensor, gradient: Tensor, then: Tensor | None) -> None:
+        raise NotImplementedError
+
+
+class Compensated(ChangesGradients, DecoupledDelayedGradients):
+    """Delay compensation (Zheng et al., ICML 2017): g + g g (w^t - w^s) in place of g."""
+
+    def change(self, parameter: Tensor, gradient: Tensor, then: Tensor | None) -> None:
+        assert then is not None
+        parameter.grad = gradient + gradient**2 * (parameter - then)
+
+
+class Doubled(ChangesGradients, FeaturesReplay):
+    """Twice the gradient, in place."""
+
+    def change(self, parameter: Tensor, gradient: Tensor, then: Tensor | None) -> None:
+        gradient.mul_(2)
