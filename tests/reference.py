@@ -64,6 +64,7 @@ class Reference:
         self.milestones = [m * config["epochs"] for m in config["schedule"]["milestones"]]
         self.gamma = config["schedule"]["gamma"]
         self.losses: list[float] = []
+        self.measured: dict[tuple[int, int], tuple[float, ...]] = {}  # by module and iteration: what its method does
 
     def lr(self, t: int) -> float:
         return self.base_lr * self.gamma ** sum(t / self.steps_per_epoch >= m for m in self.milestones)
@@ -252,7 +253,11 @@ def dni(config: dict[str, Any], cuts: list[int]) -> Reference:
             if k < r.K:  # M[k] learns from iteration t before iteration t + 1
                 target = d[k]
                 assert target is not None
-                F.mse_loss(predictions[k], target * (r.B * target[0].numel() ** 0.5)).backward()
+                target = target * (r.B * target[0].numel() ** 0.5)
+                loss = F.mse_loss(predictions[k], target)
+                loss.backward()
+                cosine = F.cosine_similarity(predictions[k].detach().flatten(), target.flatten(), dim=0)
+                r.measured[k, t] = loss.item(), cosine.item()
                 nn.utils.clip_grad_norm_(M[k].parameters(), settings["clip_norm"])
                 optimizers[k].param_groups[0]["lr"] = settings["optimizer"]["lr"] * r.lr(t) / r.base_lr
                 optimizers[k].step()
@@ -293,8 +298,10 @@ def dgl(config: dict[str, Any], cuts: list[int]) -> Reference:
                     weight_decay=optimizer["weight_decay"],
                 )  # fmt: skip
             labels = r.labels.batch(t)
-            loss = F.cross_entropy(A[k](h), labels, reduction="sum", label_smoothing=r.smoothing) / r.B
+            logits = A[k](h)
+            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=r.smoothing) / r.B
             loss.backward()
+            r.measured[k, t] = loss.item(), (logits.argmax(dim=1) != labels).double().mean().item()
         r.top(h, t)
         for k in range(1, r.K + 1):
             r.update(k, t)

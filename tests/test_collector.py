@@ -82,6 +82,15 @@ def test_records_by_module_are_of_the_moment_at_which_the_last_one_tells() -> No
     assert [record["train_time"] for record in records] == [9, 9]
 
 
+def test_what_methods_measure_comes_in_the_order_of_the_modules_and_of_those_alone_that_do() -> None:
+    collector = Collector(num_modules=3, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    event = {"event": "method", "step": 2, "time_ns": 0}
+    assert collector.add({**event, "module": 2, "loss": 0.5}) == [] == collector.add({**event, "module": 3})
+    at = {"kind": "method", "step": 2, "epoch": 0.5, "train_time": 0.0}
+    records = collector.add({**event, "module": 1, "loss": 0.25})
+    assert records == [{**at, "module": 1, "loss": 0.25}, {**at, "module": 2, "loss": 0.5}]
+
+
 def test_modules_that_take_turns_have_no_pipeline_efficiency() -> None:
     collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=False)
     (record,) = collector.add(time_event(1, busy_s=1.0, wall_s=2.0))

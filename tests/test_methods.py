@@ -30,6 +30,7 @@ from fr_bench.models import build_blocks
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
+from fr_bench.modules.running_means import RunningMeans
 from fr_bench.notebook import load_model, load_test_set
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.diagnostics import GradientSums
@@ -323,6 +324,54 @@ def test_training_losses_and_errors_are_means_since_the_last_record_and_of_the_e
             losses, errors = zip(*part, strict=True)
             assert record[f"{prefix}loss"] == pytest.approx(sum(losses) / len(part), rel=1e-4)
             assert record[f"{prefix}error"] == pytest.approx(sum(errors) / len(part))
+
+
+def test_what_a_method_measures_is_a_mean_since_the_last_record(tmp_path: Path) -> None:
+    method = {"_target_": "tiny_methods.Measuring", "name": "measuring"}
+    each = run_serial(tiny_config("bp", 3, method=method), tmp_path / "each").of("method")
+    lengths = {k: [event.get("length") for event in each if event["module"] == k] for k in (1, 2, 3)}
+    assert set(lengths[3]) == {None} and all(length is None for length in lengths[1][::2])
+    records = run_processes(tiny_config("bp", 3, "gloo", method=method, log_every=4), tmp_path / "some").of("method")
+    assert [(r["step"], r["module"]) for r in records] == [(step, k) for step in (4, 8, 10) for k in (1, 2)]
+    assert [record["batch"] for record in records] == [1.5, 1.5, 5.5, 5.5, 8.5, 8.5]
+    for record in records:
+        own = lengths[record["module"]]
+        odd = {4: (own[1], own[3]), 8: (own[5], own[7]), 10: (own[9],)}[record["step"]]
+        assert record["length"] == sum(odd) / len(odd)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "lag"),
+    [
+        ("dni", ("synthesizer_loss", "synthesizer_cosine"), 1),
+        ("cdni", ("synthesizer_loss", "synthesizer_cosine"), 1),
+        ("dgl", ("auxiliary_loss", "auxiliary_error"), 0),
+    ],
+)
+def test_what_our_methods_measure_is_that_of_the_references(
+    method: str, fields: tuple[str, str], lag: int, tmp_path: Path
+) -> None:
+    """A synthesizer learns from an iteration in the next one."""
+    config = tiny_config(method, 3, precision="fp64")
+    plain = SIMULATIONS[method](config, make_plan(config).cuts)
+    events = run_serial(config, tmp_path).of("method")
+    measured = {(e["module"], e["step"] - 1 - lag): tuple(e[field] for field in fields) for e in events if len(e) > 4}
+    assert measured.keys() == {(k, t) for k in (1, 2) for t in range(10 - lag)}
+    for place, numbers in measured.items():
+        assert numbers == pytest.approx(plain.measured[place], abs=1e-9), place
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("two words", 1.0, r"record\('two words', ...\): a name is an identifier"),
+        ("train_time", 1.0, "a name is an identifier, and none of kind, step, epoch, train_time, module"),
+        ("length", torch.ones(2), r"record\('length', ...\): a value is one number, not \[2\]"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(name: str, value: torch.Tensor | float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunningMeans().add(name, value)
 
 
 def test_a_run_is_told_and_evaluated_at_its_end_too(tmp_path: Path) -> None:

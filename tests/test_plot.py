@@ -19,6 +19,7 @@ from fr_bench.figures.drawing import Drawing, Omission
 from fr_bench.figures.style import LOOKS, OTHERS, look_of
 from fr_bench.figures.write import draw_all
 from fr_bench.planning.limits import balanced_limit
+from fr_bench.records.reading import POSITION
 from fr_bench.records.runs import find_runs
 from fr_bench.report.groups import make_groups
 
@@ -256,6 +257,36 @@ def test_sigma_has_a_panel_for_the_network_and_for_each_module(tmp_path):
     for module, axes in enumerate(found):
         assert set(curves(axes, LOOKS["fr"].color)[0].get_ydata()) == {0.5 + module / 10}
         assert axes.get_ylim()[0] < 0, "the constant means something beside 0"
+
+
+def method_records(k: int, epochs: int, fields: Any) -> list[dict[str, Any]]:
+    """Of modules 1 to k-1, with each train record; ``fields`` are of the module and the epoch."""
+    at = [{key: record[key] for key in POSITION} for record in records_of_a_run(k, epochs, kinds=("train",))]
+    return [{"kind": "method", "module": j, **where, **fields(j, where["epoch"])} for where in at for j in range(1, k)]
+
+
+def test_what_a_method_measures_has_a_figure_a_field_with_a_panel_for_each_module(tmp_path):
+    measured = method_records(3, 3, lambda k, epoch: {"gain": k + epoch, "own_loss": 5.0 if k == 1 else None})
+    write_run(tmp_path / "0", k=3, records=[*records_of_a_run(3), *measured])
+    write_run(tmp_path / "1", "bp", k=3)
+    found = draw(tmp_path)
+    assert [name for name in found if name.startswith("method")] == ["method-gain-k3", "method-own_loss-k3"]
+    for module, axes in enumerate(panels(found["method-gain-k3"]), start=1):
+        assert axes.get_title() == f"module {module}"
+        (line,) = curves(axes, LOOKS["fr"].color)
+        assert list(line.get_ydata()) == [module + 0.5 * step for step in range(1, 7)]
+    assert panels(found["method-gain-k3"])[0].get_ylabel() == "gain"
+    (axes,) = panels(found["method-own_loss-k3"])  # of module 2 there was no number
+    assert axes.get_title() == "module 1" and axes.get_ylabel() == "own loss"
+    assert legend_words(found["method-own_loss-k3"]) == ["FR (n = 1)"]
+
+
+def test_what_a_method_measures_often_is_thinned_by_module(tmp_path):
+    write_run(tmp_path / "0", k=3, records=method_records(3, 100, lambda _, epoch: {"gain": epoch}))
+    drawing = draw(tmp_path)["method-gain-k3"]
+    (line,) = curves(panels(drawing)[1], LOOKS["fr"].color)
+    assert len(line.get_xdata()) == 100 and list(line.get_xdata()) == list(line.get_ydata())
+    assert drawing.notes == ("each point is the mean of 2 method records",)
 
 
 # --- bars

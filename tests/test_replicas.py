@@ -56,6 +56,16 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     assert_close(several, one)
 
 
+def test_what_a_method_measures_is_of_the_images_of_each(tmp_path: Path) -> None:
+    one = run_processes(config_of("dgl", 2, "gloo"), tmp_path / "one").of("method")
+    several = run_processes(config_of("dgl", 2, "gloo", replicas=2), tmp_path / "several").of("method")
+    assert [record["module"] for record in several] == [1, 3] * len(one)
+    for field in ("auxiliary_loss", "auxiliary_error"):
+        means = [(a[field] + b[field]) / 2 for a, b in zip(several[::2], several[1::2], strict=True)]
+        assert means == pytest.approx([record[field] for record in one], abs=1e-12)
+        assert several[0][field] != several[1][field]
+
+
 @pytest.mark.parametrize(("kind", "method"), [("Compensated", "ddg"), ("Doubled", "fr")])
 def test_methods_that_change_gradients_do_so_to_those_of_all_replicas(kind: str, method: str, tmp_path: Path) -> None:
     def config_with(replicas: int, **settings: Any) -> dict[str, Any]:

@@ -139,17 +139,17 @@ def test_what_an_optimizer_keeps_by_group_goes_back_to_the_device_that_it_was_on
 
 
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:
-    """Losses between `train` records, windows of a diagnostic, an optimizer with a state of its own."""
+    """Losses between `train` records, what a method measures, windows of a diagnostic, an optimizer's own state."""
     adam = {"_target_": "torch.optim.Adam", "name": "adam", "lr": 1e-3}
-    sums = {"optimizer": adam, "diagnostics": {"sigma": {"every": 4, "window": 3}}}
-    config = tiny_config("fr", 3, log_every=3, eval_every=2, **sums)
+    sums = {"optimizer": adam, "diagnostics": {"sigma": {"every": 5, "window": 4}}}
+    config = tiny_config("dgl", 3, log_every=3, eval_every=2, **sums)
     train_here(config, tmp_path / "alone")
     for step in (4, 7):
         train_here(config, tmp_path / f"{step}", stop_at=step - 1)
         assert read_manifest(folder_of(tmp_path / f"{step}" / "checkpoints", step))["step"] == step
         train_here(config, tmp_path / f"{step}")
         assert_same_run(tmp_path / "alone", tmp_path / f"{step}")
-    assert [record["step"] for record in read_records(tmp_path / "7") if record["kind"] == "sigma"][::4] == [5, 9]
+    assert [record["step"] for record in read_records(tmp_path / "7") if record["kind"] == "sigma"][::4] == [4, 9]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -189,7 +189,8 @@ def test_an_offline_run_holds_exactly_the_records(tmp_path: Path) -> None:
 
 
 def test_the_history_of_a_real_offline_run_is_its_metrics_file(tmp_path: Path) -> None:
-    words = ["train", "debug=fast", "k=2", "wandb.mode=offline", "max_steps=6", "diagnostics.sigma.every=3"]
+    words = ["train", "debug=fast", "method=dgl", "k=2", "wandb.mode=offline", "max_steps=6"]
+    words += ["diagnostics.sigma.every=3", "method.num_convolutions=0", "method.num_hidden=0"]
     done = call(tmp_path, *words, "diagnostics.sigma.window=1", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     wandb.teardown()
@@ -202,7 +203,7 @@ def test_the_history_of_a_real_offline_run_is_its_metrics_file(tmp_path: Path) -
         numbers = {f"{prefix}/{key}": value for key, value in record.items() if not isinstance(value, str)}
         expected.append({**axes, **numbers})
     *rows, table = history(tmp_path / "run")
-    assert rows == expected and len({key.split("/")[0] for row in rows for key in row}) == 3 + 5  # axes and kinds
+    assert rows == expected and len({key.split("/")[0] for row in rows for key in row}) == 3 + 6  # axes and kinds
     assert table["memory/nrows"] == 2
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fr_bench.methods.base import Link
+from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.ddg import DecoupledDelayedGradients
 from fr_bench.methods.delayed import DelayedMethod
 from fr_bench.methods.fr import FeaturesReplay
@@ -36,6 +37,16 @@ class ShrinkingFR(Shrinking, FeaturesReplay):
 
 class ShrinkingDDG(Shrinking, DecoupledDelayedGradients):
     """DDG's."""
+
+
+class Measuring(Backpropagation):
+    """Notes numbers and, in every second iteration, the length of a gradient."""
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        self.module.record("batch", t)
+        if t % 2:
+            self.module.record("length", d.norm().reshape(1))
+        super().descend(live, d, t)
 
 
 class ChangesGradients(DelayedMethod[Any]):

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from fr_bench.figures.curves import Curve, band_words, curves_of, draw_curves, legend_handles, stride_for
+from fr_bench.figures.curves import (
+    Curve,
+    band_words,
+    curves_of,
+    draw_curves,
+    legend_handles,
+    stride_for,
+    thinning_notes,
+)
 from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style
 from fr_bench.report.groups import Group
@@ -29,8 +37,8 @@ def draw_loss(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]
         by_epoch.set_ylabel("training loss")
         by_time.tick_params(labelleft=False, which="both")
         _legend(figure, drawn, k, style)
-        notes = (f"each point is the mean of {stride} train records",) if stride > 1 else ()
-        yield Drawing(name, figure, [group for group, _ in drawn], (*notes, *_notes_on_seconds(drawn)))
+        notes = (*thinning_notes(stride, "train"), *_notes_on_seconds(drawn))
+        yield Drawing(name, figure, [group for group, _ in drawn], notes)
 
 
 def draw_test_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:

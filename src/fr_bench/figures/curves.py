@@ -53,10 +53,15 @@ def curves_of(group: Group, kind: str, key: str, module: int | None = None, stri
     return means + [_single(_thinned(_points(run, kind, key, module), stride), run.end) for run in others]
 
 
-def stride_for(groups: Sequence[Group], kind: str, key: str) -> int:
-    """How many records a point of the figure must stand for, the same for all its curves."""
-    longest = max((len(_points(run, kind, key, None)) for group in groups for run in group.runs), default=0)
+def stride_for(groups: Sequence[Group], kind: str, key: str, module: int | None = None) -> int:
+    """How many records, of ``module`` if they are by module, a point must stand for; the same for all its curves."""
+    longest = max((len(_points(run, kind, key, module)) for group in groups for run in group.runs), default=0)
     return max(1, -(-longest // LARGEST_NUMBER_OF_POINTS))
+
+
+def thinning_notes(stride: int, kind: str) -> tuple[str, ...]:
+    """What is to be said of a figure whose points stand for ``stride`` records."""
+    return (f"each point is the mean of {stride} {kind} records",) if stride > 1 else ()
 
 
 def _points(run: Run, kind: str, key: str, module: int | None) -> Array:

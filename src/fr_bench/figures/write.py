@@ -9,17 +9,18 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fr_bench.errors import ConfigError
+from fr_bench.figures.by_module import draw_measured, draw_sigma
 from fr_bench.figures.convergence import draw_loss, draw_test_error, draw_validation_error
 from fr_bench.figures.drawing import Draw, Drawing, Omission
 from fr_bench.figures.memory import draw_memory
-from fr_bench.figures.sigma import draw_sigma
 from fr_bench.figures.speed import draw_speedup
 from fr_bench.figures.style import STYLES
 from fr_bench.figures.waiting import draw_waiting
 from fr_bench.report.groups import Group
 
 FIGURES: tuple[Draw, ...] = (
-    draw_loss, draw_test_error, draw_validation_error, draw_memory, draw_sigma, draw_speedup, draw_waiting,
+    draw_loss, draw_test_error, draw_validation_error, draw_memory, draw_sigma, draw_measured, draw_speedup,
+    draw_waiting,
 )  # fmt: skip
 SUFFIXES = ("png", "pdf")
 

@@ -1,7 +1,7 @@
 """What of an earlier run's records a run that goes on from it keeps, and what it makes again.
 
-A checkpoint lies in the middle of its step s: behind the `train`, `time` and `profile` records of s and before all
-others of s.
+A checkpoint lies in the middle of its step s: behind the `train`, `method`, `time` and `profile` records of s and
+before all others of s.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.run_files import strict_json, write_text
 
-BEFORE_THE_CUT = ("train", "time", "profile")
+BEFORE_THE_CUT = ("train", "method", "time", "profile")
 # What records of a kind have, beside their position.
 NUMBERS_OF = {
     "eval": ("test_error",),
     "memory": ("module", "peak"),
     "time": ("module", "play_s", "learn_s", "send_s"),  # and wait_s, if it has one
+    "method": ("module",),
     "sigma": ("module",),
     "profile": ("module", "iterations"),
 }

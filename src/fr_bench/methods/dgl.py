@@ -8,7 +8,8 @@
 
 Kept after the forward: the graph of batch t, for this iteration only. Gradient: that of a loss of the module's own.
 Weights: w^t. No gradient is sent to another module, and no module waits for anything but its features. A_k is trained
-with the optimizer, learning rate and schedule of its module, and thrown away in the end.
+with the optimizer, learning rate and schedule of its module, and thrown away in the end. Its loss and its share of
+errors are in `method` records.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fr_bench.methods.base import Link, Method
 from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.learning_rates import LearningRates
+from fr_bench.modules.loss import num_errors
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
 from fr_bench.modules.passes import Pass
@@ -66,8 +68,11 @@ class DecoupledGreedyLearning(Method):
         with self.module.watch.span("loss", t):
             with self.module.autocast():
                 logits = self.auxiliary(h)
-            loss = self.module.loss_of(logits, self.link.targets(t))
+            targets = self.link.targets(t)
+            loss = self.module.loss_of(logits, targets)
             loss.backward()
+            self.module.record("auxiliary_loss", loss * self.module.num_replicas)  # of this one's images
+            self.module.record("auxiliary_error", num_errors(logits.detach(), targets) / len(targets))
         self.module.finite.add(loss.detach(), t)
         assert h.grad is not None
         self.module.backward(live, d=h.grad)

@@ -16,6 +16,7 @@ from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass, Passes, PassKind
+from fr_bench.modules.running_means import RunningMeans
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Module:
         self.label_smoothing = label_smoothing
         self._first_parameter = min(_parameters_of_first_layer(network), key=torch.numel)
         self.finite = FiniteWatch(self.number, self._first_parameter.device)
+        self.means = RunningMeans()
         self.passes = Passes(network, precision, is_bottom=self.k == 1, is_top=self.is_top)
 
     @property
@@ -245,6 +247,19 @@ class Module:
                     torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def record(self, name: str, value: Tensor | float) -> None:
+        """Notes what the method measured of this iteration, such as a loss of its own: means since the last one are in
+        the module's `method` records, every ``log_every`` iterations.
+
+        Args:
+            name: of the field, an identifier.
+            value: of one element, of this replica's images; to read it waits for the device, to note it does not.
+
+        Raises:
+            ValueError: either is something else.
+        """
+        self.means.add(name, value)
 
     def stream(self, batch: int) -> int:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.reading import Record
+from fr_bench.records.reading import POSITION, Record
 from fr_bench.training.diagnostics import direction
+
+OF_EVERY_MODULE = {"kind", "module", *POSITION}
 
 
 class TrainingClock:
@@ -65,7 +67,7 @@ class Collector:
         self.clock = TrainingClock(size)
         self.spans: dict[int, list[Span]] = {}
         # How many modules tell: of the direction only those of one replica, since all have the same.
-        self._num_expected = {"time": size, "memory": size, "direction": num_modules}
+        self._num_expected = {"time": size, "memory": size, "method": size, "direction": num_modules}
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
         self._in_parallel = in_parallel
@@ -98,7 +100,7 @@ class Collector:
             return [self._record(event, event["time_ns"])]
         elif kind == "eval":
             return [self._record(event, event["time_ns"])]
-        elif kind in ("time", "memory", "direction"):
+        elif kind in self._num_expected:
             return self._by_module(kind, event)
         return []
 
@@ -136,6 +138,8 @@ class Collector:
         records = [self._record(each, time_ns) for each in sorted(waiting, key=lambda each: each["module"])]
         if kind == "direction":
             return _sigma(records)
+        if kind == "method":
+            return [record for record in records if record.keys() > OF_EVERY_MODULE]
         if kind == "time":
             busiest_s = max(record["play_s"] + record["learn_s"] for record in records)
             step_s = max(record.pop("wall_s") for record in records)

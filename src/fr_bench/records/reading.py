@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 Record = dict[str, Any]
 
-KINDS_BY_MODULE = ("memory", "time", "sigma", "profile")
+KINDS_BY_MODULE = ("memory", "time", "method", "sigma", "profile")
 POSITION = ("step", "epoch", "train_time")
 
 

@@ -197,7 +197,7 @@ class WandbSink:
     def _define_metrics(self) -> None:
         for axis in X_AXES:
             self._run.define_metric(axis)
-        for kind in ("train", "eval", "memory", "time", "sigma", "profile"):
+        for kind in ("train", "eval", "memory", "time", "method", "sigma", "profile"):
             self._run.define_metric(f"{kind}/*", step_metric="step")
         for split in ("test", "validation"):
             self._run.define_metric(f"eval/{split}_error", step_metric="step", summary="min")

@@ -174,7 +174,7 @@ class Trainer:
                 )
 
     def _save(self, step: int) -> None:
-        """A checkpoint. It lies between the `train`, `time` and `profile` records of its step and its other records."""
+        """A checkpoint. Of the records of its step `train`, `method`, `time` and `profile` lie before it."""
         self._check_finite()  # what is not finite is not worth keeping
         parts = [(player.module, player.method, player.link) for player in self.players]
         self.checkpointer.save(step, parts, self.meter, [self.state_dict(index) for index in range(len(parts))])
@@ -187,6 +187,7 @@ class Trainer:
             "has_profiled": self._has_profiled,
             "direction": None if self.direction is None else self.direction.state_dict(index),
             "peak": self._peaks[self.players[index].device].state_dict(),
+            "means": self.players[index].module.means.state_dict(),
         }
 
     def load_state_dict(self, index: int, state: dict[str, Any]) -> None:
@@ -195,6 +196,7 @@ class Trainer:
         self._has_profiled = state.get("has_profiled", False)  # older checkpoints do not say
         if "peak" in state:  # nor do they
             self._peaks[self.players[index].device].load_state_dict(state["peak"])
+        self.players[index].module.means.load_state_dict(state.get("means", {}))  # nor do they
         if self.direction is not None:
             self.direction.load_state_dict(index, state["direction"], self.start)
 
@@ -259,6 +261,8 @@ class Trainer:
                 self._check_finite()
             if result is not None:
                 self._log(t, result, is_logged, num_untimed=0 if is_timed else t + 1 - start)
+            if is_logged:
+                self._report_method(t + 1)
             if t + 1 == stop:
                 self._let_gradients_arrive()
                 self.synchronize()
@@ -335,6 +339,13 @@ class Trainer:
             if self.in_first_replica:
                 numbers = {"loss": loss, "error": error, "lr": learning_rate}
                 self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
+
+    def _report_method(self, step: int) -> None:
+        """What the methods measured; of most it is nothing."""
+        for player in self.players:
+            with player.on_stream():
+                means = player.module.means.take()
+            self.reporter.send("method", step=step, module=player.module.number, **means)
 
     def _report_trace(self, step: int) -> None:
         """Once, at the first pause behind all iterations to trace; nothing if the run is stopped before that."""
