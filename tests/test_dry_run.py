@@ -135,10 +135,15 @@ def test_a_mistake_is_found_as_if_it_were_to_train(words: list[str], named: str,
 def test_a_method_of_ones_own_has_cuts_and_memory_and_says_that_time_is_not_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if it is derived from one of ours and named like another: what it does in an iteration is not known."""
+    """Even if it is named like one of ours, and derived from another: it says that it does something else."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own.py").write_text(
-        "from fr_bench.methods.bp import Backpropagation\n\n\nclass Mine(Backpropagation):\n    pass\n"
+        "from fr_bench.methods.bp import Backpropagation\n"
+        "from fr_bench.methods.policy import Policy\n\n\n"
+        "class Mine(Backpropagation):\n"
+        "    @classmethod\n"
+        "    def policy(cls, **_):\n"
+        "        return Policy(keeps='graph', gradient='local')\n"
     )
     (tmp_path / "mine" / "method").mkdir(parents=True)
     (tmp_path / "mine" / "method" / "mine.yaml").write_text("_target_: own.Mine\nname: fr\n")
@@ -211,6 +216,17 @@ def test_in_one_process_the_modules_take_turns() -> None:
     work_s = sum(block.forward + block.backward + block.step for block in costs.blocks)
     assert time.step_s == pytest.approx(costs.load + plays_s + work_s)
     assert any("take turns" in note for note in time.notes)
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg"])
+def test_one_that_is_made_from_ours_and_says_nothing_else_is_taken_to_take_as_long(method: str) -> None:
+    _, ours = predicted(method, 3, "ipc")
+    own = tiny_config(method, 3)["method"] | {"name": "mine", "factor": 0.5}
+    own["_target_"] = f"tiny_methods.Shrinking{method.upper()}"
+    time = predict_time(make_plan(tiny_config(method, 3, "ipc", method=own)))
+    assert time is not None and time.step_s == ours.step_s
+    ends_with = {"fr": "FeaturesReplay", "ddg": "DecoupledDelayedGradients"}[method]
+    assert time.notes == [*ours.notes, f"'mine' is taken to take as long as {ends_with}, which it is made from"]
 
 
 def test_a_frozen_module_takes_no_step() -> None:

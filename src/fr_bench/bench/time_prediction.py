@@ -31,7 +31,8 @@ def _pipeline(setup: Setup, method: type[SynchronousPipeline], policy: Policy) -
     return make_schedule(method.schedule, setup, num_microbatches=policy.num_microbatches)
 
 
-# By class, not by name: a user's own method may be called as it likes.
+# By class, not by name: a user's own method may be called as it likes. A subclass has the same schedule unless it says
+# by a policy of its own that it keeps or learns from something else.
 SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
     Backpropagation: lambda setup, policy: locked(setup, recomputes=policy.recomputes),
     FeaturesReplay: lambda setup, policy: make_schedule("fr", setup),
@@ -77,35 +78,46 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     """Measures the blocks of the plan's model, unless that was done before, and simulates its schedule.
 
     Returns:
-        None for a method, or with replicas, whose schedule is not known.
+        None for a method whose schedule is not known, and with replicas.
 
     Raises:
         ConfigError: the measurement failed.
     """
     config = plan.config
     method, hyper_parameters = check_method(config["method"])
-    if method not in SCHEDULES or plan.num_replicas > 1:
+    known = _schedule_of(method)
+    if known is None or plan.num_replicas > 1:
         return None
     blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
     shapes = trace_modules(config, blocks, plan.cuts, x, plan.sample, plan.devices[0])
-    has_companion = plan.k > 1 and method in WITH_COMPANIONS
+    has_companion = plan.k > 1 and known in WITH_COMPANIONS
     costs = costs_of_plan(plan, "dry_run=true", has_companion)
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
     link, notes = _link(plan, costs)
     setup = Setup(_module_times(plan, costs), message_bytes, link)
-    prediction = simulate(SCHEDULES[method](setup, method.policy(**hyper_parameters)))
+    prediction = simulate(SCHEDULES[known](setup, method.policy(**hyper_parameters)))
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
     if config["compile"]:
         notes.append("blocks were timed as they are: compiled ones take less")
     if config["cuda_graphs"]:
         notes.append("kernels were timed one by one, as the host launches them: those of a graph may take less")
     if has_companion:
-        notes.append(f"steps of the {WITH_COMPANIONS[method]} are not counted")
-    if issubclass(method, SynchronousPipeline):
+        notes.append(f"steps of the {WITH_COMPANIONS[known]} are not counted")
+    if issubclass(known, SynchronousPipeline):
         notes.append("a micro-batch is taken to cost its share of the batch")
-    if method is DecoupledDelayedGradients and plan.k > 1:
+    if known is DecoupledDelayedGradients and plan.k > 1:
         notes.append("copies of weights for the stash are not counted")
+    if method is not known:
+        name = config["method"]["name"]
+        notes.append(f"'{name}' is taken to take as long as {known.__name__}, which it is made from")
     return TimePrediction(step_s, fill_s, measured_on(plan), costs.measured_at, [*sharing, *notes])
+
+
+def _schedule_of(method: type[Method]) -> type[Method] | None:
+    """The method whose schedule, by SCHEDULES, is that of ``method``; None if none is."""
+    known = next((base for base in method.__mro__ if base in SCHEDULES), None)
+    says_policy = next(base for base in method.__mro__ if "policy" in vars(base))
+    return known if known is not None and issubclass(known, says_policy) else None
 
 
 def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCosts:
