@@ -109,6 +109,45 @@ def test_running_statistics_of_two_modules_are_refused() -> None:
     )
 
 
+class Still(nn.Linear):
+    """Lets no gradient through to its input, nor to its weights if ``wholly``."""
+
+    def __init__(self, width: int, wholly: bool) -> None:
+        super().__init__(width, width)
+        self.wholly = wholly
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.set_grad_enabled(not self.wholly):
+            return super().forward(h.detach())
+
+
+def still_model(input_shape: tuple[int, ...], num_classes: int, where: int, wholly: bool) -> Blocks:
+    blocks, width = model(input_shape, num_classes), 8 if where > 0 else int(np.prod(input_shape))
+    blocks.insert(where, ("still", nn.Sequential(nn.Flatten(), Still(width, wholly))))
+    return blocks
+
+
+@pytest.mark.parametrize("wholly", [True, False])
+@pytest.mark.parametrize("method", ["bp", "ddg"])
+def test_a_block_that_lets_no_gradient_through_is_named_where_modules_wait_for_one(method: str, wholly: bool) -> None:
+    middle = own("model", "still_model", where=1, wholly=wholly)
+    assert_refused("module 2: block 'still' lets no gradient through", tiny_config(method, 2, partition=[1], **middle))
+    check_plan(tiny_config(method, 1, partition=[], **middle))
+    check_plan(tiny_config(method, 2, partition=[3], **middle))
+    first = own("model", "still_model", where=0, wholly=wholly)
+    check_plan(tiny_config(method, 2, partition=[2], **first))
+    config = tiny_config(method, 2, partition=[1], **first)
+    if wholly:
+        assert_refused("module 1: block 'still' lets no gradient through", config)
+    else:
+        check_plan(config)
+
+
+def test_where_modules_wait_for_no_gradient_such_a_block_may_be(tmp_path: Path) -> None:
+    config = tiny_config("dgl", 2, partition=[1], **own("model", "still_model", where=1, wholly=False))
+    assert_same(run_processes(config | {"transport": "ipc"}, tmp_path / "ipc"), run_serial(config, tmp_path / "serial"))
+
+
 def faulty_model(input_shape: tuple[int, ...], num_classes: int, error: str = "") -> Any:
     if error == "file":
         Path("/nowhere/weights.pt").read_bytes()

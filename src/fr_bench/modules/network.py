@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
@@ -19,6 +20,10 @@ from fr_bench.seeds import derive_seed, host_streams
 
 class InPlaceError(ValueError):
     """A module changed its own input, which a history or a sender may still hold."""
+
+
+class DetachedError(ValueError):
+    """No error gradient gets through a module, to its input or to any of its parameters."""
 
 
 class Draws(Enum):
@@ -132,6 +137,21 @@ class Network(nn.Module):
             context_fn=lambda: (nullcontext(), again),
         )
 
+    def check_connected(self, x: Tensor, h: Tensor) -> None:
+        """Raises DetachedError, naming a block, unless a backward from ``h``, the output for ``x``, reaches ``x`` if
+        that wants a gradient, and something else in any case."""
+        if h.requires_grad and (not x.requires_grad or _reaches(h, x)):
+            return
+        h = x
+        for name, block in self._named_blocks():
+            x = h.detach().requires_grad_(h.is_floating_point())
+            h = self._forward_keyed(name, block, x, 0)
+            if not h.requires_grad or not (x.requires_grad and _reaches(h, x)):
+                raise DetachedError(
+                    f"block '{name}' lets no gradient through (torch.no_grad(), .detach(), .data or integers), so that "
+                    "modules cannot learn through it; partition=[...] can put it into module 1, with the block above it"
+                )
+
     def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
         """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
         found = []
@@ -243,6 +263,18 @@ def unmoved_statistics(block: nn.Module) -> Iterator[None]:
         for norm, momentum, counter in before:
             norm.momentum = momentum
             norm.num_batches_tracked = counter
+
+
+def _reaches(h: Tensor, x: Tensor) -> bool:
+    """Whether a backward from ``h`` comes to the leaf ``x``."""
+    goal, found = get_gradient_edge(x).node, set()
+    ahead = [h.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    return goal in found
 
 
 def _run_and_see(

@@ -70,11 +70,15 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
         device: on which it will.
         input_gradient: whether a backward has the gradient of ``x``.
         is_top: whether a loss follows.
+
+    Raises:
+        DetachedError: no gradient would get through it.
     """
     x = x.detach().requires_grad_(input_gradient)
     weights = [*network.parameters(), *network.buffers()]
     with attention_of(device):
         h, saved, labels = _run(network, x, is_top)
+        network.check_connected(x, h)
 
     @cache
     def checkpointed_bytes() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks, build_blocks
-from fr_bench.modules.network import InPlaceError, Network
+from fr_bench.modules.network import DetachedError, InPlaceError, Network
 from fr_bench.planning.costs import CANNOT_RUN, advice_on
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
@@ -99,8 +99,8 @@ def trace_modules(
     """Runs ``x``, a batch or a part of one that has a shape alone, through the modules; returns what it tells of each.
 
     Raises:
-        ConfigError: blocks that do not fit together or to the data, a module without parameters, or one that
-            changes its input in place.
+        ConfigError: blocks that do not fit together or to the data, a module without parameters, one that changes its
+            input in place, or one that no gradient gets through.
     """
     shapes: list[ModuleShapes] = []
     size = len(x)
@@ -114,7 +114,7 @@ def trace_modules(
             shapes.append(shape_pass(network, x, device, input_gradient=sends_gradients and k > 1, is_top=is_top))
         except CANNOT_RUN as error:
             cause = _cause(error, network, x)
-            what = "" if isinstance(cause, InPlaceError) else f" cannot run on input {tuple(x.shape)}"
+            what = "" if isinstance(cause, InPlaceError | DetachedError) else f" cannot run on input {tuple(x.shape)}"
             raise ConfigError(f"model: module {k}{what}: {cause}{advice_on(x)}") from cause
         x = shapes[-1].output
     expected = (size, *sample.label_shape, sample.num_classes)
