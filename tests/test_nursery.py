@@ -101,7 +101,7 @@ process.join()
 
 
 def test_a_server_that_is_still_importing_ends_with_the_process_that_started_it() -> None:
-    """As where a run is found to be finished while the server starts."""
+    """As where a run is refused, or a sweep found to be finished, while the server starts."""
     program = "from fr_bench.processes import nursery; nursery.context()"
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     assert process.wait(timeout=200) == 0
