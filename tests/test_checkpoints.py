@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from harness import ListConnection, assert_same_run, call, read_records, read_weights, tiny_config, train_here
-from test_faults import Run, RunDirectory, run_here, start, wait_until  # noqa: F401  # start is a fixture
+from test_faults import RunDirectory, run_here, wait_until
 
 from fr_bench.checkpoints.checkpointer import Checkpointer, Interval
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
@@ -83,16 +82,18 @@ def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(tmp_path:
     assert_same_run(tmp_path / "alone", run)
 
 
-def test_a_second_signal_ends_a_run_that_cannot_finish_its_step(start: Callable[..., Run]) -> None:  # noqa: F811
-    run = start()
-    os.kill(run.module(2), signal.SIGSTOP)  # its neighbours wait for it for ever
-    os.kill(run.process.pid, signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        run.process.wait(2)
-    os.kill(run.process.pid, signal.SIGTERM)
-    _, stderr = run.process.communicate(timeout=60)
-    assert wait_until(lambda: not run.group(), 60)
-    assert run.process.returncode == 75 and stderr == "fr-bench: stopped by SIGTERM; nothing was saved yet\n"
+def test_a_second_signal_ends_a_run_that_cannot_finish_its_step(tmp_path: Path) -> None:
+    def signal_twice(run: RunDirectory) -> None:
+        os.kill(run.module(2), signal.SIGSTOP)  # its neighbours wait for it for ever
+        os.kill(os.getpid(), signal.SIGTERM)
+        waited.append(not wait_until(lambda: not run.modules(), 2))
+        if waited[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    waited: list[bool] = []
+    code, stderr = run_here(tmp_path, meanwhile=signal_twice).end()
+    assert waited == [True], "one signal was enough"
+    assert (code, stderr) == (75, "fr-bench: stopped by SIGTERM; nothing was saved yet\n")
 
 
 def test_when_the_time_is_up_it_saves_and_ends_and_goes_on_later(tmp_path: Path) -> None:

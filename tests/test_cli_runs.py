@@ -54,9 +54,7 @@ def build(input_shape, num_classes, breaks):
 
 
 def test_a_run_exits_with_0_and_fills_the_folder_it_was_given(tmp_path):
-    program = [sys.executable, "-m", "fr_bench", "train", "debug=fast", "k=2", "run_dir=run"]
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    done = call(tmp_path, "train", "debug=fast", "k=2", "run_dir=run")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["method"], summary["k"], summary["steps"]) == ("fr", 2, 20)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import call, read_records
 
+from fr_bench.cli import main
 from fr_bench.records.console import duration, num_bytes, percent, print_summary, rate, record_line
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -35,25 +39,31 @@ def test_where_there_is_no_terminal_every_record_is_a_line_for_grep(tmp_path: Pa
     assert "\x1b" not in done.stdout
 
 
-def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(tmp_path: Path) -> None:
+def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "COLUMNS", "LINES"):
+        monkeypatch.setenv(name, TERMINAL[name])
     ours, theirs = pty.openpty()
-    program = [sys.executable, "-m", "fr_bench", *run(tmp_path, "console=auto")]
-    process = subprocess.Popen(program, stdout=theirs, stderr=subprocess.PIPE, env=TERMINAL)
-    os.close(theirs)
-    output = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        output += part
-    assert process.wait() == 0, process.stderr and process.stderr.read()
-    text = output.decode()
+    shown: list[bytes] = []
+    reader = threading.Thread(target=lambda: shown.extend(parts_of(ours)))
+    reader.start()
+    with open(theirs, "w") as terminal, contextlib.redirect_stdout(terminal):
+        code = main(run(tmp_path, "console=auto"))
+    reader.join()
+    os.close(ours)
+    assert code == 0
+    text = b"".join(shown).decode()
     assert text.count("fr, K = 2, mlp on digits") > 2  # drawn, and drawn again
     assert "step 20 of 20" in text and "memory peak" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again after it was hidden
+
+
+def parts_of(terminal: int) -> Iterator[bytes]:
+    """What is written to a terminal until its other end is closed."""
+    with contextlib.suppress(OSError):
+        while part := os.read(terminal, 65536):
+            yield part
 
 
 def test_a_terminal_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:

@@ -185,11 +185,10 @@ def bad_day(folder: Path, what: str) -> list[str]:
     [(1, "ipc", None), (2, "ipc", "play"), (2, "gloo", "learn"), (2, "ipc", "evaluation")],
 )
 def test_a_module_that_is_killed_ends_the_run_and_is_named(
-    start: Callable[..., Run], tmp_path: Path, k: int, transport: str, when: str | None
+    tmp_path: Path, k: int, transport: str, when: str | None
 ) -> None:
     if when is None:
-        run: Run | RunHere = start(f"transport={transport}")
-        os.kill(run.module(k), signal.SIGKILL)
+        run = run_here(tmp_path, f"transport={transport}", meanwhile=lambda run: os.kill(run.module(k), signal.SIGKILL))
     else:  # it does it itself, a few steps on
         run = run_here(tmp_path, f"transport={transport}", *bad_day(tmp_path, f"killed in {when}"))
     code, stderr = run.end()

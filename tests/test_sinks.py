@@ -328,15 +328,15 @@ def test_without_wandb_only_disabled_works(monkeypatch: pytest.MonkeyPatch) -> N
         check_wandb("offline")
 
 
-def test_a_wandb_that_cannot_be_imported_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_wandb_that_cannot_be_imported_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with another version of something that it needs."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise ImportError('cannot import name Message')\n")
     words = ["train", "debug=fast", "max_steps=2", "k=1", "wandb.mode=offline", f"run_dir={tmp_path / 'run'}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "fr_bench", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = call(tmp_path, *words)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("fr-bench: wandb is installed but cannot be imported (ImportError: cannot import name Me")
