@@ -36,7 +36,8 @@ def test_the_poster_is_drawn_and_a_finished_run_is_not_run_twice(tmp_path: Path)
     assert (runs / "bp-k2-s0" / "status.json").read_bytes() == before
     assert '"state": "finished"' in (runs / "fr-k2-s0" / "status.json").read_text()
     assert list((tmp_path / "figures").glob("loss-*.png")) and (tmp_path / "report.md").read_text().count("|") > 10
-    other = reproduce(tmp_path, "max_steps=3")  # nor are its figures drawn from runs with other settings
+    # Nor are its figures drawn from runs with other settings: what is refused ends it, as the next test shows.
+    other = call(tmp_path, *words, "method=bp", f"run_dir={runs / 'bp-k2-s0'}", "max_steps=3")
     assert other.returncode == 2 and "max_steps is null there and 3 here" in other.stderr, other.stderr
 
 
