@@ -132,7 +132,8 @@ def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path:
 
 def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(tmp_path: Path) -> None:
     """Without run_dir: the second life must find the first one's."""
-    words = ["k=2", "method=ddg", "epochs=60", "transport=gloo"]  # long enough that the signal comes before the end
+    # Long enough that the signal comes before the end.
+    words = ["k=2", "method=ddg", "epochs=60", "eval_every=20", "transport=gloo"]
     alone = call(tmp_path, *SETTINGS, *words, f"run_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--max-restarts=1"]
@@ -170,22 +171,6 @@ def run_dir_in(folder: Path) -> Path | None:
     found = [path.parent for path in folder.glob("outputs/*/*/status.json")]
     assert len(found) <= 1, found
     return found[0] if found else None
-
-
-def test_a_process_that_hangs_is_found_and_named(tmp_path: Path) -> None:
-    words = ["k=2", "epochs=1000000", "hang_timeout=3", f"run_dir={tmp_path / 'run'}"]
-    flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
-    agent = subprocess.Popen([*torchrun(*flags), *words], env=environment(), stderr=subprocess.PIPE, text=True)
-    assert wait_until(lambda: num_records(tmp_path / "run") > 10 or agent.poll() is not None, PATIENCE_S)
-    hanging = children(agent.pid)[-1]
-    assert [children(pid) for pid in children(agent.pid)] == [[], []]  # no server of processes, nor anything else
-    os.kill(hanging, signal.SIGSTOP)
-    status = tmp_path / "run" / "status.json"
-    assert wait_until(lambda: json.loads(status.read_text())["state"] == "failed", PATIENCE_S)
-    os.kill(hanging, signal.SIGKILL)  # torchrun itself asks it to end, and waits half a minute
-    _, told = agent.communicate(timeout=PATIENCE_S)
-    assert "fr-bench: module 2 (rank 1) gave no sign of life for 3 s" in told, told
-    assert json.loads(status.read_text())["module"] == 2
 
 
 class TellingMeeting:
@@ -291,6 +276,20 @@ def job(tmp_path: Path) -> Iterator[Job]:
     for process in started.processes:
         process.kill()
         process.wait()
+
+
+def test_a_process_that_hangs_is_found_and_named(job: Job, tmp_path: Path) -> None:
+    """By rank 0, which is all that ends: a torchrun would end the other."""
+    for rank in (1, 0):
+        job.start(rank, "k=2", "epochs=1000000", "hang_timeout=3")
+    hanging, leading = job.processes
+    assert wait_until(lambda: num_records(tmp_path / "run") > 10 or leading.poll() is not None, PATIENCE_S)
+    assert [children(hanging.pid), children(leading.pid)] == [[], []]  # no server of processes, nor anything else
+    os.kill(hanging.pid, signal.SIGSTOP)
+    _, told = leading.communicate(PATIENCE_S)
+    assert leading.returncode == 1 and "fr-bench: module 2 (rank 1) gave no sign of life for 3 s" in told, told
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["module"]) == ("failed", 2)
 
 
 def test_processes_that_wait_for_each_other_for_ever_are_told_so(
