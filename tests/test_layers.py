@@ -75,26 +75,19 @@ def test_the_map_of_the_source_has_them_in_this_order() -> None:
 
 
 def test_what_computes_does_not_see_what_configures_and_shows() -> None:
+    """Nor do methods see more than their module, in particular nothing of the transport."""
     names = [f"fr_bench.{name}" for name in COMPUTING]
     names += [f"fr_bench.{name}.{file.stem}" for name in COMPUTING for file in sorted((SOURCE / name).glob("[!_]*.py"))]
     program = f"""
 import importlib, sys
 sys.modules |= dict.fromkeys({FORBIDDEN!r})  # None: importing it raises ImportError, which names it
-for name in {names!r}:
-    importlib.import_module(name)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_methods_see_their_module_and_nothing_of_the_transport() -> None:
-    program = """
-import sys
 import fr_bench.methods.fr, fr_bench.methods.ddg, fr_bench.methods.dni, fr_bench.methods.dgl, fr_bench.methods.bp
 import fr_bench.methods.pipeline, fr_bench.methods.data_parallel
-seen = {name.split(".")[1] for name in sys.modules if name.startswith("fr_bench.")}
-allowed = {"methods", "modules", "measuring", "seeds", "errors", "memory_errors"}
-sys.exit(f"methods import {seen - allowed}" if seen - allowed else 0)
+seen = {{name.split(".")[1] for name in sys.modules if name.startswith("fr_bench.")}}
+if too_much := seen - {{"methods", "modules", "measuring", "seeds", "errors", "memory_errors"}}:
+    sys.exit(f"methods import {{too_much}}")
+for name in {names!r}:
+    importlib.import_module(name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
