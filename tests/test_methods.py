@@ -636,7 +636,6 @@ def test_sigma_counts_a_shared_weight_once_and_has_attention_whole() -> None:
 DIGITS: dict[str, Any] = {
     "model": {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 12, "depth": 6},
     "dataset": {"_target_": "fr_bench.data.digits.load", "name": "digits", "size": 8},
-    "epochs": 12,
     "batch_size": 32,
     "log_every": 50,
     "eval_every": 12,
@@ -645,15 +644,16 @@ DIGITS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def frozen_error(tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Of the run whose lower modules stay at their initial weights."""
-    control = tiny_config("bp", 4, freeze=[1, 2, 3], **DIGITS)
+    """Of the run whose lower modules stay at their initial weights, however long it trains."""
+    control = tiny_config("bp", 4, freeze=[1, 2, 3], epochs=12, **DIGITS)
     return run_serial(control, tmp_path_factory.mktemp("frozen")).evaluations[-1][3]
 
 
-@pytest.mark.parametrize("method", ["bp", "fr", "ddg", "cdni", "dgl"])
-def test_learning_is_real(method: str, frozen_error: float, tmp_path: Path) -> None:
-    """With K = 4 the lower modules earn their keep: freezing them at their initial weights does worse."""
-    config = tiny_config(method, 4, **DIGITS)
+@pytest.mark.parametrize(("method", "epochs"), [("bp", 6), ("fr", 6), ("ddg", 6), ("cdni", 12), ("dgl", 6)])
+def test_learning_is_real(method: str, epochs: int, frozen_error: float, tmp_path: Path) -> None:
+    """With K = 4 the lower modules earn their keep: freezing them at their initial weights does worse, even in twice
+    the time. Synthetic gradients must themselves be learned first."""
+    config = tiny_config(method, 4, epochs=epochs, **DIGITS)
     if method == "cdni":
         config["method"]["hidden_channels"] = 32
         config["method"]["optimizer"]["lr"] = 0.2
