@@ -991,6 +991,28 @@ def test_a_profile_record_that_lacks_what_is_added_up_goes(key: str, tmp_path: P
     assert not [record for record in read_records(run) if record["kind"] == "profile"]
 
 
+@pytest.mark.parametrize(("num_left", "last"), [(None, 0), (0, 0), (4, 4), (6, None), (7, None)])
+def test_records_that_are_no_longer_there_are_missed(
+    num_left: int | None, last: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `train` records every two steps, with a checkpoint after seven."""
+    config, run = tiny_config("bp", 2, log_every=2), tmp_path / "run"
+    train_here(config, run, stop_at=6)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    if num_left is None:
+        (run / "metrics.jsonl").unlink()
+    else:
+        left = [line for line in lines if json.loads(line)["step"] <= num_left]
+        (run / "metrics.jsonl").write_text("".join(left))
+    run_training(config, run)
+    told = capsys.readouterr().err
+    missed = (
+        f"{run}/metrics.jsonl has no record of steps {0 if last is None else last + 1} to 7: they count in no figure"
+    )
+    assert (missed in told) == (last is not None) == ("has no record" in told)
+    assert read_records(run)[-1]["step"] == 10
+
+
 def test_a_checkpoint_is_read_without_running_code_and_named_by_blocks(tmp_path: Path) -> None:
     folder = folder_of(stopped(tiny_config("fr", 3), tmp_path, 5) / "checkpoints", 5)
     names = sorted(path.name for path in folder.iterdir())

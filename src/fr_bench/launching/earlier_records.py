@@ -37,10 +37,12 @@ class Records:
     Attributes:
         kept: up to the checkpoint; they are in metrics.jsonl.
         dropped: behind it; the run makes them again.
+        lost: what to tell of those that should be there and are not; empty if all are.
     """
 
     kept: list[Record]
     dropped: list[Record]
+    lost: list[str]
 
 
 def bring_records(start: Start, directory: RunDirectory) -> Records:
@@ -64,7 +66,18 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     if kept or directory.metrics.exists():
         write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
-    return Records(kept, dropped if own else [])
+    return Records(kept, dropped if own else [], _lost(start, kept, source.metrics))
+
+
+def _lost(start: Start, kept: list[Record], path: Path) -> list[str]:
+    """A checkpoint is younger than the `train` records before it, but files can be removed, or restored from a copy."""
+    if start.resumption is None:
+        return []
+    step, log_every = start.resumption.step, start.resumption.checkpoint.manifest["config"]["log_every"]
+    last = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
+    if step - last < log_every:
+        return []
+    return [f"{path} has no record of steps {last + 1} to {step}: they count in no figure and in no table."]
 
 
 def resumable_records(path: Path) -> list[Record]:

@@ -209,7 +209,7 @@ class Run:
 
     def train(self, signals: SignalWatch) -> dict[str, Any]:
         """Trains, and leaves the directory with its final status whatever happens."""
-        for note in (*self.start.notes, *self.plan.warnings):
+        for note in (*self.start.notes, *self.records.lost, *self.plan.warnings):
             say(note)
         sinks = SinkGroup([])
         cause: BaseException | None = None
