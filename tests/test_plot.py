@@ -281,6 +281,15 @@ def test_what_a_method_measures_has_a_figure_a_field_with_a_panel_for_each_modul
     assert legend_words(found["method-own_loss-k3"]) == ["FR (n = 1)"]
 
 
+@pytest.mark.parametrize(("lowest", "scale"), [(0.01, "log"), (1.0, "linear"), (0.0, "linear"), (-0.01, "linear")])
+def test_what_a_method_measures_has_one_axis_logarithmic_for_modules_that_are_far_apart(tmp_path, lowest, scale):
+    records = method_records(3, 3, lambda k, epoch: {"own_loss": lowest if k == 1 else epoch})
+    write_run(tmp_path / "0", k=3, records=records)
+    one, other = panels(draw(tmp_path)["method-own_loss-k3"])
+    assert one.get_yscale() == other.get_yscale() == scale and one.get_ylim() == other.get_ylim()
+    assert one.get_ylim()[0] < lowest < 3 < one.get_ylim()[1]
+
+
 def test_what_a_method_measures_often_is_thinned_by_module(tmp_path):
     write_run(tmp_path / "0", k=3, records=method_records(3, 100, lambda _, epoch: {"gain": epoch}))
     drawing = draw(tmp_path)["method-gain-k3"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from fr_bench.figures.curves import (
+    Array,
     Curve,
     band_words,
     curves_of,
     draw_curves,
     legend_handles,
+    scale_logarithmically,
     stride_for,
     thinning_notes,
 )
@@ -23,6 +26,7 @@ from fr_bench.report.groups import Group
 
 WHOLE_NETWORK = 0
 COLUMNS = 2
+LOGARITHMIC_FROM = 20.0  # largest over smallest value
 
 
 def draw_sigma(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
@@ -68,8 +72,10 @@ def _draw(
     for axes, module in zip(all_axes, modules, strict=False):
         draw_curves(axes, [(group, panels[module]) for group, panels in drawn if module in panels], "epoch")
         axes.set_title("whole network" if module == WHOLE_NETWORK else f"module {module}")
-    _tidy(all_axes, len(modules), r"$\sigma$" if field == "sigma" else field.replace("_", " "), with_zero)
     every_curve = [(group, [curve for curves in panels.values() for curve in curves]) for group, panels in drawn]
+    values = np.concatenate([curve.value for _, curves in every_curve for curve in curves])
+    _share_range(all_axes[: len(modules)], values, with_zero)
+    _tidy(all_axes, len(modules), r"$\sigma$" if field == "sigma" else field.replace("_", " "))
     handles = legend_handles(every_curve, [label_in(group, k) for group, _ in drawn])
     legend_below(figure, handles, style, band_words(every_curve))
     return Drawing(name, figure, [group for group, _ in drawn], thinning_notes(stride, kind))
@@ -80,15 +86,23 @@ def _by_module(group: Group, kind: str, field: str, numbers: set[int], stride: i
     return {module: curves for module, curves in found.items() if curves}
 
 
-def _tidy(all_axes: list[Axes], num_panels: int, label: str, with_zero: bool) -> None:
-    """One range for all panels; labels at the outer edges; no empty panel."""
-    shown = all_axes[:num_panels]
+def _share_range(shown: list[Axes], values: Array, with_zero: bool) -> None:
+    """One range for all panels, logarithmic where they are orders of magnitude apart."""
+    if not with_zero and values.min() > 0 and values.max() > LOGARITHMIC_FROM * values.min():
+        for axes in shown:
+            scale_logarithmically(axes, float(values.min()), float(values.max()))
+        return
     low = min(axes.get_ylim()[0] for axes in shown)
     high = max(axes.get_ylim()[1] for axes in shown)
-    for position, axes in enumerate(shown):
+    for axes in shown:
         axes.set_ylim(min(low, -0.05) if with_zero else low, high)
         if with_zero:
             axes.axhline(0, color="#555555", linewidth=0.8, gid="zero")
+
+
+def _tidy(all_axes: list[Axes], num_panels: int, label: str) -> None:
+    """Labels at the outer edges; no empty panel."""
+    for position, axes in enumerate(all_axes[:num_panels]):
         if position % COLUMNS == 0:
             axes.set_ylabel(label)
         else:

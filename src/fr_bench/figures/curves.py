@@ -108,7 +108,7 @@ def draw_curves(
     values = np.concatenate([curve.value for _, curves in drawn for curve in curves])
     smallest = float(values[values > 0].min(initial=math.inf))
     if values.min() >= 0 and smallest < high / logarithmic_from:
-        _scale_logarithmically(axes, smallest, high, bool((values == 0).any()))
+        scale_logarithmically(axes, smallest, high, bool((values == 0).any()))
     else:
         margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
@@ -119,7 +119,8 @@ def draw_curves(
     axes.set_xlim(0, 1.03 * max(float(getattr(curve, across)[-1]) for _, curves in drawn for curve in curves))
 
 
-def _scale_logarithmically(axes: Axes, smallest: float, high: float, with_zero: bool) -> None:
+def scale_logarithmically(axes: Axes, smallest: float, high: float, with_zero: bool = False) -> None:
+    """An axis from the ``smallest`` value above 0 to the ``high``est, and one tick more for 0 if there is any."""
     top = high * 1.3
     if not with_zero:
         axes.set_yscale("log")
