@@ -143,6 +143,27 @@ def test_a_block_that_lets_no_gradient_through_is_named_where_modules_wait_for_o
         check_plan(config)
 
 
+class Skipped(nn.Linear):
+    """As a layer that is dropped, which may be all of a module."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h
+
+
+def skipping_model(input_shape: tuple[int, ...], num_classes: int) -> Blocks:
+    first, *others = model(input_shape, num_classes)
+    return [first, ("skipped", Skipped(8, 8)), *others]
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_a_block_that_returns_its_input_lets_gradients_through(method: str, tmp_path: Path) -> None:
+    alone = run_serial(tiny_config(method, 3, partition=[1, 2], **own("model", "skipping_model")), tmp_path / "alone")
+    assert alone.losses[-1] < alone.losses[0]
+    if method == "bp":
+        beside = run_serial(tiny_config("bp", 2, partition=[2], **own("model", "skipping_model")), tmp_path / "beside")
+        assert_same(alone, beside)
+
+
 def test_where_modules_wait_for_no_gradient_such_a_block_may_be(tmp_path: Path) -> None:
     config = tiny_config("dgl", 2, partition=[1], **own("model", "still_model", where=1, wholly=False))
     assert_same(run_processes(config | {"transport": "ipc"}, tmp_path / "ipc"), run_serial(config, tmp_path / "serial"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
@@ -142,15 +142,16 @@ class Network(nn.Module):
         that wants a gradient, and something else in any case."""
         if h.requires_grad and (not x.requires_grad or _reaches(h, x)):
             return
-        h = x
+        h, last = x, ""
         for name, block in self._named_blocks():
             x = h.detach().requires_grad_(h.is_floating_point())
             h = self._forward_keyed(name, block, x, 0)
-            if not h.requires_grad or not (x.requires_grad and _reaches(h, x)):
-                raise DetachedError(
-                    f"block '{name}' lets no gradient through (torch.no_grad(), .detach(), .data or integers), so that "
-                    "modules cannot learn through it; partition=[...] can put it into module 1, with the block above it"
-                )
+            if not h.requires_grad or (x.requires_grad and not _reaches(h, x)):
+                last = name
+        raise DetachedError(
+            f"block '{last}' lets no gradient through (torch.no_grad(), .detach(), .data or integers), so that modules "
+            "cannot learn through it; partition=[...] can put it into module 1, with the block above it"
+        )
 
     def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
         """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
@@ -266,9 +267,9 @@ def unmoved_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def _reaches(h: Tensor, x: Tensor) -> bool:
-    """Whether a backward from ``h`` comes to the leaf ``x``."""
+    """Whether a backward from ``h``, which may be ``x`` itself, comes to the leaf ``x``."""
     goal, found = get_gradient_edge(x).node, set()
-    ahead = [h.grad_fn]
+    ahead: list[Node | None] = [get_gradient_edge(h).node]
     while ahead:
         node = ahead.pop()
         if node is not None and node not in found:
