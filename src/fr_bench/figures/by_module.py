@@ -21,7 +21,7 @@ from fr_bench.figures.curves import (
 )
 from fr_bench.figures.drawing import Drawing, Omission, by_k, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style
-from fr_bench.records.reading import POSITION
+from fr_bench.records.reading import OF_EVERY_MODULE
 from fr_bench.report.groups import Group
 
 WHOLE_NETWORK = 0
@@ -40,10 +40,8 @@ def draw_measured(groups: list[Group], style: Style) -> Iterator[Drawing]:
     """One figure for each K and each field of `method` records; none where no method measures anything."""
     for k, side_by_side in by_k(groups).items():
         records = [record for group in side_by_side for run in group.runs for record in run.of("method")]
-        fields = dict.fromkeys(field for record in records for field in record)
+        fields = dict.fromkeys(field for record in records for field in record if field not in OF_EVERY_MODULE)
         for field in fields:
-            if field in ("kind", "module", *POSITION):
-                continue
             drawing = _draw(groups, side_by_side, k, style, "method", field, f"method-{field}-k{k}")
             if drawing is not None:
                 yield drawing

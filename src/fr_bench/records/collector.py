@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.reading import POSITION, Record
+from fr_bench.records.reading import OF_EVERY_MODULE, Record
 from fr_bench.training.diagnostics import direction
-
-OF_EVERY_MODULE = {"kind", "module", *POSITION}
 
 
 class TrainingClock:

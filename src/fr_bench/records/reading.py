@@ -12,6 +12,7 @@ Record = dict[str, Any]
 
 KINDS_BY_MODULE = ("memory", "time", "method", "sigma", "profile")
 POSITION = ("step", "epoch", "train_time")
+OF_EVERY_MODULE = {"kind", "module", *POSITION}  # fields that all records by module have
 
 
 class Line(NamedTuple):

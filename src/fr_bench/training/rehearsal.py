@@ -74,9 +74,9 @@ def rehearse(
         with module.watch.paused():
             loss = None if labels is None or d is not None else module.loss(live, labels.batch(0)).loss
             gradient = module.backward(live, d=d, loss=loss)
-        if gradient is None and module.k > 1:  # of a block that lets none through, which only some methods need
-            gradient = torch.zeros_like(live.x)
-        if gradient is not None:
+        if module.k > 1:
+            if gradient is None:  # a block lets none through, and the method needs none
+                gradient = torch.zeros_like(live.x)
             side.send_down(gradient)
         x, h = live.x.detach(), live.h.detach()
         del live, loss  # and the graph: a capture must not meet what was made on another stream

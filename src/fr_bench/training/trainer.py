@@ -341,7 +341,7 @@ class Trainer:
                 self.reporter.send("train", step=t + 1, untimed=num_untimed, **numbers)
 
     def _report_method(self, step: int) -> None:
-        """What the methods measured; of most it is nothing."""
+        """What the methods measured. Modules that measured nothing say so: records are written in the order of all."""
         for player in self.players:
             with player.on_stream():
                 means = player.module.means.take()
