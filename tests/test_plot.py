@@ -95,6 +95,15 @@ def test_seeds_with_other_logging_steps_are_averaged_where_both_have_values(tmp_
     assert list(line.get_ydata()) == pytest.approx([2, 2.5, 3, 3.5, 4])
 
 
+def test_seeds_whose_records_have_no_step_in_common_are_drawn_one_by_one(tmp_path):
+    records = records_of_a_run(2, epochs=150, kinds=("train",))  # 300, so that a point is the mean of two
+    write_run(tmp_path / "0", seed=0, records=records)
+    write_run(tmp_path / "1", seed=1, records=records[-1:])  # behind the last mean
+    axes = panels(draw(tmp_path)["loss-k2"])[0]
+    assert [len(line.get_xdata()) for line in axes.get_lines()] == [150, 1]
+    assert not axes.collections, "no band"
+
+
 def test_a_long_run_is_thinned_to_means_and_says_so(tmp_path):
     write_run(tmp_path / "0", k=1, epochs=200, loss=lambda epoch: epoch, kinds=("train",))
     drawing = draw(tmp_path)["loss-k1"]

@@ -41,7 +41,8 @@ class Curve:
 
 
 def curves_of(group: Group, kind: str, key: str, module: int | None = None, stride: int = 1) -> list[Curve]:
-    """Returns the mean over the group's finished runs first, if any, and then each run that did not finish.
+    """Returns the mean over the group's finished runs first, if any, and then each run that did not finish. Finished
+    runs whose records have no step in common, which have no mean, come one by one.
 
     Args:
         kind, key: of the records that hold the value.
@@ -49,7 +50,7 @@ def curves_of(group: Group, kind: str, key: str, module: int | None = None, stri
     """
     finished = [run for run in group.finished if _points(run, kind, key, module).size]
     others = [run for run in group.runs if run.end != "finished" and _points(run, kind, key, module).size]
-    means = [_mean([_thinned(_points(run, kind, key, module), stride) for run in finished])] if finished else []
+    means = _means([_thinned(_points(run, kind, key, module), stride) for run in finished]) if finished else []
     return means + [_single(_thinned(_points(run, kind, key, module), stride), run.end) for run in others]
 
 
@@ -82,16 +83,16 @@ def _single(points: Array, end: str) -> Curve:
     return Curve(points[:, 1], points[:, 2], points[:, 3], None, end)
 
 
-def _mean(runs: list[Array]) -> Curve:
+def _means(runs: list[Array]) -> list[Curve]:
     """At every step of any run that lies within all of them; a run without a record there is interpolated."""
-    if len(runs) == 1:
-        return _single(runs[0], "finished")
     first, last = max(points[0, 0] for points in runs), min(points[-1, 0] for points in runs)
+    if len(runs) == 1 or first > last:
+        return [_single(points, "finished") for points in runs]
     steps = np.unique(np.concatenate([points[:, 0] for points in runs]))
     steps = steps[(steps >= first) & (steps <= last)]
     stacked = np.array([[np.interp(steps, points[:, 0], points[:, column]) for column in (1, 2, 3)] for points in runs])
     epoch, seconds, value = stacked.mean(axis=0)
-    return Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished")
+    return [Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished")]
 
 
 def draw_curves(
