@@ -55,6 +55,15 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path, problems):
     assert not problems
 
 
+def test_a_folder_of_links_has_the_runs_that_they_lead_to(tmp_path, problems):
+    runs = [write_run(tmp_path / "outputs" / name) for name in ("a", "b")]
+    write_run(tmp_path / "chosen" / "c")
+    for name, target in (("0", runs[0]), ("1", runs[1]), ("1 again", runs[1]), ("round", tmp_path / "chosen")):
+        (tmp_path / "chosen" / name).symlink_to(target)
+    found = find(tmp_path / "chosen", problems)
+    assert sorted(each.path.name for each in found) == ["0", "1", "c"] and not problems
+
+
 def test_a_quoted_pattern_is_expanded(tmp_path, problems):
     write_run(tmp_path / "outputs" / "a" / "0")
     write_run(tmp_path / "outputs" / "b" / "1")

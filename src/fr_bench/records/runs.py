@@ -134,6 +134,8 @@ def _below(path: Path) -> Iterator[Path]:
         if _is_run(folder):
             yield folder
             folders[:] = [each for each in folders if each not in FOLDERS_OF_A_RUN]
+        # Links, which os.walk does not follow, lest it goes round in circles: those to a run are its other name.
+        yield from (link for each in folders if (link := folder / each).is_symlink() and _is_run(link))
 
 
 def _is_run(folder: Path) -> bool:
