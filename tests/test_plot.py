@@ -240,14 +240,15 @@ def test_seconds_that_are_not_a_pipelines_own_are_said_to_be(tmp_path):
         ]
 
 
-def test_validation_error_is_drawn_where_images_were_held_out(tmp_path):
-    write_run(tmp_path / "without")
+@pytest.mark.parametrize("settings", [{"dataset": {"validation": 100}}, {}], ids=["held out", "of the data set"])
+def test_validation_error_is_drawn_where_there_is_one(settings, tmp_path):
+    write_run(tmp_path / "without", "bp")
     assert not [name for name in draw(tmp_path) if "validation" in name]
     records = records_of_a_run(2)
     for record in records:
         if record["kind"] == "eval":
             record["validation_error"] = 0.3 / record["epoch"]
-    write_run(tmp_path / "with", records=records, settings={"dataset": {"validation": 100}})
+    write_run(tmp_path / "with", records=records, settings=settings)
     drawing = draw(tmp_path)["validation-error-k2"]
     (axes,) = panels(drawing)
     (line,) = curves(axes, LOOKS["fr"].color)

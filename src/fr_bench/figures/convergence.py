@@ -18,6 +18,7 @@ from fr_bench.figures.curves import (
 from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_in, legend_below, new_figure
 from fr_bench.figures.style import Style
 from fr_bench.report.groups import Group
+from fr_bench.report.measures import best_validation_error
 
 LOGARITHMIC_FROM = {"loss": 20.0, "error": 10.0}  # largest over smallest value
 
@@ -49,8 +50,9 @@ def draw_test_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omi
 
 
 def draw_validation_error(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
-    """Validation error against epoch, for runs that hold images out of their training set; else nothing is missing."""
-    held_out = [group for group in groups if group.settings.get("dataset.validation")]
+    """Validation error against epoch, for runs that hold images out of their training set, or whose data set brings
+    some; else nothing is missing."""
+    held_out = [group for group in groups if any(best_validation_error(run) is not None for run in group.runs)]
     for k in by_k(held_out):
         yield _draw_error(held_out, style, k, "validation", "epoch", f"validation-error-k{k}")
 
