@@ -275,6 +275,15 @@ def method_records(k: int, epochs: int, fields: Any) -> list[dict[str, Any]]:
     return [{"kind": "method", "module": j, **where, **fields(j, where["epoch"])} for where in at for j in range(1, k)]
 
 
+def test_a_sigma_that_some_seeds_measured_is_not_passed_off_as_the_mean_of_all(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / str(seed), seed=seed, kinds=("train", "sigma") if seed == 1 else ("train",))
+    write_run(tmp_path / "3", seed=3, state="running")
+    found = draw(tmp_path)
+    assert legend_words(found["sigma-k2"])[0] == "FR (n = 1 of 3, 1 unfinished)"
+    assert legend_words(found["loss-k2"])[0] == "FR (n = 3, 1 unfinished)"
+
+
 def test_what_a_method_measures_has_a_figure_a_field_with_a_panel_for_each_module(tmp_path):
     measured = method_records(3, 3, lambda k, epoch: {"gain": k + epoch, "own_loss": 5.0 if k == 1 else None})
     write_run(tmp_path / "0", k=3, records=[*records_of_a_run(3), *measured])

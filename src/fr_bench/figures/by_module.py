@@ -15,6 +15,7 @@ from fr_bench.figures.curves import (
     curves_of,
     draw_curves,
     legend_handles,
+    num_finished,
     scale_logarithmically,
     stride_for,
     thinning_notes,
@@ -74,7 +75,9 @@ def _draw(
     values = np.concatenate([curve.value for _, curves in every_curve for curve in curves])
     _share_range(all_axes[: len(modules)], values, with_zero)
     _tidy(all_axes, len(modules), r"$\sigma$" if field == "sigma" else field.replace("_", " "))
-    handles = legend_handles(every_curve, [label_in(group, k) for group, _ in drawn])
+    numbers_of_runs = [max(map(num_finished, panels.values())) for _, panels in drawn]
+    labels = [label_in(group, k, number) for (group, _), number in zip(drawn, numbers_of_runs, strict=True)]
+    handles = legend_handles(every_curve, labels)
     legend_below(figure, handles, style, band_words(every_curve))
     return Drawing(name, figure, [group for group, _ in drawn], thinning_notes(stride, kind))
 

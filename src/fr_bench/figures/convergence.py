@@ -12,6 +12,7 @@ from fr_bench.figures.curves import (
     curves_of,
     draw_curves,
     legend_handles,
+    num_finished,
     stride_for,
     thinning_notes,
 )
@@ -85,5 +86,5 @@ def _with_curves(groups: list[Group], kind: str, key: str, stride: int) -> list[
 
 
 def _legend(figure: Figure, drawn: list[tuple[Group, list[Curve]]], k: int, style: Style) -> None:
-    handles = legend_handles(drawn, [label_in(group, k) for group, _ in drawn])
+    handles = legend_handles(drawn, [label_in(group, k, num_finished(curves)) for group, curves in drawn])
     legend_below(figure, handles, style, band_words(drawn))

@@ -31,6 +31,7 @@ class Curve:
         epoch, seconds: where each value belongs; seconds of training.
         sd: sample standard deviation over the runs; None for one run.
         end: as ``Run.end``.
+        num_runs: of which it is the mean.
     """
 
     epoch: Array
@@ -38,6 +39,7 @@ class Curve:
     value: Array
     sd: Array | None
     end: str
+    num_runs: int = 1
 
 
 def curves_of(group: Group, kind: str, key: str, module: int | None = None, stride: int = 1) -> list[Curve]:
@@ -92,7 +94,7 @@ def _means(runs: list[Array]) -> list[Curve]:
     steps = steps[(steps >= first) & (steps <= last)]
     stacked = np.array([[np.interp(steps, points[:, 0], points[:, column]) for column in (1, 2, 3)] for points in runs])
     epoch, seconds, value = stacked.mean(axis=0)
-    return [Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished")]
+    return [Curve(epoch, seconds, value, stacked[:, 2].std(axis=0, ddof=1), "finished", len(runs))]
 
 
 def draw_curves(
@@ -189,6 +191,11 @@ def legend_handles(drawn: list[tuple[Group, list[Curve]]], labels: list[str]) ->
         if end in ends:
             handles.append(Line2D([], [], label=end, marker=marker, color="#555555", linestyle="none"))
     return handles
+
+
+def num_finished(curves: Sequence[Curve]) -> int:
+    """Of how many finished runs the ``curves`` are."""
+    return sum(curve.num_runs for curve in curves if curve.end == "finished")
 
 
 def band_words(drawn: list[tuple[Group, list[Curve]]]) -> str | None:

@@ -105,8 +105,12 @@ def by_k(groups: list[Group]) -> dict[int, list[Group]]:
     return {k: same if k == 1 else same + single for k, same in found.items()}
 
 
-def label_in(group: Group, k: int) -> str:
-    """The legend's words for ``group`` in a figure about ``k`` modules: method, seeds, and another K if it has one."""
+def label_in(group: Group, k: int, number: int | None = None) -> str:
+    """The legend's words for ``group`` in a figure about ``k`` modules: method, seeds, and another K if it has one.
+
+    Args:
+        number: of its finished runs, those that are in the figure; None for all.
+    """
     name = group.name if group.k == k else group.label
-    seeds = group.seeds.replace(" ", NO_BREAK_SPACE)
+    seeds = (group.seeds if number is None else group.seeds_of(number)).replace(" ", NO_BREAK_SPACE)
     return f"{name} ({seeds})"

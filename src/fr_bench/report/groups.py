@@ -96,7 +96,12 @@ class Group:
     @property
     def seeds(self) -> str:
         """How many seeds: ``n = 3``, ``n = 2, 1 diverged``."""
-        counts = [f"n = {len(self.finished)}"] if self.finished else []
+        return self.seeds_of(len(self.finished))
+
+    def seeds_of(self, number: int) -> str:
+        """The same where ``number`` of the finished runs have what is shown: ``n = 1 of 3``."""
+        among = "" if number == len(self.finished) else f" of {len(self.finished)}"
+        counts = [f"n = {number}{among}"] if self.finished else []
         for end in ("diverged", "unfinished"):
             number = sum(run.end == end for run in self.runs)
             counts += [f"{number} {end}"] if number else []
