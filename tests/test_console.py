@@ -17,7 +17,16 @@ import pytest
 from harness import call, read_records
 
 from fr_bench.cli import main
-from fr_bench.records.console import duration, num_bytes, percent, print_summary, rate, record_line
+from fr_bench.records.console import (
+    LiveConsole,
+    RunTitle,
+    duration,
+    num_bytes,
+    percent,
+    print_summary,
+    rate,
+    record_line,
+)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -57,6 +66,20 @@ def test_on_a_terminal_the_display_is_redrawn_and_the_cursor_given_back(
     assert text.count("fr, K = 2, mlp on digits") > 2  # drawn, and drawn again
     assert "step 20 of 20" in text and "memory peak" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again after it was hidden
+
+
+def test_the_best_error_of_the_display_is_that_of_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is chosen by the validation error, and of all evaluations, also those before the run went on."""
+    earlier, later, last = (
+        {"kind": "eval", "step": step, "epoch": 1.0, "train_time": 1.0, "test_error": test, "validation_error": chosen}
+        for step, test, chosen in ((10, 0.25, 0.1), (20, 0.125, 0.3), (30, 0.375, 0.05))
+    )
+    for records, best in (([later], "25.0 %"), ([later, last], "37.5 %")):
+        display = LiveConsole(RunTitle("fr", "mlp", "digits", 2, 1, total_steps=30, steps_per_epoch=10, best=earlier))
+        for record in records:
+            display.write(record)
+        display.finish(None, 0)
+        assert capsys.readouterr().out.rpartition("best ")[2].startswith(best)
 
 
 def parts_of(terminal: int) -> Iterator[bytes]:

@@ -311,7 +311,13 @@ class Run:
                 print(*plan.headlines(), sep="\n", flush=True)
         sinks: list[Sink] = [JsonLinesSink(self.directory.metrics)]
         shape = {"k": plan.k, "replicas": config["replicas"]}
-        title = RunTitle(**names, **shape, total_steps=plan.num_steps, steps_per_epoch=plan.steps_per_epoch)
+        title = RunTitle(
+            **names,
+            **shape,
+            total_steps=plan.num_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            best=self.summary.best,
+        )
         mode = resolve_mode(config["wandb"]["mode"])
         if mode == "online" and (reason := why_unreachable()):
             # Decided before the first contact: a client that once began to reach its server does not let go of it.

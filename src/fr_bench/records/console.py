@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fr_bench.records.reading import deciding_error
 from fr_bench.records.sinks import Record, Sink, SinkGroup
 from fr_bench.unread import heard_or_not
 
@@ -24,7 +25,11 @@ BAR_WIDTH = 30
 
 @dataclass(frozen=True)
 class RunTitle:
-    """What the display must know about a run beside its records."""
+    """What the display must know about a run beside its records.
+
+    Attributes:
+        best: of the evaluations before the run went on, the record of the best.
+    """
 
     method: str
     model: str
@@ -33,6 +38,7 @@ class RunTitle:
     replicas: int
     total_steps: int
     steps_per_epoch: int
+    best: Record | None = None
 
 
 def choose_console(mode: str, title: RunTitle) -> Sink:
@@ -71,7 +77,7 @@ class LiveConsole:
         self._first: tuple[float, int] | None = None  # time and step of the first train record, for the ETA
         self._train: Record = {}
         self._eval: Record = {}
-        self._best_test_error: float | None = None
+        self._best = title.best
         self._modules: dict[int, Record] = {k: {} for k in range(1, title.k * title.replicas + 1)}
         self._live = Live(self._render(), refresh_per_second=REFRESH_PER_S, vertical_overflow="crop")
         self._live.start()
@@ -87,8 +93,8 @@ class LiveConsole:
             self._first = self._first or (time.monotonic(), record["step"])
         elif record["kind"] == "eval":
             self._eval = record
-            best = self._best_test_error
-            self._best_test_error = record["test_error"] if best is None else min(best, record["test_error"])
+            if self._best is None or deciding_error(record) < deciding_error(self._best):  # as in summary.json
+                self._best = record
             self._live.console.print(record_line(record), highlight=False, soft_wrap=True)
         elif record["kind"] == "profile":
             self._live.console.print(profile_line(record), highlight=False, soft_wrap=True)
@@ -105,8 +111,8 @@ class LiveConsole:
         title = self._title
         heading = f"{title.method}, {size_text(title.k, title.replicas)}, {title.model} on {title.dataset}"
         lines = [metrics_text(self._train)]
-        if self._eval:
-            last, best = percent(self._eval["test_error"]), percent(self._best_test_error)
+        if self._eval and self._best:
+            last, best = percent(self._eval["test_error"]), percent(self._best["test_error"])
             lines.append(f"test error {last}, best {best}")
         texts = [Text(line, overflow="ellipsis", no_wrap=True) for line in lines if line]
         return Group(Text(heading, style="bold"), self._progress(), *texts, self._module_table())

@@ -31,7 +31,7 @@ class SummaryBuilder:
         self._cuts = cuts
         self._num_blocks = num_blocks
         self._step, self._epoch, self._train_time = 0, 0.0, 0.0
-        self._best: Record | None = None
+        self.best: Record | None = None  # the `eval` record of the best evaluation so far
         self._last: Record | None = None
         self._devices: dict[int, str] = {}
         self._peaks: dict[int, int] = {}
@@ -55,8 +55,8 @@ class SummaryBuilder:
         self._train_time = max(self._train_time, record["train_time"])
         if record["kind"] == "eval":
             self._last = record
-            if self._best is None or deciding_error(record) < deciding_error(self._best):
-                self._best = record
+            if self.best is None or deciding_error(record) < deciding_error(self.best):
+                self.best = record
         elif record["kind"] == "memory":
             module = record["module"]
             self._devices[module] = str(record.get("device"))
@@ -119,9 +119,9 @@ class SummaryBuilder:
             "seed": config["seed"],
             "cuts": self._cuts,
             "num_blocks": self._num_blocks,
-            "best_test_error": self._best and self._best["test_error"],
-            "best_epoch": self._best and self._best["epoch"],
-            "best_validation_error": self._best and self._best.get("validation_error"),
+            "best_test_error": self.best and self.best["test_error"],
+            "best_epoch": self.best and self.best["epoch"],
+            "best_validation_error": self.best and self.best.get("validation_error"),
             "last_test_error": self._last and self._last["test_error"],
             "steps": self._step,
             "epochs": self._epoch,
