@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import wandb
-from harness import call, tiny_config
+from harness import call, tiny_config, train_here
 
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.launch import Run, run_training
+from fr_bench.launching.resume import decide
 from fr_bench.records import wandb_sink
+from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.sinks import JsonLinesSink, Record, SinkGroup
 from fr_bench.records.wandb_server import why_unreachable
 from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
@@ -218,6 +220,36 @@ def test_a_failed_run_ends_as_failed_and_a_resumed_one_keeps_its_id(tmp_path: Pa
     (run,) = [record.run for record in records if record.HasField("run")]
     assert (run.run_id, run.run_group, run.display_name) == ("abcd1234", "my-group", "my-name")
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [130]
+
+
+def rows_after(config: dict[str, Any], run: Path) -> list[tuple[str, int]]:
+    """What W&B has when the run goes on, and then makes a record of its seventh step: kind and step of each row."""
+    directory = RunDirectory(run)
+    start = decide(config, directory, print)
+    assert start.plan is not None
+    sinks = SinkGroup(Run(start.plan, directory, start)._sinks())
+    sinks.write(train_record(7))
+    sinks.finish(None, 75)
+    wandb.teardown()
+    return [(key.partition("/")[0], row["step"]) for row in history(run) for key in row if key.endswith("/loss")]
+
+
+def test_a_run_that_began_without_wandb_is_there_from_its_first_record(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 5})
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    config["wandb"] |= {"mode": "offline"}
+    assert rows_after(config, tmp_path / "run") == [*(("train", step) for step in range(1, 6)), ("train", 7)]
+
+
+def test_a_takeover_that_is_cut_off_and_begins_again_is_there_once(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 5})
+    train_here(config, tmp_path / "source", cut_off_at=6)
+    config |= {"resume": str(tmp_path / "source"), "checkpoint": {"every": None, "minutes": None, "keep": 2}}
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    (tmp_path / "run" / "wandb").mkdir()
+    (tmp_path / "run" / "wandb" / "run_id").write_text("abcd1234\n")  # it has what it made until then
+    config["wandb"] |= {"mode": "offline"}
+    assert rows_after(config, tmp_path / "run") == []
 
 
 def test_sinks_are_told_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,9 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     kept: list[Record] = []
     dropped: list[Record] = []
     for record in resumable_records(source.metrics):
-        is_before = record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT)
-        (kept if is_before else dropped).append(record)
+        (kept if _is_before(record, step) else dropped).append(record)
+    if not own:  # of an attempt in the run's own directory, which came to no checkpoint
+        dropped = [record for record in resumable_records(directory.metrics) if not _is_before(record, step)]
     if start.resumption is None:
         dropped, kept = [*kept, *dropped], []
     elif start.plan is not None and not has_modules_of(start.resumption.checkpoint, start.plan):
@@ -66,7 +67,12 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     if kept or directory.metrics.exists():
         write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
-    return Records(kept, dropped if own else [], _lost(start, kept, source.metrics))
+    return Records(kept, dropped, _lost(start, kept, source.metrics))
+
+
+def _is_before(record: Record, step: int) -> bool:
+    """Whether it lies before the checkpoint after ``step`` iterations."""
+    return bool(record["step"] < step or (record["step"] == step and record["kind"] in BEFORE_THE_CUT))
 
 
 def _lost(start: Start, kept: list[Record], path: Path) -> list[str]:

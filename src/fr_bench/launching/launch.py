@@ -330,10 +330,11 @@ class Run:
             wandb_config = {**config, "plan": plan.description()}
             settings = {key: value for key, value in config["wandb"].items() if key != "mode"}
             wandb = WandbSink(self.directory.path, wandb_config, mode=mode, **settings)
-            wandb.leave_out(self.records.dropped)  # it has them: an earlier process made them
-            if self.start.source != self.directory.path:
+            if wandb.is_new:  # the steps before are another run's, or were made with wandb.mode=disabled
                 for record in self.records.kept:
                     wandb.write(record)
+            else:
+                wandb.leave_out(self.records.dropped)  # it has them: an earlier process made them
             sinks.append(wandb)
         sinks.append(choose_console(config["console"], title))  # last: a live display is to be ended whatever happens
         return sinks

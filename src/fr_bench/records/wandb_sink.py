@@ -167,11 +167,12 @@ class WandbSink:
         wandb = _import()
         method, model, dataset = (config[part]["name"] for part in ("method", "model", "dataset"))
         id_path = run_dir / "wandb" / "run_id"
+        self.is_new = not id_path.exists()  # no earlier process of the run had it
         (run_dir / "wandb").mkdir(exist_ok=True)  # or wandb may choose a hidden folder
         try:
             self._run = wandb.init(
                 dir=str(run_dir),
-                id=id_path.read_text(encoding="utf-8").strip() if id_path.exists() else None,
+                id=None if self.is_new else id_path.read_text(encoding="utf-8").strip(),
                 resume="allow",
                 reinit="finish_previous",
                 mode=mode,
