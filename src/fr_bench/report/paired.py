@@ -17,6 +17,7 @@ from fr_bench.report.measures import best_test_error, differing_settings, is_amo
 FREE_IN_A_PAIR = (
     "method.", "cuts", "partition", "memory_limit_gb", "devices", "num_devices", "hardware", "threads", "transport",
 )  # fmt: skip
+BY_MODULE = ("clip_norm", "freeze")  # what they do depends on K
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Paired:
 def difference_to_bp(group: Group, groups: Iterable[Group]) -> Paired | None:
     """Returns by how much the group's best test error is above BP's, over the seeds that finished with both.
 
-    BP computes the same whatever its K, unless gradients are clipped, which every module does by itself: then its K is
-    the group's. Of several BP groups with the same settings the one with most common seeds counts. None if there is
-    none, and for BP itself.
+    BP computes the same whatever its K, unless gradients are clipped, which every module does by itself, or modules are
+    frozen: then its K is the group's. Of several BP groups with the same settings the one with most common seeds
+    counts. None if there is none, and for BP itself.
     """
     if group.method == "bp":
         return None
@@ -41,7 +42,7 @@ def difference_to_bp(group: Group, groups: Iterable[Group]) -> Paired | None:
         other
         for other in groups
         if (other.method, other.dataset, other.model) == ("bp", group.dataset, group.model)
-        and (other.k == group.k or not group.settings.get("clip_norm"))
+        and (other.k == group.k or not any(map(group.settings.get, BY_MODULE)))
         and all(is_among(key, FREE_IN_A_PAIR) for key in differing_settings(group, other))
     ]
     found = [_differences(group, other) for other in references]
