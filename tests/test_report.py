@@ -94,6 +94,14 @@ def test_speed_up_is_over_both_kinds_of_backpropagation(tmp_path, capsys):
     assert [rows["BP 4"][column] for column in columns] == ["0.8", "1", "", "5", "80 %"]
 
 
+def test_long_times_are_told_to_the_second(tmp_path, capsys):
+    for seed, step_s in enumerate((123.4, 123.6)):
+        write_run(tmp_path / str(seed), seed=seed, step_s=step_s)
+    assert report(tmp_path, "--target", "30") == 0
+    row = table(capsys.readouterr().out, "Speed")["FR 2"]
+    assert (row["seconds an epoch"], row["seconds to 30 %"]) == ("1235 ± 1.4", "2470 ± 2.8 (2 of 2)")
+
+
 def test_times_that_are_far_apart_are_said_to_say_little(tmp_path, capsys):
     for seed, (fr_s, bp_s) in enumerate(((0.1, 0.2), (0.1, 0.22), (0.35, 0.21))):
         write_run(tmp_path / f"fr{seed}", "fr", seed=seed, step_s=fr_s)

@@ -156,9 +156,11 @@ def _percent(value: Spread | None, digits: int = 2) -> str:
 
 
 def _number(value: Spread | None, digits: int) -> str:
+    """With ``digits`` that count, all of those before the point, and no exponent."""
     if value is None:
         return ""
-    return f"{value.mean:.{digits}g}" + ("" if value.sd is None else f" ± {_deviation(value.sd)}")
+    mean = f"{value.mean:.0f}" if value.mean >= 10 ** (digits - 1) else f"{value.mean:.{digits}g}"
+    return mean + ("" if value.sd is None else f" ± {_deviation(value.sd)}")
 
 
 def _unevenness(row: Row) -> float:
