@@ -361,6 +361,7 @@ def test_published_numbers_stand_in_a_column_of_their_own(tmp_path, capsys):
         {"max_steps": 1000},
         {"replicas": 2},
         {"clip_norm": 1.0},
+        {"resume": "/runs/bp"},
         {"precision": "bf16"},
         {"dataset": {"validation": 5000}},
         {"dataset": {"augmentation": {"crop_padding": 2, "flip": True}}},

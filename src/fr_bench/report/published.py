@@ -61,6 +61,7 @@ RECIPE: dict[str, tuple[Any, ...]] = WHOLE | {
     "schedule.milestones": ([150, 225],),
     "schedule.gamma": (0.1,),
     "schedule.warmup_epochs": (0,),
+    "resume": (None,),  # of a run that took over from another the first steps are that one's
     "clip_norm": (None,),
     "label_smoothing": (None,),
     "module_lr": (None,),
