@@ -219,8 +219,8 @@ def test_errors_that_are_all_zero_are_drawn(tmp_path):
 
 
 def test_test_error_is_drawn_against_seconds_too(tmp_path):
-    write_run(tmp_path / "0", step_s=0.2)
-    write_run(tmp_path / "1", seed=1, step_s=0.4)
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, step_s=0.2 * (1 + seed), kinds=("eval",))
     drawing = draw(tmp_path)["test-error-seconds-k2"]
     (axes,) = panels(drawing)
     (line,) = curves(axes, LOOKS["fr"].color)
@@ -231,7 +231,7 @@ def test_test_error_is_drawn_against_seconds_too(tmp_path):
 
 def test_seconds_that_are_not_a_pipelines_own_are_said_to_be(tmp_path):
     write_run(tmp_path / "serial", transport="serial")
-    write_run(tmp_path / "moved", settings={"resume": "/runs/a"})
+    write_run(tmp_path / "moved", settings={"resume": "/runs/a"}, kinds=("train", "eval"))
     found = draw(tmp_path)
     for name in ("loss-k2", "test-error-seconds-k2"):
         assert [note.partition(":")[0] for note in found[name].notes] == [
@@ -480,6 +480,17 @@ def test_a_speed_up_has_its_spread_over_seeds(tmp_path):
     ((low, high),) = ([y for _, y in segment] for segment in drawn.lines[2][0].get_segments())
     ratio, relative = 0.4 / 0.3, 0.02**0.5 / 0.3  # of the means, and the deviation of the one that has one
     assert (low, high) == pytest.approx((ratio * (1 - relative), ratio * (1 + relative)))
+
+
+@pytest.mark.parametrize(("kinds", "num_figures"), [(("train", "eval"), 0), (("train", "eval", "sigma"), 3)])
+def test_times_that_sigma_made_longer_are_said_to_be(kinds, num_figures, tmp_path, capsys):
+    for k in (1, 2):
+        write_run(tmp_path / f"bp{k}", "bp", k=k)  # with sigma, and always locked
+    write_run(tmp_path / "fr", kinds=kinds)
+    notes = [" ".join(each.notes) for each in draw(tmp_path).values() if isinstance(each, Drawing)]
+    assert sum("runs that measured sigma took longer" in each for each in notes) == num_figures
+    assert main(["report", str(tmp_path)]) == 0
+    assert ("runs that measured sigma (FR, K = 2) are longer" in capsys.readouterr().out) == (num_figures > 0)
 
 
 def test_a_speed_up_without_limits_does_not_explain_them(tmp_path):

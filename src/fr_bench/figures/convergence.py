@@ -16,10 +16,19 @@ from fr_bench.figures.curves import (
     stride_for,
     thinning_notes,
 )
-from fr_bench.figures.drawing import Drawing, Omission, by_k, in_percent, label_in, legend_below, new_figure
+from fr_bench.figures.drawing import (
+    SLOWED_WORDS,
+    Drawing,
+    Omission,
+    by_k,
+    in_percent,
+    label_in,
+    legend_below,
+    new_figure,
+)
 from fr_bench.figures.style import Style
 from fr_bench.report.groups import Group
-from fr_bench.report.measures import best_validation_error
+from fr_bench.report.measures import best_validation_error, measured_sigma
 
 LOGARITHMIC_FROM = {"loss": 20.0, "error": 10.0}  # largest over smallest value
 
@@ -75,6 +84,8 @@ def _notes_on_seconds(drawn: list[tuple[Group, list[Curve]]]) -> tuple[str, ...]
     notes = []
     if any(group.in_one_process for group, _ in drawn):
         notes.append("transport serial: the modules shared one process and its device, which is no pipeline's time")
+    if any(measured_sigma(group) for group, _ in drawn):
+        notes.append(SLOWED_WORDS)
     if any(run.takes_over for group, _ in drawn for run in group.runs):
         notes.append("a run that took over from another begins with that one's seconds")
     return tuple(notes)

@@ -19,6 +19,7 @@ LETTER_WIDTH = 0.55  # of a letter of the legend's font, in heights of the figur
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 HANDLE_LETTERS = 8  # room that a legend's handle and its margins take
 SWATCH_SIZE = {"handlelength": 3.0, "handleheight": 1.6}  # of an area in a legend, in heights of its font
+SLOWED_WORDS = "runs that measured sigma took longer: the pipe runs empty for each iteration of a window"
 
 
 @dataclass(frozen=True)

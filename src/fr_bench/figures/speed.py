@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from fr_bench.figures.drawing import Drawing, Omission, legend_below, new_figure
+from fr_bench.figures.drawing import SLOWED_WORDS, Drawing, Omission, legend_below, new_figure
 from fr_bench.figures.style import Style, line_properties, look_of
 from fr_bench.planning.limits import BACKWARD_PER_FORWARD, KEEPING_GRAPHS, WITH_COMPANIONS, balanced_limit
 from fr_bench.report.groups import METHOD_NAMES, Group
-from fr_bench.report.measures import Spread, baseline, speedup_over
+from fr_bench.report.measures import Spread, baseline, measured_sigma, speedup_over
 
 Measured = list[tuple[Group, Spread]]
 LIMIT_WORDS = "limits (dashed): one device a module, free links"
@@ -118,6 +118,8 @@ def _notes(drawn: list[Group]) -> list[str]:
     notes = [f"limits: one device a module, balanced modules, {backward}, free transport"]
     if any(group.method in WITH_COMPANIONS for group in drawn):
         notes.append("the limit of DNI, cDNI and DGL leaves out what their synthesizers and auxiliary networks compute")
+    if any(measured_sigma(group) for group in drawn):
+        notes.append(SLOWED_WORDS)
     if any(group.in_one_process for group in drawn):
         notes.append("hollow: transport serial, where the modules share one process and its device")
     return notes

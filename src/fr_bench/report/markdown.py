@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fr_bench.planning.limits import WITH_COMPANIONS
-from fr_bench.report.measures import Spread, missing_categories, step_time_s, unit_of
+from fr_bench.report.measures import Spread, measured_sigma, missing_categories, step_time_s, unit_of
 from fr_bench.report.paired import Paired
 from fr_bench.report.published import Published, footnotes
 from fr_bench.report.tables import Reached, Row
@@ -76,6 +76,11 @@ def _speed(rows: list[Row]) -> list[str]:
         notes.append(
             f"Times of runs that differ in the seed alone are far apart ({'; '.join(uneven)}), as where other work "
             "had a part of the machine: their means say little."
+        )
+    if slowed := [row.group.label for row in rows if measured_sigma(row.group)]:
+        notes.append(
+            f"Times of runs that measured sigma ({'; '.join(slowed)}) are longer than without: the pipe runs empty for "
+            "each iteration of a window."
         )
     if targets:
         notes.append(

@@ -128,6 +128,13 @@ def _weighted(run: Run, records: list[Record]) -> list[tuple[float, Record]]:
     return found
 
 
+def measured_sigma(group: Group) -> bool:
+    """Whether its times are longer than they would be because the pipe ran empty for each iteration in which sigma was
+    measured. One of locked BP is so anyway, and in one process there is none."""
+    has_pipe = group.k > 1 and group.method != "bp" and not group.in_one_process
+    return has_pipe and any(run.of("sigma") for run in group.measured)
+
+
 def waiting_share(run: Run, module: int) -> float | None:
     """The share of time that a module waits for its neighbours; None where no record tells."""
     waiting_s, total_s = 0.0, 0.0
