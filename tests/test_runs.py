@@ -9,6 +9,7 @@ import pytest
 import yaml
 from run_files import records_of_a_run, write_run
 
+from fr_bench.records import runs
 from fr_bench.records.runs import find_runs, read_records
 from fr_bench.report.groups import make_groups
 from fr_bench.report.measures import (
@@ -186,6 +187,13 @@ def test_the_end_of_a_run(state, error, end, tmp_path, problems):
     write_run(tmp_path / "run", state=state, error=error)
     (run,) = find(tmp_path, problems)
     assert run.end == end and len(problems) == (end != "finished")
+
+
+def test_how_a_run_ended_is_looked_for_once(tmp_path, problems, monkeypatch):
+    write_run(tmp_path / "run")
+    (run,) = find(tmp_path, problems)  # which may have to complain of its end
+    monkeypatch.delattr(runs, "number")
+    assert run.end == "finished"
 
 
 def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path, problems):

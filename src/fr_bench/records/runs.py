@@ -9,6 +9,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Run:
         """Modules of all replicas: the largest number in records by module."""
         return self.k * int(self.config.get("replicas") or 1)
 
-    @property
+    @cached_property  # figures ask for it hundreds of times, and a long run has ten thousand losses
     def end(self) -> str:
         """``finished``, ``diverged`` or ``unfinished`` (failed, interrupted, cut off, or still running)."""
         if _has_diverged(self.status) or self._has_lost_its_loss():
