@@ -50,7 +50,7 @@ class DecoupledGreedyLearning(Method):
         if module.is_top:
             return
         with streams_of(derive_seed(module.seed, "auxiliary", module.k)):
-            self.auxiliary = AuxiliaryNetwork(module.output_shape, num_convolutions, num_hidden, module.num_classes)
+            self.auxiliary = self.companion(module.output_shape, module.num_classes, num_convolutions, num_hidden)
         module.like_network(self.auxiliary)
         self.optimizer = module.make_optimizer(self.auxiliary.parameters())
         self.learning_rates = LearningRates(self.optimizer, module.lr_multiplier)
@@ -106,13 +106,11 @@ class DecoupledGreedyLearning(Method):
         num_classes: int,
         make_optimizer: Callable[..., torch.optim.Optimizer],
         *_: Any,
-        num_convolutions: int = 3,
-        num_hidden: int = 3,
-        **_settings: Any,
+        **settings: Any,
     ) -> dict[str, int]:
         """The auxiliary network's weights, optimizer state and graph, in the place of DNI's synthesizer."""
         with torch.device(output.device):
-            auxiliary = AuxiliaryNetwork(output.shape, num_convolutions, num_hidden, num_classes).to(output.dtype)
+            auxiliary = cls.companion(output.shape, num_classes, **settings).to(output.dtype)
             labels = torch.empty(len(output), dtype=torch.int64)
         saved = SavedTensors()
         with saved.listen():

@@ -70,9 +70,10 @@ class DecoupledNeuralInterfaces(Method):
         self._pending: tuple[Tensor, Tensor | None] | None = None  # what it was predicted from
         if module.is_top:
             return
-        num_classes = module.num_classes if conditional else 0
         with streams_of(derive_seed(module.seed, "synthesizer", module.k)):
-            self.synthesizer = Synthesizer(module.output_shape, num_hidden, hidden_channels, kernel_size, num_classes)
+            self.synthesizer = self.companion(
+                module.output_shape, module.num_classes, conditional, num_hidden, hidden_channels, kernel_size
+            )
         module.like_network(self.synthesizer)
         self.optimizer = optimizer(self.synthesizer.parameters())
         self.learning_rates = LearningRates(self.optimizer)
@@ -134,18 +135,12 @@ class DecoupledNeuralInterfaces(Method):
         num_classes: int,
         *_: Any,
         optimizer: Callable[..., torch.optim.Optimizer],
-        conditional: bool = False,
-        num_hidden: int = 1,
-        hidden_channels: int = 32,
-        kernel_size: int = 5,
-        **_settings: Any,
+        **settings: Any,
     ) -> dict[str, int]:
         """The synthesizer's weights, optimizer state and graph."""
-        num_labels = num_classes if conditional else 0
         with torch.device(output.device):
-            synthesizer = Synthesizer(output.shape, num_hidden, hidden_channels, kernel_size, num_labels)
-            synthesizer.to(output.dtype)
-            labels = torch.empty(len(output), dtype=torch.int64) if conditional else None
+            synthesizer = cls.companion(output.shape, num_classes, **settings).to(output.dtype)
+            labels = torch.empty(len(output), dtype=torch.int64)
         saved = SavedTensors()
         with saved.listen():
             synthesizer(output, labels)
