@@ -133,13 +133,13 @@ def costs_of_plan(plan: Plan, asked_by: str, has_companion: bool) -> NetworkCost
 
 def _module_times(plan: Plan, costs: NetworkCosts) -> tuple[ModuleTimes, ...]:
     """Of modules 1..K."""
-    blocks = [BlockTimes(cost.play, cost.forward, cost.backward, cost.step, 0.0) for cost in costs.blocks]
+    blocks = [
+        BlockTimes(cost.play, cost.forward, cost.backward, cost.step, 0.0, companion_s)
+        for cost, companion_s in zip(costs.blocks, costs.companions, strict=True)
+    ]
     modules, _ = group_blocks(blocks, plan.cuts, costs.load)
-    synthesize_s = [costs.companions[cut - 1] for cut in plan.cuts] + [0.0]
-    return tuple(
-        replace(times, synthesize_s=seconds, step_s=0.0 if k in plan.config["freeze"] else times.step_s)
-        for k, (times, seconds) in enumerate(zip(modules, synthesize_s, strict=True), start=1)
-    )
+    frozen = plan.config["freeze"]
+    return tuple(replace(times, step_s=0.0) if k in frozen else times for k, times in enumerate(modules, start=1))
 
 
 def _link(plan: Plan, costs: NetworkCosts) -> tuple[Link, list[str]]:

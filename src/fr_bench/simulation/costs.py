@@ -116,13 +116,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """Seconds of one block for one mini-batch (see ModuleTimes), and the bytes of its output."""
+    """Seconds of one block for one mini-batch (see ModuleTimes), and the bytes of its output.
+
+    ``synthesize_s`` counts where a module below the top ends with the block.
+    """
 
     play_s: float
     forward_s: float
     backward_s: float
     step_s: float
     output_bytes: float
+    synthesize_s: float = 0.0
 
 
 def group_blocks(
@@ -143,6 +147,7 @@ def group_blocks(
             backward_s=sum(block.backward_s for block in blocks[start:end]),
             step_s=sum(block.step_s for block in blocks[start:end]),
             load_s=load_s if start == 0 else 0.0,
+            synthesize_s=blocks[end - 1].synthesize_s if end < len(blocks) else 0.0,
         )
         for start, end in itertools.pairwise(bounds)
     ]

@@ -9,14 +9,14 @@ the modules serves.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.policy import Policy
 from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts
 from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.partition import make_cuts
-from fr_bench.simulation.costs import BlockTimes, Link, ModuleTimes, Setup, group_blocks
+from fr_bench.simulation.costs import BlockTimes, Link, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
 from fr_bench.simulation.locked import locked
 from fr_bench.simulation.predict import METHODS, PIPELINES, make_schedule
@@ -190,15 +190,14 @@ class _Question:
     def _setup(self, method: str, k: int, cuts: Sequence[int]) -> Setup:
         network = self.network
         blocks = [
-            BlockTimes(cost.play, cost.forward, cost.backward, cost.step, num_bytes)
-            for cost, num_bytes in zip(network.blocks, network.output_bytes, strict=True)
+            BlockTimes(cost.play, cost.forward, cost.backward, cost.step, num_bytes, companion_s)
+            for cost, num_bytes, companion_s in zip(
+                network.blocks, network.output_bytes, self._companions(method), strict=True
+            )
         ]
         modules, message_bytes = group_blocks(blocks, cuts, network.load_s)
-        companions = self._companions(method)
-        below_top = zip(modules[:-1], cuts, strict=True)
-        lower: list[ModuleTimes] = [replace(times, synthesize_s=companions[cut - 1]) for times, cut in below_top]
         slow = (*self.straggler, *(1.0 for _ in range(k)))[:k] if self.straggler else ()
-        return Setup((*lower, modules[-1]), message_bytes, self.link, straggler=slow)
+        return Setup(modules, message_bytes, self.link, straggler=slow)
 
     def _policy(self, method: str) -> Policy:
         return self.network.policies.get(method, PLAIN)
