@@ -261,7 +261,8 @@ class _Composer:
             arguments = [*self._parse(parameters), *arguments]
         _refuse_run_dir(arguments)
         if basic:
-            combinations = self._guard(lambda: BasicSweeper.split_arguments(arguments, None)[0])
+            with self._explaining():
+                combinations = BasicSweeper.split_arguments(arguments, None)[0]
         else:
             combinations = [[str(a.input_line) for a in arguments if not a.is_sweep_override()]]
         jobs = [self._combine(master, list(chosen), number) for number, chosen in enumerate(combinations)]
@@ -280,8 +281,7 @@ class _Composer:
 
     def _job(self, config: DictConfig, overrides: list[str], number: int | None) -> Job:
         """``number`` is the job's place in the sweep, None for a single run."""
-
-        def resolve() -> Job:
+        with self._explaining(overrides):
             for component in NAMED_COMPONENTS:  # first of all: the folders' names are made of these
                 if isinstance(OmegaConf.select(config, component), DictConfig):
                     check_name(component, OmegaConf.select(config, f"{component}.name"))
@@ -289,42 +289,52 @@ class _Composer:
             cluster = OmegaConf.select(config, "cluster")  # what the launcher's settings are made of
             check_cluster(OmegaConf.to_container(cluster, resolve=True) if OmegaConf.is_config(cluster) else cluster)
             with read_write(config.hydra), open_dict(config.hydra):
-                if config.hydra.job.chdir:
-                    raise ConfigError(
-                        "hydra.job.chdir=true: relative paths would lead elsewhere; a run changes no folder."
-                    )
-                for key in ("run_dir", "sweep_dir"):
-                    if config[key] == "":  # as of a variable that is not set: it would be the current folder
-                        raise ConfigError(f"{key}=: is empty; name a folder, or leave it out for a new one.")
-                if number is None:
-                    folder = str(config.hydra.run.dir)
-                    if folder != config.run_dir:
-                        raise ConfigError(f"hydra.run.dir={folder}: it follows run_dir; use run_dir={folder}.")
-                else:
-                    config.hydra.job.num = config.hydra.job.id = number
-                    folder = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
-                config.hydra.runtime.output_dir = os.path.abspath(folder)
+                folder = _settle_folder(config, number)
             launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-            return Job(overrides, plain_config(config, os.path.abspath(folder)), dict(launcher))  # type: ignore[arg-type]
-
-        return self._guard(resolve, overrides)
+            return Job(overrides, plain_config(config, folder), dict(launcher))  # type: ignore[arg-type]
 
     def _load(self, overrides: list[str], mode: RunMode, sweeps: bool = True) -> DictConfig:
-        return self._guard(
-            lambda: self.loader.load_configuration(self.config_name, overrides, mode, validate_sweep_overrides=sweeps),
-            overrides,
-        )
+        with self._explaining(overrides):
+            return self.loader.load_configuration(self.config_name, overrides, mode, validate_sweep_overrides=sweeps)
 
     def _parse(self, overrides: list[str]) -> list[Override]:
-        parser = OverridesParser.create(config_loader=self.loader)
-        return self._guard(lambda: parser.parse_overrides(overrides))
+        with self._explaining():
+            return OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
 
-    def _guard(self, step: Any, overrides: list[str] | None = None) -> Any:
-        """``overrides``: those that ``step`` composes, if not all: of a combination, whose groups are others'."""
+    @contextmanager
+    def _explaining(self, overrides: list[str] | None = None) -> Iterator[None]:
+        """What Hydra finds wrong inside becomes a ConfigError.
+
+        Args:
+            overrides: those that are composed inside, if not all: of a combination, whose groups are others'.
+        """
         try:
-            return step()
+            yield
         except MISTAKES as error:
             raise explain(error, Known(self.loader, self.config_name, overrides or self.overrides)) from error
+
+
+def _settle_folder(config: DictConfig, number: int | None) -> str:
+    """Checks the settings that say where the job's folder is, and has Hydra's part of ``config``, which can be written
+    to, say it too; returns its path.
+
+    Args:
+        number: as of :meth:`_Composer._job`.
+    """
+    if config.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir=true: relative paths would lead elsewhere; a run changes no folder.")
+    for key in ("run_dir", "sweep_dir"):
+        if config[key] == "":  # as of a variable that is not set: it would be the current folder
+            raise ConfigError(f"{key}=: is empty; name a folder, or leave it out for a new one.")
+    if number is None:
+        folder = str(config.hydra.run.dir)
+        if folder != config.run_dir:
+            raise ConfigError(f"hydra.run.dir={folder}: it follows run_dir; use run_dir={folder}.")
+    else:
+        config.hydra.job.num = config.hydra.job.id = number
+        folder = os.path.join(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+    config.hydra.runtime.output_dir = os.path.abspath(folder)
+    return os.path.abspath(folder)
 
 
 def _as_typed(overrides: ListConfig) -> list[str]:
