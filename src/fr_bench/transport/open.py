@@ -59,11 +59,20 @@ def open_local(boundaries: Sequence[Boundaries]) -> list[Ends]:
     for k, (below, above) in enumerate(itertools.pairwise(ends), start=1):
         features, gradients = boundaries[k - 1].features_out, boundaries[k].gradients_out
         assert features is not None
-        below.features_out = above.features_in = LocalChannel(features, f"features from module {k} to {k + 1}")
+        below.features_out = above.features_in = LocalChannel(features, _features_at(k))
         if gradients is not None:
-            down = LocalChannel(gradients, f"gradients from module {k + 1} to {k}")
-            above.gradients_out = below.gradients_in = down
+            above.gradients_out = below.gradients_in = LocalChannel(gradients, _gradients_at(k))
     return ends
+
+
+def _features_at(cut: int) -> str:
+    """How errors name the channel up from module ``cut``."""
+    return f"features from module {cut} to {cut + 1}"
+
+
+def _gradients_at(cut: int) -> str:
+    """How errors name the channel down to module ``cut``."""
+    return f"gradients from module {cut + 1} to {cut}"
 
 
 def open_distributed(number: int, boundaries: Boundaries, device: torch.device, backend: str) -> Ends:
@@ -74,18 +83,14 @@ def open_distributed(number: int, boundaries: Boundaries, device: torch.device, 
     receiver = partial(DistributedReceiver, device=device, through_host=through_host, ahead=backend == "gloo")
     below, above = number - 2, number  # ranks
     ends = Ends()
-    if boundaries.features_in is not None:
-        what = f"features from module {number - 1} to {number}"
-        ends.features_in = receiver(up, below, boundaries.features_in, what)
-    if boundaries.gradients_out is not None:
-        what = f"gradients from module {number} to {number - 1}"
-        ends.gradients_out = DistributedSender(down, below, boundaries.gradients_out, what, through_host)
-    if boundaries.features_out is not None:
-        what = f"features from module {number} to {number + 1}"
-        ends.features_out = DistributedSender(up, above, boundaries.features_out, what, through_host)
-    if boundaries.gradients_in is not None:
-        what = f"gradients from module {number + 1} to {number}"
-        ends.gradients_in = receiver(down, above, boundaries.gradients_in, what)
+    if (spec := boundaries.features_in) is not None:
+        ends.features_in = receiver(up, below, spec, _features_at(number - 1))
+    if (spec := boundaries.gradients_out) is not None:
+        ends.gradients_out = DistributedSender(down, below, spec, _gradients_at(number - 1), through_host)
+    if (spec := boundaries.features_out) is not None:
+        ends.features_out = DistributedSender(up, above, spec, _features_at(number), through_host)
+    if (spec := boundaries.gradients_in) is not None:
+        ends.gradients_in = receiver(down, above, spec, _gradients_at(number))
     return ends
 
 
@@ -112,20 +117,16 @@ def _introduce(
 def open_rings(number: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:
     """ipc: senders allocate first, then receivers open what they were sent, then the senders hear back."""
     ends, senders = Ends(), []
-    if ports.features_out is not None and boundaries.features_out is not None:
-        what = f"features from module {number} to {number + 1}"
-        ends.features_out = up = RingSender(ports.features_out, boundaries.features_out, what, device)
+    if ports.features_out is not None and (spec := boundaries.features_out) is not None:
+        ends.features_out = up = RingSender(ports.features_out, spec, _features_at(number), device)
         senders.append(up)
-    if ports.gradients_out is not None and boundaries.gradients_out is not None:
-        what = f"gradients from module {number} to {number - 1}"
-        ends.gradients_out = down = RingSender(ports.gradients_out, boundaries.gradients_out, what, device)
+    if ports.gradients_out is not None and (spec := boundaries.gradients_out) is not None:
+        ends.gradients_out = down = RingSender(ports.gradients_out, spec, _gradients_at(number - 1), device)
         senders.append(down)
-    if ports.features_in is not None and boundaries.features_in is not None:
-        what = f"features from module {number - 1} to {number}"
-        ends.features_in = RingReceiver(ports.features_in, boundaries.features_in, what, device)
-    if ports.gradients_in is not None and boundaries.gradients_in is not None:
-        what = f"gradients from module {number + 1} to {number}"
-        ends.gradients_in = RingReceiver(ports.gradients_in, boundaries.gradients_in, what, device)
+    if ports.features_in is not None and (spec := boundaries.features_in) is not None:
+        ends.features_in = RingReceiver(ports.features_in, spec, _features_at(number - 1), device)
+    if ports.gradients_in is not None and (spec := boundaries.gradients_in) is not None:
+        ends.gradients_in = RingReceiver(ports.gradients_in, spec, _gradients_at(number), device)
     for sender in senders:
         sender.connect()
     return ends
