@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fr_bench.transport.spec import PeerLost, TensorSpec, flat
+from fr_bench.transport.spec import TensorSpec, flat, noticing_loss
 from fr_bench.waits import waiting_for
 
 # Two messages may be on their way in each direction: one that is being used and one that is ahead of it.
@@ -44,13 +44,11 @@ class DistributedSender:
         message = self._spec.conform(tensor.detach(), self._what)
         if self._through_host:
             message = self._spec.empty(pin_memory=True).copy_(message)  # waits for the device
-        try:
+        with noticing_loss(f"{self._what}: module {self._peer + 1} is gone"):
             while len(self._unfinished) >= DEPTH:
                 with waiting_for(f"room for {self._what}, batch {batch}"):
                     self._unfinished.popleft()[0].wait()
             work = dist.isend(flat(message), self._peer, group=self._group)
-        except RuntimeError as error:
-            raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
         assert work is not None
         self._unfinished.append((work, message))
 
@@ -89,14 +87,12 @@ class DistributedReceiver:
 
     def receive(self, batch: int) -> Tensor:
         """See :class:`fr_bench.transport.channel.Receiver`. gloo and nccl keep the order of messages."""
-        try:
+        with noticing_loss(f"{self._what}: module {self._peer + 1} is gone"):
             self.expect(1)
             work, message = self._posted.popleft()
             with waiting_for(f"{self._what}, batch {batch}"):
                 work.wait()
             self.expect(1 if self.is_ahead else 0)
-        except RuntimeError as error:
-            raise PeerLost(f"{self._what}: module {self._peer + 1} is gone: {error}") from error
         return message.to(self._device, non_blocking=True) if self._through_host else message
 
     def expect(self, num_messages: int) -> None:

@@ -17,7 +17,7 @@ from fr_bench.transport.distributed import DistributedReceiver, DistributedSende
 from fr_bench.transport.group import new_group
 from fr_bench.transport.ipc import DEPTH as ring_depth
 from fr_bench.transport.ipc import RingPorts, RingReceiver, RingSender
-from fr_bench.transport.spec import PeerLost, TensorSpec
+from fr_bench.transport.spec import TensorSpec, noticing_loss
 
 
 @dataclass
@@ -103,15 +103,13 @@ def _introduce(
     first calls are not for each other would wait for ever.
     """
     greeting, below, above = torch.zeros(1, device=device), number - 2, number  # ranks
-    try:
+    with noticing_loss(f"a neighbour of module {number} went away while the channels were opened"):
         if boundaries.features_in is not None:
             dist.recv(greeting, below, group=up)
             dist.send(greeting, below, group=down)
         if boundaries.features_out is not None:
             dist.send(greeting, above, group=up)
             dist.recv(greeting, above, group=down)
-    except RuntimeError as error:
-        raise PeerLost(f"a neighbour of module {number} went away while the channels were opened: {error}") from error
 
 
 def open_rings(number: int, boundaries: Boundaries, device: torch.device, ports: ModulePorts) -> Ends:

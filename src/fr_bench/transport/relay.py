@@ -23,7 +23,7 @@ from collections import deque
 import torch
 import torch.distributed as dist
 
-from fr_bench.transport.spec import PeerLost
+from fr_bench.transport.spec import noticing_loss
 from fr_bench.waits import waiting_for
 
 GO_ON, PAUSE, STOP = range(3)
@@ -58,11 +58,8 @@ class Relay:
         """
         assert self._before is not None, "module 1 of replica 1 makes the word"
         word = torch.empty(1, dtype=torch.int64)
-        try:
-            with waiting_for(f"a word from module {self._before + 1}"):
-                dist.recv(word, self._before, group=self._group)
-        except RuntimeError as error:
-            raise PeerLost(f"module {self._before + 1} is gone: {error}") from error
+        with noticing_loss(f"module {self._before + 1} is gone"), waiting_for(f"a word from module {self._before + 1}"):
+            dist.recv(word, self._before, group=self._group)
         return int(word)
 
     def pass_on(self, word: int) -> None:
@@ -71,7 +68,7 @@ class Relay:
         Raises:
             PeerLost: one of them is gone.
         """
-        try:
+        with noticing_loss("a module behind is gone"):
             while len(self._unfinished) > MOST_UNFINISHED:
                 with waiting_for("room for a word"):
                     self._unfinished.popleft()[0].wait()
@@ -80,5 +77,3 @@ class Relay:
                 work = dist.isend(message, rank, group=self._group)
                 assert work is not None
                 self._unfinished.append((work, message))
-        except RuntimeError as error:
-            raise PeerLost(f"a module behind is gone: {error}") from error

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fr_bench.errors import RunFailed
-from fr_bench.transport.spec import PeerLost
+from fr_bench.transport.spec import noticing_loss
 from fr_bench.waits import waiting_for
 
 # Small enough that the first is on its way early in a backward; larger ones save little.
@@ -143,20 +143,15 @@ class Replicas:
             tensor /= num_replicas
 
     def _reduce(self, tensor: Tensor) -> dist.Work:
-        try:
+        with noticing_loss("another replica is gone"):
             work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        except RuntimeError as error:
-            raise PeerLost(f"another replica is gone: {error}") from error
         assert work is not None
         return work
 
 
 def _wait(work: dist.Work) -> None:
-    try:
-        with waiting_for("the sum over the replicas"):
-            work.wait()
-    except RuntimeError as error:
-        raise PeerLost(f"another replica is gone: {error}") from error
+    with noticing_loss("another replica is gone"), waiting_for("the sum over the replicas"):
+        work.wait()
 
 
 def _make_buckets(parameters: Sequence[Tensor]) -> list[_Bucket]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fr_bench.transport.spec import PeerLost, TensorSpec, flat
+from fr_bench.transport.spec import TensorSpec, flat, noticing_loss
 from fr_bench.waits import waiting_for
 
 MAX_DIMENSIONS = 8
@@ -108,32 +108,24 @@ class DistributedSide:
 
     def barrier(self) -> None:
         """See :class:`SideChannel`."""
-        try:
-            with waiting_for("all modules"):
-                dist.barrier()
-        except RuntimeError as error:
-            raise PeerLost(f"another module did not reach the barrier: {error}") from error
+        with noticing_loss("another module did not reach the barrier"), waiting_for("all modules"):
+            dist.barrier()
 
     def _send(self, tensor: Tensor, peer: int) -> None:
         spec = TensorSpec.of(tensor)
         message = spec.conform(tensor.detach(), "side channel").cpu()
         header = [DTYPES.index(spec.dtype), len(spec.shape), *spec.shape, *spec.stride]
-        try:
-            with waiting_for(f"module {peer + 1} outside of training"):
-                dist.send(torch.tensor(header + [0] * (2 + 2 * MAX_DIMENSIONS - len(header))), peer)
-                dist.send(flat(message), peer)
-        except RuntimeError as error:
-            raise PeerLost(f"module {peer + 1} is gone: {error}") from error
+        with noticing_loss(f"module {peer + 1} is gone"), waiting_for(f"module {peer + 1} outside of training"):
+            dist.send(torch.tensor(header + [0] * (2 + 2 * MAX_DIMENSIONS - len(header))), peer)
+            dist.send(flat(message), peer)
 
     def _receive(self, peer: int) -> Tensor:
         header = torch.zeros(2 + 2 * MAX_DIMENSIONS, dtype=torch.int64)
-        try:
+        with noticing_loss(f"module {peer + 1} is gone"):
             with waiting_for(f"module {peer + 1} outside of training"):
                 dist.recv(header, peer)
             dtype, num_dimensions, *numbers = header.tolist()
             shape, stride = numbers[:num_dimensions], numbers[num_dimensions : 2 * num_dimensions]
             message = TensorSpec(tuple(shape), DTYPES[dtype], tuple(stride)).empty()
             dist.recv(flat(message), peer)
-        except RuntimeError as error:
-            raise PeerLost(f"module {peer + 1} is gone: {error}") from error
         return message.to(self._device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,22 @@ def is_lost_peer(error: BaseException) -> bool:
     if isinstance(error, PeerLost | dist.DistBackendError | dist.DistNetworkError):
         return True
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)  # gloo has no exception of its own
+
+
+@contextmanager
+def noticing_loss(what: str) -> Iterator[None]:
+    """For calls of torch.distributed: it raises where another process is gone.
+
+    Args:
+        what: that means, a sentence without a full stop: ``module 2 is gone``.
+
+    Raises:
+        PeerLost: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True)

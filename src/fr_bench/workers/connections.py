@@ -16,7 +16,7 @@ from fr_bench.transport.group import EXCHANGE_TIMEOUT, make_group, new_group
 from fr_bench.transport.open import Boundaries, Ends, ModulePorts, open_distributed, open_local, open_rings
 from fr_bench.transport.relay import Relay
 from fr_bench.transport.replicas import Replicas
-from fr_bench.transport.spec import PeerLost
+from fr_bench.transport.spec import noticing_loss
 from fr_bench.waits import waiting_for
 
 
@@ -62,11 +62,8 @@ def join_replicas(plan: Plan, module: Module) -> None:
 def sum_over_processes(own: Tensor) -> Tensor:
     """The sum of ``own`` over all processes, which must ask for it at the same time."""
     total = own.to("cpu", copy=True)
-    try:
-        with waiting_for("the sum over all processes"):
-            dist.all_reduce(total)
-    except RuntimeError as error:
-        raise PeerLost(f"another process is gone: {error}") from error
+    with noticing_loss("another process is gone"), waiting_for("the sum over all processes"):
+        dist.all_reduce(total)
     return total
 
 
