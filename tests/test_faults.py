@@ -350,8 +350,7 @@ def test_a_process_that_does_not_even_end_when_killed_is_named_and_not_waited_fo
     stuck.start()
     kill = stuck.kill
     monkeypatch.setattr(stuck, "kill", lambda: None)
-    processes._modules.append(2)
-    processes._processes.append(stuck)
+    processes._started.append(supervisor._Started(2, stuck, multiprocessing.Pipe()[0]))
     processes.stop()
     assert f"fr-bench: process {stuck.pid} of module 2 does not end: " in capsys.readouterr().err
     kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,27 @@ POLL_S = 0.2
 GRACE_S = 0.5
 # How long a process may take to end once it is killed. The system does not end one that waits for a device or a disk.
 ENDS_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A process that runs, or did.
+
+    Attributes:
+        module: the first of its modules, by which messages name it.
+        process: as multiprocessing has it.
+        connection: the end of its pipe from which its events are read.
+    """
+
+    module: int
+    process: Any
+    connection: Connection
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, negative where a signal ended it."""
+        code: int | None = self.process.exitcode
+        return code
 
 
 class Supervisor:
@@ -62,10 +84,8 @@ class Supervisor:
         self._progress = context.RawArray("q", [BEFORE_TRAINING] * num_modules)
         self._tasks = make_tasks(context, self._store.port if self._store else None)
         self._in_order = InOrder()
-        self._modules: list[int] = []  # the first module of each process
-        self._done: set[int] = set()  # those of them that have told so
-        self._connections: list[Connection] = []
-        self._processes: list[Any] = []
+        self._started: list[_Started] = []
+        self._done: set[int] = set()  # the modules of those that have told so
         self._run_directory = run_directory
         self._silence = Silence(hang_timeout_s, len(self._tasks))
         self._standstill = Standstill(hang_timeout_s, [task.modules[0] for task in self._tasks])
@@ -83,9 +103,7 @@ class Supervisor:
         process = context.Process(target=child.main, args=arguments, daemon=True)
         nursery.start(process)
         sending.close()  # so that the pipe ends when the child does
-        self._modules.append(task.modules[0])
-        self._connections.append(receiving)
-        self._processes.append(process)
+        self._started.append(_Started(task.modules[0], process, receiving))
 
     @classmethod
     def of_plan(
@@ -129,7 +147,7 @@ class Supervisor:
         errors: list[Event] = []
         deadline = float("inf")
         while True:
-            finished = all(process.exitcode == 0 for process in self._processes) and {*self._modules} == self._done
+            finished = all(each.exit_code == 0 and each.module in self._done for each in self._started)
             received = self._receive(0 if finished else POLL_S)
             errors += [event for event in received if event["event"] == "error"]
             yield from (event for event in received if event["event"] != "error")
@@ -143,8 +161,8 @@ class Supervisor:
                 self._ask_to_stop(signals)
             else:
                 self._refuse_hanging()
-            is_dead = any(process.exitcode not in (None, 0) for process in self._processes)
-            if errors or is_dead or self._left_early():
+            is_dead = any(each.exit_code not in (None, 0) for each in self._started)
+            if errors or is_dead or any(map(self._left_early, self._started)):
                 deadline = min(deadline, time.monotonic() + GRACE_S)
             if time.monotonic() >= deadline:
                 raise self._first_cause(errors)
@@ -153,34 +171,35 @@ class Supervisor:
 
     def _ask_to_stop(self, signals: SignalWatch) -> None:
         """Raises Interrupted where there is nobody to ask, no time left, or a process that the same signal ended."""
-        died = signals.received is not None and any(p.exitcode == -signals.received for p in self._processes)
+        number = signals.received
+        died = number is not None and any(each.exit_code == -number for each in self._started)
         if self._board is None or signals.is_impatient or died:
             raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
         self._board.request_stop()
 
     def _receive(self, timeout_s: float) -> list[Event]:
         """Drains the pipes; returns the events in the order in which they happened."""
-        open_connections = [connection for connection in self._connections if not connection.closed]
+        open_connections = [each.connection for each in self._started if not each.connection.closed]
         if not open_connections:
             time.sleep(0 if self._in_order else min(timeout_s, 0.01))
         wait(open_connections, 0 if self._in_order else timeout_s)
         began_ns = time.monotonic_ns()
         heard = set()
-        for index, connection in enumerate(self._connections):
-            if connection.closed:
+        for index, each in enumerate(self._started):
+            if each.connection.closed:
                 continue
             try:
-                while connection.poll():
-                    event = connection.recv()
+                while each.connection.poll():
+                    event = each.connection.recv()
                     heard.add(index)
                     if event["event"] == PULSE:
                         self._standstill.hear(index, event["wait"])
                         continue
                     if event["event"] == "done":
-                        self._done.add(self._modules[index])
+                        self._done.add(each.module)
                     self._in_order.add(event)
             except (EOFError, OSError):
-                connection.close()
+                each.connection.close()
                 self._standstill.hear(index, None)  # it waits for nothing any more
         self._silence.take_turn(heard)
         return self._in_order.take(began_ns)
@@ -188,44 +207,39 @@ class Supervisor:
     def _refuse_hanging(self) -> None:
         """Raises RunFailed where a process is alive and silent. Its neighbours, which wait for it, are not. Or where
         all of them wait."""
-        for index, (module, process) in enumerate(zip(self._modules, self._processes, strict=True)):
-            if self._silence.hangs(index) and process.exitcode is None:
+        for index, each in enumerate(self._started):
+            if self._silence.hangs(index) and each.exit_code is None:
+                module, pid = each.module, each.process.pid
                 raise RunFailed(
-                    f"module {module} (process {process.pid}) gave no sign of life for {self._silence.timeout_s:g} s "
-                    f"{self._when(module)}: {state_in_words(process.pid)}; see "
-                    f"{rank_log(self._run_directory, module)} and dmesg. The same command goes on from the last "
-                    "checkpoint; a larger hang_timeout waits longer, null for ever",
+                    f"module {module} (process {pid}) gave no sign of life for {self._silence.timeout_s:g} s "
+                    f"{self._when(module)}: {state_in_words(pid)}; see {rank_log(self._run_directory, module)} and "
+                    "dmesg. The same command goes on from the last checkpoint; a larger hang_timeout waits longer, "
+                    "null for ever",
                     module,
                 )
         self._standstill.refuse()
 
-    def _left_early(self) -> list[int]:
-        """The first modules of processes that have ended as if all were well, and never told that they were done."""
-        ended = [
-            module
-            for module, process, connection in zip(self._modules, self._processes, self._connections, strict=True)
-            if process.exitcode == 0 and connection.closed  # all that it told has been read
-        ]
-        return [module for module in ended if module not in self._done]
+    def _left_early(self, each: _Started) -> bool:
+        """Whether it has ended as if all were well, and never told that it was done."""
+        has_told_all = each.connection.closed
+        return each.exit_code == 0 and has_told_all and each.module not in self._done
 
     def _first_cause(self, errors: list[Event]) -> FrBenchError:
         """An exception that is not a lost neighbour, else a death, else the first lost neighbour."""
         own = first_of_own(errors)
         if own is not None:
             return self._as_exception(own)
-        for module, process in zip(self._modules, self._processes, strict=True):
-            code = process.exitcode
-            if code is not None and code < 0:
-                return RunFailed(f"module {module} {how_it_ended(code)} {self._when(module)}", module)
+        for each in self._started:
+            if each.exit_code is not None and each.exit_code < 0:
+                return RunFailed(self._how_it_ended(each), each.module)
         if errors:
             return self._as_exception(min(errors, key=lambda event: event["time_ns"]))
-        module, code = next(
-            (module, process.exitcode)
-            for module, process in zip(self._modules, self._processes, strict=True)
-            if process.exitcode not in (None, 0) or module in self._left_early()
-        )
-        log = rank_log(self._run_directory, module)
-        return RunFailed(f"module {module} {how_it_ended(code)} {self._when(module)}; see {log}", module)
+        ended = next(each for each in self._started if each.exit_code not in (None, 0) or self._left_early(each))
+        log = rank_log(self._run_directory, ended.module)
+        return RunFailed(f"{self._how_it_ended(ended)}; see {log}", ended.module)
+
+    def _how_it_ended(self, each: _Started) -> str:
+        return f"module {each.module} {how_it_ended(each.exit_code)} {self._when(each.module)}"
 
     def _as_exception(self, event: Event) -> FrBenchError:
         log = rank_log(self._run_directory, event["module"])
@@ -236,15 +250,16 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ends what is still alive. They have nothing to tidy up, and no other signal reaches all of them."""
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
+        for each in self._started:
+            if each.process.is_alive():
+                each.process.kill()
         deadline = time.monotonic() + ENDS_WITHIN_S
-        for module, process in zip(self._modules, self._processes, strict=False):  # one that could not be started
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.exitcode is None:  # how the run ended is told all the same
+        for each in self._started:
+            each.process.join(max(0.0, deadline - time.monotonic()))
+            if each.exit_code is None:  # how the run ended is told all the same
+                pid, module = each.process.pid, each.module
                 print(
-                    f"fr-bench: process {process.pid} of module {module} does not end: {state_in_words(process.pid)}",
+                    f"fr-bench: process {pid} of module {module} does not end: {state_in_words(pid)}",
                     file=sys.stderr,
                     flush=True,
                 )
