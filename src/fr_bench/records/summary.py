@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
 from fr_bench.records.device_load import load_of
 from fr_bench.records.reading import Record, deciding_error, number
 
-TIME_FIELDS = ("play_s", "learn_s", "wait_s", "send_s")
 # The memory account of a module in bytes, and what was predicted for all of it.
 ACCOUNT = (*CATEGORIES, OTHER, "predicted")
+
+
+@dataclass
+class _Module:
+    """What the records have told of one module.
+
+    Attributes:
+        timed_until: the step of its last `time` record, or where the run's own begin.
+        num_timed: iterations that its `time` records are means of; seconds are those of all of them together.
+        computing_s: of playing and learning.
+        busy_s: of these and of sending.
+        wait_s: of waiting for its neighbours.
+        peak, account: of its `memory` records the largest, and the last.
+    """
+
+    timed_until: int
+    num_timed: int = 0
+    computing_s: float = 0.0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+    device: str | None = None
+    peak: int | None = None
+    account: Record | None = None
 
 
 class SummaryBuilder:
@@ -33,20 +56,11 @@ class SummaryBuilder:
         self._step, self._epoch, self._train_time = 0, 0.0, 0.0
         self.best: Record | None = None  # the `eval` record of the best evaluation so far
         self._last: Record | None = None
-        self._devices: dict[int, str] = {}
-        self._peaks: dict[int, int] = {}
-        self._accounts: dict[int, Record] = {}
+        self._modules: defaultdict[int, _Module] = defaultdict(lambda: _Module(timed_until=int(self._own_from[0])))
         self._efficiency_sum, self._efficiency_steps = 0.0, 0  # over modules, too, which all have the same
-        # By module, over all its `time` records.
-        self._timed_steps: defaultdict[int, int] = defaultdict(int)
-        self._computing_s: defaultdict[int, float] = defaultdict(float)
-        self._busy_s: defaultdict[int, float] = defaultdict(float)
-        self._wait_s: defaultdict[int, float] = defaultdict(float)
         self._sees_waiting = True
         self._untimed = UntimedSteps()
         self._profiles: dict[int, Record] = {}  # the last one of each process, by its first module
-        # The last `time` record's step, by module.
-        self._timed_until: defaultdict[int, int] = defaultdict(lambda: int(self._own_from[0]))
 
     def add(self, record: Record) -> None:
         """Takes one record."""
@@ -58,10 +72,10 @@ class SummaryBuilder:
             if self.best is None or deciding_error(record) < deciding_error(self.best):
                 self.best = record
         elif record["kind"] == "memory":
-            module = record["module"]
-            self._devices[module] = str(record.get("device"))
-            self._peaks[module] = max(self._peaks.get(module, 0), record["peak"])
-            self._accounts[module] = {key: record[key] for key in ACCOUNT if key in record}
+            module = self._modules[record["module"]]
+            module.device = str(record.get("device"))
+            module.peak = max(module.peak or 0, record["peak"])
+            module.account = {key: record[key] for key in ACCOUNT if key in record}
         elif record["kind"] == "time":
             self._add_time(record)
         elif record["kind"] == "profile":
@@ -70,17 +84,18 @@ class SummaryBuilder:
 
     def _add_time(self, record: Record) -> None:
         """Its seconds are means over the iterations since the module's last one, but for those that were profiled."""
-        module = record["module"]
-        num_iterations = record["step"] - self._timed_until[module]
+        module = self._modules[record["module"]]
+        num_iterations = record["step"] - module.timed_until
         if num_iterations <= 0:  # of the run before
             return
-        self._timed_until[module] = record["step"]
+        module.timed_until = record["step"]
         num_iterations = record.get("iterations", num_iterations)  # an older version did not say
-        self._timed_steps[module] += num_iterations
+        module.num_timed += num_iterations
         self._sees_waiting = self._sees_waiting and "wait_s" in record  # else it counts as computing
-        self._computing_s[module] += num_iterations * (record["play_s"] + record["learn_s"])
-        self._wait_s[module] += num_iterations * record.get("wait_s", 0.0)
-        self._busy_s[module] += num_iterations * sum(record[name] for name in TIME_FIELDS if name != "wait_s")
+        computing_s = record["play_s"] + record["learn_s"]
+        module.computing_s += num_iterations * computing_s
+        module.busy_s += num_iterations * (computing_s + record["send_s"])
+        module.wait_s += num_iterations * record.get("wait_s", 0.0)
         efficiency = number(record, "efficiency")
         if efficiency is not None:
             self._efficiency_sum += num_iterations * efficiency
@@ -103,7 +118,7 @@ class SummaryBuilder:
             state: as in status.json.
         """
         config = self._config
-        modules = range(1, config["k"] * config.get("replicas", 1) + 1)
+        modules = [self._modules[number] for number in range(1, config["k"] * config.get("replicas", 1) + 1)]
         reached = (self._step, self._epoch, self._train_time)
         device_busy_s, num_kernels = load_of(self._profiles.values())
         steps, epochs, seconds = (now - before for now, before in zip(reached, self._own_from, strict=True))
@@ -134,15 +149,14 @@ class SummaryBuilder:
             "waiting_share": [self._waiting_share(module) for module in modules],
             "device_busy_s": device_busy_s,
             "num_kernels": num_kernels,
-            "peak_memory": [self._peaks.get(module) for module in modules],
-            "memory": [self._accounts.get(module) for module in modules],
-            "devices": [self._devices.get(module) for module in modules],
+            "peak_memory": [module.peak for module in modules],
+            "memory": [module.account for module in modules],
+            "devices": [module.device for module in modules],
         }
 
-    def _busy_per_step(self, module: int) -> float | None:
-        steps = self._timed_steps[module]
-        return self._computing_s[module] / steps if steps and self._sees_waiting else None
+    def _busy_per_step(self, module: _Module) -> float | None:
+        return module.computing_s / module.num_timed if module.num_timed and self._sees_waiting else None
 
-    def _waiting_share(self, module: int) -> float | None:
-        total_s = self._wait_s[module] + self._busy_s[module]
-        return self._wait_s[module] / total_s if total_s and self._sees_waiting else None
+    def _waiting_share(self, module: _Module) -> float | None:
+        total_s = module.wait_s + module.busy_s
+        return module.wait_s / total_s if total_s and self._sees_waiting else None
