@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fr_bench.measuring.stopwatch import Span
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.reading import OF_EVERY_MODULE, Record
+from fr_bench.records.reading import OF_EVERY_MODULE, POSITION, Record
 from fr_bench.training.diagnostics import direction
 
 
@@ -149,7 +149,7 @@ class Collector:
 
 def _sigma(records: list[Record]) -> list[Record]:
     """`sigma` records from the products of each module; module 0 is the whole network."""
-    common = {key: records[0][key] for key in ("step", "epoch", "train_time")}
+    common = {key: records[0][key] for key in POSITION}
     products = {record["module"]: {key: record[key] for key in ("dot", "true", "used")} for record in records}
     products[0] = {key: sum(each[key] for each in products.values()) for key in ("dot", "true", "used")}
     return [{"kind": "sigma", **common, "module": module, **direction(products[module])} for module in sorted(products)]

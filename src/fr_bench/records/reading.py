@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 Record = dict[str, Any]
 
 KINDS_BY_MODULE = ("memory", "time", "method", "sigma", "profile")
-POSITION = ("step", "epoch", "train_time")
+POSITION = ("step", "epoch", "train_time")  # where in a run a record is; all have it
 OF_EVERY_MODULE = {"kind", "module", *POSITION}  # fields that all records by module have
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fr_bench.records.reading import KINDS_BY_MODULE, Line, Record, number, read_lines
+from fr_bench.records.reading import KINDS_BY_MODULE, POSITION, Line, Record, number, read_lines
 from fr_bench.records.run_files import read_json
 
 Complain = Callable[[str], None]
@@ -77,7 +77,7 @@ class Run:
         """Step, epoch and train_time after which its records are its own; None if no file tells."""
         if not self.takes_over:
             return 0, 0.0, 0.0
-        step, epoch, train_time = (number(self.origin, key) for key in ("step", "epoch", "train_time"))
+        step, epoch, train_time = (number(self.origin, key) for key in POSITION)
         return None if step is None or epoch is None or train_time is None else (step, epoch, train_time)
 
     def of(self, kind: str, module: int | None = None) -> list[Record]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
 from fr_bench.records.device_load import load_of
-from fr_bench.records.reading import Record, deciding_error, number
+from fr_bench.records.reading import POSITION, Record, deciding_error, number
 
 # The memory account of a module in bytes, and what was predicted for all of it.
 ACCOUNT = (*CATEGORIES, OTHER, "predicted")
@@ -49,7 +49,7 @@ class SummaryBuilder:
             origin: where another run's records end, with which this one begins (see origin.py): they do not
                 count as this run's speed. None or empty for a run that is its own from the first step on.
         """
-        self._own_from = [number(origin or {}, key) or 0 for key in ("step", "epoch", "train_time")]
+        self._own_from = [number(origin or {}, key) or 0 for key in POSITION]
         self._config = config
         self._cuts = cuts
         self._num_blocks = num_blocks

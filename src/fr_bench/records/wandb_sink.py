@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from fr_bench.errors import ConfigError, RunFailed, nearest
 from fr_bench.planning.environment import installed_version
+from fr_bench.records.reading import KINDS_BY_MODULE, OF_EVERY_MODULE, POSITION
 from fr_bench.records.wandb_server import server_url, setting
 
 MODES = ("offline", "online", "disabled")
 OLD_NAMES = {"dryrun": "offline", "run": "online"}  # which wandb still takes in WANDB_MODE
-X_AXES = ("step", "epoch", "train_time")
 # How long the end of a run waits for uploads, seconds: what is not uploaded by then stays on disk.
 FINISH_WITHIN_S = 60.0
 
@@ -196,9 +196,9 @@ class WandbSink:
         self._left_out: set[tuple[Any, ...]] = set()
 
     def _define_metrics(self) -> None:
-        for axis in X_AXES:
+        for axis in POSITION:
             self._run.define_metric(axis)
-        for kind in ("train", "eval", "memory", "time", "method", "sigma", "profile"):
+        for kind in ("train", "eval", *KINDS_BY_MODULE):
             self._run.define_metric(f"{kind}/*", step_metric="step")
         for split in ("test", "validation"):
             self._run.define_metric(f"eval/{split}_error", step_metric="step", summary="min")
@@ -212,10 +212,10 @@ class WandbSink:
         """Logs one record as one row; only numbers."""
         if _identity(record) in self._left_out:
             return
-        row = {axis: record[axis] for axis in X_AXES}
+        row = {axis: record[axis] for axis in POSITION}
         prefix = record["kind"] + (f"/module_{record['module']}" if "module" in record else "")
         for field, value in record.items():
-            if field not in ("kind", "module", *X_AXES) and isinstance(value, int | float):
+            if field not in OF_EVERY_MODULE and isinstance(value, int | float):
                 row[f"{prefix}/{field}"] = value
         self._mirror(lambda: self._run.log(row))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.untimed import UntimedSteps
-from fr_bench.records.reading import Record, deciding_error, number
+from fr_bench.records.reading import POSITION, Record, deciding_error, number
 from fr_bench.records.runs import Run
 from fr_bench.report.groups import CODE, Group
 
@@ -89,7 +89,7 @@ def _seconds_per(run: Run, key: str) -> float | None:
     last = _last(run)
     if last is None or run.own_from is None:
         return None
-    before = dict(zip(("step", "epoch", "train_time"), run.own_from, strict=True))
+    before = dict(zip(POSITION, run.own_from, strict=True))
     seconds, number_of = last["train_time"] - before["train_time"], last[key] - before[key]
     if untimed := UntimedSteps(run.of("profile")).between(before["step"], last["step"]):
         number_of *= 1 - untimed / (last["step"] - before["step"])
