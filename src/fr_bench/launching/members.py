@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fr_bench.errors import FrBenchError, Interrupted, RunFailed, ToldElsewhere
+from fr_bench.errors import FrBenchError, RunFailed, ToldElsewhere
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.signal_watch import SignalWatch
 from fr_bench.launching.supervisor import POLL_S
@@ -155,8 +155,7 @@ class Members:
             yield {}
             if len(self._done) == self._plan.size:
                 if self._board.stop_step is not None:
-                    reason = f"stopped by {signals.reason} after step {self._board.stop_step}"
-                    raise Interrupted(reason, signals.exit_code)
+                    raise signals.interruption(self._board.stop_step)
                 return
             self._heed(signals)
             if time.monotonic() >= deadline:
@@ -200,7 +199,7 @@ class Members:
         if wished is not None:
             signals.handle(wished, None)
         if signals.is_impatient:
-            raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
+            raise signals.interruption()
         if signals.is_asked_to_stop:
             self._board.request_stop()
 

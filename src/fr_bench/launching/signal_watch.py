@@ -58,16 +58,16 @@ class SignalWatch:
         return self._is_insisting or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
 
     @property
-    def reason(self) -> str:
-        """In words."""
-        if self.received is not None:
-            return signal.Signals(self.received).name
-        return f"max_time={self._max_time_s / 60:g} (minutes)"
-
-    @property
     def exit_code(self) -> int:
         """Of a run that ends for this reason."""
         return 75 if self.received is None else SIGNAL_EXIT_CODES[signal.Signals(self.received)]
+
+    def interruption(self, step: int | None = None) -> Interrupted:
+        """The end of a run for this reason; ``step``: after which all modules ended, if they did so together."""
+        by = f"max_time={self._max_time_s / 60:g} (minutes)"
+        if self.received is not None:
+            by = signal.Signals(self.received).name
+        return Interrupted(f"stopped by {by}" + ("" if step is None else f" after step {step}"), self.exit_code)
 
     def hand_on(self, interruption: Interrupted) -> Interrupted:
         """Calls the handler that was there before for the signal that came, as a launcher's (submitit's) requeues the

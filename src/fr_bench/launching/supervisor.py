@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fr_bench.errors import FrBenchError, Interrupted, RunFailed
+from fr_bench.errors import FrBenchError, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch
 from fr_bench.planning.plan import Plan
 from fr_bench.processes import child, nursery, rendezvous
@@ -153,9 +153,7 @@ class Supervisor:
             yield from (event for event in received if event["event"] != "error")
             if finished and not received and not self._in_order:
                 if self._board is not None and self._board.stop_step is not None:
-                    raise Interrupted(
-                        f"stopped by {signals.reason} after step {self._board.stop_step}", signals.exit_code
-                    )
+                    raise signals.interruption(self._board.stop_step)
                 return
             if signals.is_asked_to_stop:
                 self._ask_to_stop(signals)
@@ -174,7 +172,7 @@ class Supervisor:
         number = signals.received
         died = number is not None and any(each.exit_code == -number for each in self._started)
         if self._board is None or signals.is_impatient or died:
-            raise Interrupted(f"stopped by {signals.reason}", signals.exit_code)
+            raise signals.interruption()
         self._board.request_stop()
 
     def _receive(self, timeout_s: float) -> list[Event]:
