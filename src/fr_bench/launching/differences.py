@@ -15,6 +15,7 @@ MOVABLE = (
     "streams", "diagnostics",
 )  # fmt: skip
 BOUND_TO_K = ("partition", "module_lr", "freeze", "memory_limit_gb")
+MOST_SHOWN = 6  # of the differences, in a message
 
 
 def refuse_differences(
@@ -28,13 +29,18 @@ def refuse_differences(
     found = differences(before, now, may_change, cuts)
     if not found:
         return
-    shown = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
     advice = "use its settings, or choose another run_dir"
     if not {each.partition(" is ")[0].partition(".")[0] for each in found} - {*MOVABLE}:
         advice += ", in which resume=RUN_DIR, with this one, goes on from its last checkpoint"
     if may_change:
         advice = f"only {', '.join(may_change)} and what is logged may change"
-    raise ConfigError(f"{where}: holds a run with other settings: {shown}; {advice}.")
+    raise ConfigError(f"{where}: holds a run with other settings: {in_short(found)}; {advice}.")
+
+
+def in_short(found: list[str]) -> str:
+    """The first of several differences, and how many more there are."""
+    rest = [f"and {len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else []
+    return "; ".join([*found[:MOST_SHOWN], *rest])
 
 
 def differences(

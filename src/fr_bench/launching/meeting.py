@@ -30,10 +30,11 @@ import torch.distributed as dist
 
 import fr_bench
 from fr_bench.errors import ConfigError, RunFailed, ToldElsewhere
-from fr_bench.launching.differences import plain_differences
+from fr_bench.launching.differences import in_short, plain_differences
 from fr_bench.processes.torchrun import Torchrun
 
 PATIENCE_S = 300.0  # how long a process waits for the others
+TIMEOUT = timedelta(seconds=PATIENCE_S)
 POLL_S = 0.05
 LINGER_S = 3.0
 # Where a config may differ between the processes: rank 0 alone writes and speaks.
@@ -53,11 +54,9 @@ class Meeting:
     def __init__(self, launch: Torchrun) -> None:
         self.launch = launch
         self._serves = launch.leads and not launch.agent_serves
-        client = self._connect()
         # Of the job: the directory of a run outlives a restart. Of the attempt: everything else.
-        self._job = dist.PrefixStore(f"fr_bench/{launch.job}", client)
+        self._job = dist.PrefixStore(f"fr_bench/{launch.job}", self._connect())
         self._store = dist.PrefixStore(f"attempt_{launch.attempt}", self._job)
-        self._client = client
         self._num_sent = 0
         self._num_received = [0] * launch.world_size
 
@@ -66,11 +65,11 @@ class Meeting:
         where = f"MASTER_ADDR={address}, MASTER_PORT={port}"
         try:
             if not self._serves:
-                return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=PATIENCE_S))
+                return self._join()
             # torch would listen on all interfaces; this listens where the others come from.
             listening = socket.create_server((address, port), backlog=2 * self.launch.world_size)
             return dist.TCPStore(
-                address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=PATIENCE_S),
+                address, port, is_master=True, wait_for_workers=False, timeout=TIMEOUT,
                 master_listen_fd=listening.detach(),
             )  # fmt: skip
         except OSError as error:
@@ -84,13 +83,12 @@ class Meeting:
             text = " ".join(str(error).split())
             raise ConfigError(f"{where}: nobody of this job answers there: {text}") from None
 
+    def _join(self) -> dist.TCPStore:
+        return dist.TCPStore(self.launch.address, self.launch.port, is_master=False, timeout=TIMEOUT)
+
     def group_store(self) -> dist.Store:
         """For the process group, over a connection of its own: who waits in one does not hold up the other."""
-        store = dist.TCPStore(
-            self.launch.address, self.launch.port, is_master=False, timeout=timedelta(seconds=PATIENCE_S)
-        )
-        prefix = f"fr_bench/{self.launch.job}/attempt_{self.launch.attempt}/group"
-        return dist.PrefixStore(prefix, store)
+        return dist.PrefixStore(f"fr_bench/{self.launch.job}/attempt_{self.launch.attempt}/group", self._join())
 
     @property
     def leads(self) -> bool:
@@ -233,4 +231,4 @@ def _differences(config: dict[str, Any], hello: Any) -> str:
     ]
     own, other = ({k: v for k, v in each.items() if k not in OF_THE_LEADER} for each in (config, hello["config"]))
     found += plain_differences(other, own)
-    return "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    return in_short(found)
