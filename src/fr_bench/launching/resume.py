@@ -78,7 +78,7 @@ def check_resume(config: dict[str, Any]) -> None:
     found = directory.find() if config["resume"] != "never" else None
     if found is not None:
         _refuse_other_run(found, config, directory)
-    elif config["resume"] not in ("auto", "never") and (manifest := _newest_manifest(_find_source(config))):
+    elif _names_a_run(config) and (manifest := _newest_manifest(_find_source(config))):
         _refuse_other_settings(manifest, config)
 
 
@@ -88,7 +88,7 @@ def check_end(config: dict[str, Any], num_steps: int) -> None:
     Raises:
         ConfigError: it would.
     """
-    if config["resume"] in ("auto", "never") or RunDirectory(Path(config["run_dir"])).find() is not None:
+    if not _names_a_run(config) or RunDirectory(Path(config["run_dir"])).find() is not None:
         return
     source = _find_source(config)
     if manifest := _newest_manifest(source):
@@ -114,7 +114,7 @@ def decide(config: dict[str, Any], directory: RunDirectory, complain: Complain) 
         start = _go_on(config, found, directory, complain)
         if start.resumption is not None or config["resume"] == "auto":
             return start
-    if config["resume"] in ("auto", "never"):
+    if not _names_a_run(config):
         return Start(make_plan(config))
     return dataclasses.replace(_take_over(config, complain), found=found)
 
@@ -145,8 +145,7 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
             f"{where}: the data set has changed since the run there began: its labels are others, or in another order; "
             f"put back what was there, or {advice}, where resume={directory.path} goes on with what is there now."
         )
-    notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
-    notes += _moved(found.plan, plan)
+    notes = _moved(found.plan, plan)
     return _start(plan, checkpoint, found, directory.path, notes, has_trace=directory.trace.exists())
 
 
@@ -157,29 +156,16 @@ def _take_over(config: dict[str, Any], complain: Complain) -> Start:
     if checkpoint is None:
         raise ConfigError(f"resume={source.path}: has no checkpoint that can be used.")
     _refuse_other_settings(checkpoint.manifest, config)
-    same_method = have_one_method(checkpoint.manifest["config"], config)
-    same_cuts = same_method and checkpoint.k == config["k"]
+    same_cuts = have_one_method(checkpoint.manifest["config"], config) and checkpoint.k == config["k"]
     plan = plan_with_cuts(config, checkpoint.manifest["cuts"]) if same_cuts else make_plan(config)
     _refuse_behind_the_end(source, checkpoint.step, plan.num_steps)
     there = source.find()
     plan_there = {} if there is None else there.plan
     _refuse_other_length(plan_there, plan, f"resume={source.path}", "begin anew, with resume=auto")
-    notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}."]
+    notes = []
     if _has_other_labels(plan_there, plan):
         notes.append("The data set has changed since that run began: its labels are others, or in another order.")
-    if not has_modules_of(checkpoint, plan):
-        then, now = [f"k={checkpoint.k}"], [f"k={plan.k}"]
-        if checkpoint.replicas != (replicas := config["replicas"]):
-            then, now = [*then, f"replicas={checkpoint.replicas}"], [*now, f"replicas={replicas}"]
-        if not same_method:
-            name_then, name = checkpoint.manifest["config"]["method"]["name"], config["method"]["name"]
-            others = " with other settings" if name_then == name else ""
-            then, now = [f"method={name_then}{others}", *then], [f"method={name}", *now]
-        notes.append(
-            f"That run had {', '.join(then)}: weights and optimizer are taken, the method begins anew with "
-            f"{', '.join(now)}."
-        )
-    notes += _rescheduled(checkpoint, plan)
+    notes += _recast(checkpoint, plan) + _rescheduled(checkpoint, plan)
     return _start(plan, checkpoint, None, source.path, notes)
 
 
@@ -191,6 +177,8 @@ def _start(
     notes: list[str],
     has_trace: bool = False,
 ) -> Start:
+    """``notes``: what else to tell of it."""
+    notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}.", *notes]
     is_whole = all(module["is_exact"] for module in checkpoint.manifest["modules"])
     if not is_whole:
         notes.append(
@@ -251,6 +239,24 @@ def _has_other_labels(before: dict[str, Any], plan: Plan) -> bool:
     return there is not None and here is not None and there != here
 
 
+def _recast(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Says where the modules are not those of the checkpoint, so that what these kept is of no use."""
+    if has_modules_of(checkpoint, plan):
+        return []
+    before, config = checkpoint.manifest["config"], plan.config
+    then, now = [f"k={checkpoint.k}"], [f"k={plan.k}"]
+    if checkpoint.replicas != config["replicas"]:
+        then, now = [*then, f"replicas={checkpoint.replicas}"], [*now, f"replicas={config['replicas']}"]
+    if not have_one_method(before, config):
+        name_then, name = before["method"]["name"], config["method"]["name"]
+        others = " with other settings" if name_then == name else ""
+        then, now = [f"method={name_then}{others}", *then], [f"method={name}", *now]
+    return [
+        f"That run had {', '.join(then)}: weights and optimizer are taken, the method begins anew with "
+        f"{', '.join(now)}."
+    ]
+
+
 def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:
     """Says where the schedule, which may depend on ``epochs``, goes on with another factor than it had there."""
     there, here, t = checkpoint.manifest["config"]["epochs"], plan.config["epochs"], checkpoint.step
@@ -264,6 +270,11 @@ def _rescheduled(checkpoint: Checkpoint, plan: Plan) -> list[str]:
         f"The schedule depends on epochs, {there} there and {here} here: in the next step, {t + 1}, its factor on the "
         f"learning rate is {now:.4g}, where that run's would be {before:.4g}."
     ]
+
+
+def _names_a_run(config: dict[str, Any]) -> bool:
+    """Whether ``resume`` is the directory of another run."""
+    return config["resume"] not in ("auto", "never")
 
 
 def _find_source(config: dict[str, Any]) -> RunDirectory:
@@ -312,7 +323,7 @@ def _refuse_other_run(found: FoundRun, config: dict[str, Any], directory: RunDir
 
 def _refuse_other_origin(found: FoundRun, config: dict[str, Any], directory: RunDirectory) -> None:
     """With ``resume=RUN_DIR`` a run that is there already must have taken over from that one."""
-    if config["resume"] in ("auto", "never"):
+    if not _names_a_run(config):
         return
     asked, was = os.path.realpath(config["resume"]), read_json(directory.path / ORIGIN).get("run")
     has_begun = found.state == "finished" or directory.checkpoints.is_dir()
