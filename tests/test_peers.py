@@ -27,7 +27,7 @@ from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.methods.pipeline import GPipe
 from fr_bench.models import build_blocks
-from fr_bench.peers import make_tasks
+from fr_bench.peers import PeerTask
 from fr_bench.peers.step_clock import StepClock
 from fr_bench.planning.plan import make_plan
 from fr_bench.processes.reporter import Reporter
@@ -42,12 +42,11 @@ def run_peer(peer: str, tmp_path: Path, num_processes: int, **settings: Any) -> 
     tasks: list[Any] = []
 
     def make(_: Any, store_port: int | None) -> list[Any]:
-        tasks.extend(
-            make_tasks(
-                peer, config, sample=SampleSpec(SHAPE, NUM_CLASSES), num_processes=num_processes, threads=1,
-                num_steps=NUM_STEPS, store_port=store_port, keep_losses=True, **settings,
-            )
+        task = PeerTask(
+            peer, config, sample=SampleSpec(SHAPE, NUM_CLASSES), num_processes=num_processes, threads=1,
+            num_steps=NUM_STEPS, store_port=store_port, keep_losses=True, **settings,
         )  # fmt: skip
+        tasks.extend(task.in_every_process())
         return tasks
 
     with (
@@ -91,7 +90,7 @@ def test_the_plain_loop_is_a_plain_loop(tmp_path: Path) -> None:
 def test_the_plain_loop_under_autocast_is_the_recipe_of_pytorch(tmp_path: Path) -> None:
     def run(precision: str, **settings: Any) -> list[dict[str, Any]]:
         connection, threads = ListConnection(), torch.get_num_threads()
-        (task,) = make_tasks(
+        task = PeerTask(
             "plain", tiny_config("bp", 1, precision=precision), sample=SampleSpec(SHAPE, NUM_CLASSES),
             num_processes=1, threads=1, num_steps=NUM_STEPS, store_port=None, keep_losses=True, **settings,
         )  # fmt: skip
@@ -142,7 +141,7 @@ def test_a_peer_pays_for_no_more_than_our_modules_do(monkeypatch: pytest.MonkeyP
     """With ``deterministic``, which by default has torch fill all memory that is not yet written."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    (task,) = make_tasks(
+    task = PeerTask(
         "plain", tiny_config("bp", 1, deterministic=True), sample=SampleSpec(SHAPE, NUM_CLASSES), num_processes=1,
         threads=1, num_steps=1, store_port=None,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from fr_bench.launching.signal_watch import SignalWatch
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.stopwatch import Span
-from fr_bench.peers import make_tasks
+from fr_bench.peers import PeerTask
 from fr_bench.planning.plan import Plan
 from fr_bench.records.collector import Collector
 from fr_bench.records.device_load import load_of
@@ -93,8 +93,8 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
     peaks = [0] * k
     profiles = list[dict[str, Any]]()
 
-    def make(_: Any, store_port: int | None) -> Sequence[Any]:
-        return make_tasks(
+    def make_tasks(_: Any, store_port: int | None) -> list[PeerTask]:
+        task = PeerTask(
             contender.method,
             plan.config,
             sample=plan.sample,
@@ -108,9 +108,10 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
             profile=settings.profile,
             folder=folder,
         )
+        return task.in_every_process()
 
     hang_timeout_s = plan.config["hang_timeout"]
-    with Supervisor(make, k, folder, needs_store=k > 1, hang_timeout_s=hang_timeout_s) as supervisor:
+    with Supervisor(make_tasks, k, folder, needs_store=k > 1, hang_timeout_s=hang_timeout_s) as supervisor:
         for event in supervisor.events(signals):
             if event and event["event"] == "peer":
                 ends_ns[event["module"]] = event["ends_ns"]

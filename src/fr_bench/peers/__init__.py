@@ -5,6 +5,6 @@ They share the model, its initial weights, the loss and the optimizer with fr-be
 and transport: a slow part of ours must not slow down what it is compared with.
 """
 
-from fr_bench.peers.task import PEERS, PIPELINES, PeerTask, make_tasks
+from fr_bench.peers.task import PEERS, PIPELINES, PeerTask
 
-__all__ = ["PEERS", "PIPELINES", "PeerTask", "make_tasks"]
+__all__ = ["PEERS", "PIPELINES", "PeerTask"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,12 +50,13 @@ class PeerTask:
         peer: one of PEERS.
         config: resolved, as of ``fr-bench train``: model, optimizer, seed, batch size, precision, memory format.
         sample: what one of the data set is like.
+        num_processes: of the peer.
+        threads: of this process.
+        num_steps: iterations.
+        store_port: where the parent's rendezvous store listens.
+        rank: of this process.
         cuts: block indices where the stages after the first begin; only for pipelines.
         num_microbatches: only for pipelines.
-        num_steps: iterations.
-        threads: of this process.
-        rank: of this process among ``num_processes``.
-        store_port: where the parent's rendezvous store listens.
         keep_losses: whether the losses are reported, which waits for the device in every step.
         device: ``cpu``, or a GPU by name.
         profile: iterations after the timed ones, to be recorded.
@@ -64,18 +65,23 @@ class PeerTask:
 
     peer: str
     config: dict[str, Any]
+    _: KW_ONLY
     sample: SampleSpec
-    cuts: list[int]
-    num_microbatches: int
-    num_steps: int
-    threads: int
-    rank: int
     num_processes: int
+    threads: int
+    num_steps: int
     store_port: int | None
+    rank: int = 0
+    cuts: Sequence[int] = ()
+    num_microbatches: int = 1
     keep_losses: bool = False
     device: str = "cpu"
     profile: int = 0
     folder: Path = Path()
+
+    def in_every_process(self) -> list[PeerTask]:
+        """The tasks of all processes, which differ in their rank."""
+        return [replace(self, rank=rank) for rank in range(self.num_processes)]
 
     @property
     def modules(self) -> list[int]:
@@ -175,29 +181,3 @@ MODULES = {
     "ddp": "fr_bench.peers.data_parallel",
     **dict.fromkeys(PIPELINES, "fr_bench.peers.pipelines"),
 }
-
-
-def make_tasks(
-    peer: str,
-    config: dict[str, Any],
-    *,
-    sample: SampleSpec,
-    num_processes: int,
-    threads: int,
-    num_steps: int,
-    store_port: int | None,
-    cuts: Sequence[int] = (),
-    num_microbatches: int = 1,
-    keep_losses: bool = False,
-    device: str = "cpu",
-    profile: int = 0,
-    folder: Path = Path(),
-) -> list[PeerTask]:
-    """The tasks of all processes of ``peer``; see :class:`PeerTask`."""
-    return [
-        PeerTask(
-            peer, config, sample, list(cuts), num_microbatches, num_steps, threads, rank, num_processes, store_port,
-            keep_losses, device, profile, folder,
-        )
-        for rank in range(num_processes)
-    ]  # fmt: skip
