@@ -82,6 +82,11 @@ def tensor_bytes(tensors: Iterable[Tensor], except_for: Iterable[Tensor] = ()) -
     return sum(num_bytes for key, num_bytes in storages.items() if key not in excluded)
 
 
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors that ``optimizer`` keeps from step to step, such as momentum."""
+    return [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
+
+
 def optimizer_state_bytes(optimizer_of: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor]) -> int:
     """Bytes of state that ``optimizer_of(parameters)`` will hold after a step, found on small parameters, one for each
     number of dimensions: an optimizer may treat vectors as it does no matrices, or leave them out.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.errors import ConfigError
-from fr_bench.measuring.saved_tensors import optimizer_state_bytes, tensor_bytes
+from fr_bench.measuring.saved_tensors import optimizer_state_bytes, state_tensors, tensor_bytes
 from fr_bench.modules.learning_rates import LearningRates
 
 
@@ -30,8 +30,7 @@ def take_step(optimizer: torch.optim.Optimizer, learning_rates: LearningRates, f
 
 def held_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Weights, statistics and optimizer state."""
-    state = (value for values in optimizer.state.values() for value in values.values())
-    return [*network.state_dict().values(), *(value for value in state if isinstance(value, Tensor))]
+    return [*network.state_dict().values(), *state_tensors(optimizer)]
 
 
 def predicted_bytes(

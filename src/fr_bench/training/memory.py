@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import KEPT, OTHER
-from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, tensor_bytes
+from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, state_tensors, tensor_bytes
 from fr_bench.methods.base import Method
 from fr_bench.modules.module import Module
 from fr_bench.modules.passes import Pass
@@ -75,11 +75,10 @@ class Account:
         graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere) * self._method.num_graphs
         if self._peak is not None:
             graph_bytes = self._peak.peak_bytes
-        state = (value for values in self._module.optimizer.state.values() for value in values.values())
         account = {
             "parameters": tensor_bytes(weights),
             "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
-            "optimizer": tensor_bytes(value for value in state if isinstance(value, Tensor)),
+            "optimizer": tensor_bytes(state_tensors(self._module.optimizer)),
             "history": tensor_bytes(kept.get("history", [])),
             "activations": graph_bytes + self._recomputed_bytes,
             "stash": tensor_bytes(kept.get("stash", [])),
