@@ -19,6 +19,7 @@ from fr_bench.simulation.zero_bubble import zero_bubble
 METHODS = ("bp", "fr", "ddg", "dni", "cdni", "dgl")
 PIPELINES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 PEERS = (*PIPELINES, "ddp")
+CHUNKS = {"interleaved": 2}  # stages of a device; 1 in the others
 
 
 def make_schedule(
@@ -26,24 +27,21 @@ def make_schedule(
     setup: Setup,
     *,
     num_microbatches: int | None = None,
-    num_chunks: int = 2,
     gradient_bytes: float = 0.0,
 ) -> Schedule:
     """Returns the schedule of a method, or of a peer.
 
     Args:
         name: one of METHODS or PEERS.
-        setup: costs; for ``interleaved`` those of K ``num_chunks`` stages, for ``ddp`` the whole network's, in as many
-            modules as there are devices.
+        setup: costs of modules 1..K, or of all stages of K devices (see CHUNKS); for ``ddp`` the whole network's, in as
+            many modules as there are devices.
         num_microbatches: of the pipelines; by default four a device.
-        num_chunks: of ``interleaved``.
         gradient_bytes: of all parameters, for ``ddp``.
 
     Raises:
         ConfigError: an unknown name, or numbers that do not fit the setup.
     """
-    num_devices = setup.num_modules // num_chunks if name == "interleaved" else setup.num_modules
-    m = 4 * num_devices if num_microbatches is None else num_microbatches
+    m = 4 * (setup.num_modules // CHUNKS.get(name, 1)) if num_microbatches is None else num_microbatches
     makers: dict[str, Callable[[], Schedule]] = {
         "bp": lambda: locked(setup),
         "fr": lambda: features_replay(setup),
@@ -53,7 +51,7 @@ def make_schedule(
         "dgl": lambda: local_losses(setup),
         "gpipe": lambda: gpipe(setup, m),
         "1f1b": lambda: one_f_one_b(setup, m),
-        "interleaved": lambda: interleaved(setup, m, num_chunks),
+        "interleaved": lambda: interleaved(setup, m, CHUNKS["interleaved"]),
         "zero_bubble": lambda: zero_bubble(setup, m),
         "ddp": lambda: data_parallel(setup, gradient_bytes),
     }

@@ -19,11 +19,10 @@ from fr_bench.planning.partition import make_cuts
 from fr_bench.simulation.costs import BlockTimes, Link, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
 from fr_bench.simulation.locked import locked
-from fr_bench.simulation.predict import METHODS, PIPELINES, make_schedule
+from fr_bench.simulation.predict import CHUNKS, METHODS, PIPELINES, make_schedule
 from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
 
-CHUNKS = {"interleaved": 2}  # stages of a device; 1 in the others
 PLAIN = Policy(keeps="graph", gradient="true")  # a forward and a backward: what BP and the pipelines balance
 MemoryOf = Callable[[str, Sequence[int]], "list[int] | None"]  # method, its cuts -> bytes of each module
 
@@ -184,8 +183,7 @@ class _Question:
             return data_parallel(setup, self.network.parameter_bytes, k)
         if method == "bp":
             return locked(setup, recomputes=self._policy(method).recomputes)
-        chunks = CHUNKS.get(method, 1)
-        return make_schedule(method, setup, num_microbatches=num_microbatches, num_chunks=chunks)
+        return make_schedule(method, setup, num_microbatches=num_microbatches)
 
     def _setup(self, method: str, k: int, cuts: Sequence[int]) -> Setup:
         network = self.network
