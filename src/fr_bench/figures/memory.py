@@ -46,7 +46,7 @@ CATEGORY_LOOKS = {
 
 def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omission]:
     """One figure for all K: bars are the last account of each module, means over seeds."""
-    shown = [group for group in groups if any(_bytes_of(group, k) for k in range(1, group.size + 1))]
+    shown = [group for group in groups if _bytes_of_all(group)]
     if not shown:
         yield Omission("memory", "no run has memory records with bytes by category")
         return
@@ -55,7 +55,7 @@ def draw_memory(groups: list[Group], style: Style) -> Iterator[Drawing | Omissio
     subject = f"memory without {', '.join(missing)}" if missing else "memory"
     figure, (by_category, by_module) = new_figure(groups, style, 2, 1, subject)
     figure.set_figwidth(max(figure.get_figwidth(), bars.width_in(style)))
-    unit, factor = unit_of(max(_total(group) for group in shown))
+    unit, factor = unit_of(max(sum(_bytes_of_all(group).values()) for group in shown))
     categories = _draw_categories(by_category, bars, factor)
     marks = _draw_predictions(by_category, bars, factor, style) + _draw_peaks(by_category, bars, factor, style)
     _draw_modules(by_module, bars, factor)
@@ -95,8 +95,11 @@ def _bytes_of(group: Group, module: int) -> dict[str, float]:
     return {name: each.mean for name, each in means.items() if each is not None and each.mean > 0}
 
 
-def _total(group: Group) -> float:
-    return sum(sum(_bytes_of(group, module).values()) for module in range(1, group.size + 1))
+def _bytes_of_all(group: Group) -> dict[str, float]:
+    """The same of all its modules together."""
+    parts = [_bytes_of(group, module) for module in range(1, group.size + 1)]
+    sums = {name: sum(part.get(name, 0.0) for part in parts) for name in MEMORY_CATEGORIES}
+    return {name: num_bytes for name, num_bytes in sums.items() if num_bytes > 0}
 
 
 def _patch(category: str) -> dict[str, Any]:
@@ -111,20 +114,15 @@ def _shade(color: str, module: int, num_modules: int) -> tuple[float, float, flo
 
 def _draw_categories(axes: Axes, bars: Bars, factor: int) -> list[str]:
     """Returns the categories that occur."""
-    found = []
-    for name in MEMORY_CATEGORIES:
-        heights = [sum(_bytes_of(group, k).get(name, 0) for k in range(1, group.size + 1)) for group in bars.groups]
-        if not any(heights):
-            continue
-        found.append(name)
-        stacked = [
-            sum(_bytes_of(group, k).get(below, 0) for k in range(1, group.size + 1) for below in found[:-1])
-            for group in bars.groups
-        ]
+    accounts = [_bytes_of_all(group) for group in bars.groups]
+    found = [name for name in MEMORY_CATEGORIES if any(name in account for account in accounts)]
+    below = [0.0] * len(accounts)
+    for name in found:
+        heights = [account.get(name, 0.0) / factor for account in accounts]
         axes.bar(  # without an edge, which would hide a category that has few bytes
-            bars.positions, [height / factor for height in heights], bars.width,
-            bottom=[below / factor for below in stacked], linewidth=0, label=name, **_patch(name),
-        )  # fmt: skip
+            bars.positions, heights, bars.width, bottom=below, linewidth=0, label=name, **_patch(name)
+        )
+        below = [bottom + height for bottom, height in zip(below, heights, strict=True)]
     return found
 
 
