@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,25 +22,19 @@ from fr_bench.planning.environment import cpu_model, usable_cores
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
-from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Schedule, Setup, group_blocks, make_schedule, simulate
-from fr_bench.simulation.locked import locked
+from fr_bench.simulation import BlockTimes, Link, ModuleTimes, Setup, group_blocks, make_schedule, simulate
 
-
-def _pipeline(setup: Setup, method: type[SynchronousPipeline], policy: Policy) -> Schedule:
-    return make_schedule(method.schedule, setup, num_microbatches=policy.num_microbatches)
-
-
-# By class, not by name: a user's own method may be called as it likes. A subclass has the same schedule unless it says
-# by a policy of its own that it keeps or learns from something else.
-SCHEDULES: dict[type[Method], Callable[[Setup, Policy], Schedule]] = {
-    Backpropagation: lambda setup, policy: locked(setup, recomputes=policy.recomputes),
-    FeaturesReplay: lambda setup, policy: make_schedule("fr", setup),
-    DecoupledDelayedGradients: lambda setup, policy: make_schedule("ddg", setup),
-    DecoupledNeuralInterfaces: lambda setup, policy: make_schedule("dni", setup),
-    DecoupledGreedyLearning: lambda setup, policy: make_schedule("dgl", setup),
-    GPipe: lambda setup, policy: _pipeline(setup, GPipe, policy),
-    OneForwardOneBackward: lambda setup, policy: _pipeline(setup, OneForwardOneBackward, policy),
-    ZeroBubble: lambda setup, policy: _pipeline(setup, ZeroBubble, policy),
+# By class: a user's own method may be called as it likes. A subclass has the same schedule unless it says by a policy
+# of its own that it keeps or learns from something else.
+SCHEDULES: dict[type[Method], str] = {
+    Backpropagation: "bp",
+    FeaturesReplay: "fr",
+    DecoupledDelayedGradients: "ddg",
+    DecoupledNeuralInterfaces: "dni",
+    DecoupledGreedyLearning: "dgl",
+    GPipe: "gpipe",
+    OneForwardOneBackward: "1f1b",
+    ZeroBubble: "zero_bubble",
 }
 
 # Whose modules train a network beside their own, and what its optimizers are called.
@@ -95,7 +88,11 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     message_bytes = tuple(float(module.output_bytes) for module in shapes[:-1])
     link, notes = _link(plan, costs)
     setup = Setup(_module_times(plan, costs), message_bytes, link)
-    prediction = simulate(SCHEDULES[known](setup, method.policy(**hyper_parameters)))
+    policy: Policy = method.policy(**hyper_parameters)
+    schedule = make_schedule(
+        SCHEDULES[known], setup, recomputes=policy.recomputes, num_microbatches=policy.num_microbatches
+    )
+    prediction = simulate(schedule)
     step_s, fill_s, sharing = _on_shared_devices(plan, prediction.step_time_s, prediction.fill_s, prediction.busy_s)
     if config["compile"]:
         notes.append("blocks were timed as they are: compiled ones take less")
@@ -156,15 +153,10 @@ def _on_shared_devices(
 ) -> tuple[float, float, list[str]]:
     """The step and fill times where modules do not have a device each, and why they are what they are."""
     if plan.transport == "serial" and plan.k > 1:
-        return (
-            sum(busy_s),
-            0.0,
-            [
-                "serial: the modules take turns in one process"
-                if plan.devices[0] == "cpu"
-                else "the modules share one GPU, which is taken to do one thing at a time"
-            ],
-        )
+        why = "the modules share one GPU, which is taken to do one thing at a time"
+        if plan.devices[0] == "cpu":
+            why = "serial: the modules take turns in one process"
+        return sum(busy_s), 0.0, [why]
     work_s: defaultdict[str, float] = defaultdict(float)
     for device, module_s in zip(plan.devices, busy_s, strict=True):
         work_s[device] += module_s

@@ -26,6 +26,7 @@ def make_schedule(
     name: str,
     setup: Setup,
     *,
+    recomputes: bool = False,
     num_microbatches: int | None = None,
     gradient_bytes: float = 0.0,
 ) -> Schedule:
@@ -35,6 +36,7 @@ def make_schedule(
         name: one of METHODS or PEERS.
         setup: costs of modules 1..K, or of all stages of K devices (see CHUNKS); for ``ddp`` the whole network's, in as
             many modules as there are devices.
+        recomputes: whether ``bp`` checkpoints its activations.
         num_microbatches: of the pipelines; by default four a device.
         gradient_bytes: of all parameters, for ``ddp``.
 
@@ -43,7 +45,7 @@ def make_schedule(
     """
     m = 4 * (setup.num_modules // CHUNKS.get(name, 1)) if num_microbatches is None else num_microbatches
     makers: dict[str, Callable[[], Schedule]] = {
-        "bp": lambda: locked(setup),
+        "bp": lambda: locked(setup, recomputes),
         "fr": lambda: features_replay(setup),
         "ddg": lambda: delayed_gradients(setup),
         "dni": lambda: synthetic_gradients(setup),

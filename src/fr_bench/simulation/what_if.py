@@ -18,7 +18,6 @@ from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.partition import make_cuts
 from fr_bench.simulation.costs import BlockTimes, Link, Setup, group_blocks
 from fr_bench.simulation.data_parallel import data_parallel
-from fr_bench.simulation.locked import locked
 from fr_bench.simulation.predict import CHUNKS, METHODS, PIPELINES, make_schedule
 from fr_bench.simulation.program import Schedule
 from fr_bench.simulation.result import Prediction, simulate
@@ -181,9 +180,8 @@ class _Question:
             if self.network.batch_size % k:
                 raise _Impossible(f"needs equal shares, and {k} does not divide a batch of {self.network.batch_size}")
             return data_parallel(setup, self.network.parameter_bytes, k)
-        if method == "bp":
-            return locked(setup, recomputes=self._policy(method).recomputes)
-        return make_schedule(method, setup, num_microbatches=num_microbatches)
+        recomputes = self._policy(method).recomputes
+        return make_schedule(method, setup, recomputes=recomputes, num_microbatches=num_microbatches)
 
     def _setup(self, method: str, k: int, cuts: Sequence[int]) -> Setup:
         network = self.network
