@@ -9,6 +9,7 @@ import torch
 
 from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.module import Module
+from fr_bench.training.lockstep import input_of
 from fr_bench.transport.link import Batches
 from fr_bench.transport.side import SideChannel
 
@@ -36,11 +37,7 @@ def evaluate(modules: Sequence[Module], sides: Sequence[SideChannel], split: Eva
         module.network.eval()
     for index in range(split.num_batches):
         for module, side in zip(modules, sides, strict=True):
-            if module.k == 1:
-                assert split.images is not None
-                x = split.images.batch(index)
-            else:
-                x = side.receive_from_below()
+            x = input_of(module, side, split.images, index)
             with module.autocast():
                 h = module.network(x, index)
             if not module.is_top:

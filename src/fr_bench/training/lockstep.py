@@ -29,14 +29,18 @@ def play_in_lockstep(
     """
     passes = []
     for index, (module, side) in enumerate(zip(modules, sides, strict=True)):
-        if module.k == 1:
-            assert images is not None
-            x = images.batch(t)
-        else:
-            x = side.receive_from_below()
+        x = input_of(module, side, images, t)
         with module.beside_training():
             live = play(index, x)
         if not module.is_top:
             side.send_up(live.h)
         passes.append(live)
     return passes
+
+
+def input_of(module: Module, side: SideChannel, images: Batches | None, t: int) -> Tensor:
+    """Batch ``t`` as ``module`` sees it: in module 1 the ``images``, else what the one below sends."""
+    if module.k > 1:
+        return side.receive_from_below()
+    assert images is not None
+    return images.batch(t)
