@@ -50,6 +50,11 @@ def over_seeds(group: Group, measure: Callable[[Run], float | None]) -> Spread |
     return spread(measure(run) for run in group.measured)
 
 
+def _numbers(records: Iterable[Record], key: str) -> list[float]:
+    """What the records that have a number for ``key`` have there."""
+    return [value for record in records if (value := number(record, key)) is not None]
+
+
 def best_test_error(run: Run) -> float | None:
     """The smallest test error; with a validation set, that of the epoch with the smallest validation error."""
     known = [record for record in run.of("eval") if number(record, "test_error") is not None]
@@ -58,8 +63,7 @@ def best_test_error(run: Run) -> float | None:
 
 def best_validation_error(run: Run) -> float | None:
     """The smallest error on the images held out of the training set; None without any."""
-    known = [error for record in run.of("eval") if (error := number(record, "validation_error")) is not None]
-    return min(known, default=None)
+    return min(_numbers(run.of("eval"), "validation_error"), default=None)
 
 
 def seconds_to(run: Run, test_error: float) -> float | None:
@@ -73,7 +77,7 @@ def seconds_to(run: Run, test_error: float) -> float | None:
 
 def last_test_error(run: Run) -> float | None:
     """The test error of the last evaluation."""
-    known = [error for record in run.of("eval") if (error := number(record, "test_error")) is not None]
+    known = _numbers(run.of("eval"), "test_error")
     return known[-1] if known else None
 
 
@@ -173,8 +177,7 @@ def predicted_memory(run: Run, module: int) -> float | None:
 
 def peak_memory(run: Run, module: int) -> float | None:
     """The largest peak of a module's device or process, in bytes."""
-    peaks = [peak for record in run.of("memory", module) if (peak := number(record, "peak")) is not None]
-    return max(peaks, default=None)
+    return max(_numbers(run.of("memory", module), "peak"), default=None)
 
 
 def baseline(group: Group, groups: Iterable[Group], k: int) -> Group | None:
