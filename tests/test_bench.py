@@ -579,16 +579,15 @@ def test_so_is_one_whose_mistake_only_its_modules_find(
 
     monkeypatch.setattr(run_file, "measure", measure_some)
     found = contenders(methods=["bp"], k=[1])
-    bench = run_file.Bench(
-        make_settings({"rounds": 1}), [replace(found[0], words="fr", method="fr"), *found], tmp_path, {}
-    )
+    entries = [run_file.Entry(each) for each in (replace(found[0], words="fr", method="fr"), *found)]
+    bench = run_file.Bench(make_settings({"rounds": 1}), entries, tmp_path)
     bench.run(SignalWatch())
     assert [row.words for row in bench.rows()] == ["bp"] and [each["method"] for each in bench.failures] == ["fr"]
     assert "block 'stem' cannot be captured" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    bench = run_file.Bench(make_settings({}), [], tmp_path / "gone", {})
+    bench = run_file.Bench(make_settings({}), [], tmp_path / "gone")
     with pytest.raises(RunFailed, match=rf"{tmp_path}/gone/bench.json: cannot be written \(No such file"):
         bench.write()
 
@@ -609,7 +608,7 @@ def test_of_rounds_that_are_cut_short_the_complete_ones_are_left_and_of_the_firs
     settings = make_settings({"methods": ["bp", "fr"], "k": [1], "rounds": 2})
     found = contenders(methods=["bp"], k=[1])
     found.append(replace(found[0], words="fr", method="fr"))
-    bench = run_file.Bench(settings, found, tmp_path, {})
+    bench = run_file.Bench(settings, [run_file.Entry(each) for each in found], tmp_path)
     with pytest.raises(Interrupted), watch_signals() as signals:
         bench.run(signals)
     content = json.loads((tmp_path / "bench.json").read_text())

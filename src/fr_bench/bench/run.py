@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
     contenders = make_contenders(settings, config_of) if settings.methods else []
     # First: a mistake ends it before anything starts, and blocks are timed while nothing else of ours runs.
     forecast = make_forecast(simulated, settings.microbatches, config_of) if simulated.k else None
-    limits = {id(each): limit_uncontended(each) for each in contenders if has_limit(each)}
+    entries = [Entry(each, limit_uncontended(each) if has_limit(each) else None) for each in contenders]
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"run_dir={folder}: cannot be made: {error.strerror}; choose another.") from error
     forecast_path = forecast.write(folder) if forecast is not None else None
-    code = _compare(Bench(settings, contenders, folder, limits), contenders) if contenders else 0
+    code = _compare(Bench(settings, entries, folder), contenders) if contenders else 0
     if forecast is not None:
         print(f"{forecast.text()}\nsimulation: {forecast_path}")
     return code
@@ -78,61 +79,72 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
     return 1 if bench.failures else 0
 
 
+@dataclass
+class Entry:
+    """A contender, and what was measured of it so far.
+
+    Attributes:
+        limit: see :func:`limit_uncontended`; None where there is none.
+        measurements: one a round; none of one that has failed, or is a pipeline that others have beaten.
+        checkpoints: of all rounds.
+    """
+
+    contender: Contender
+    limit: float | None = None
+    measurements: list[Measurement] = field(default_factory=list)
+    checkpoints: list[CheckpointCost] = field(default_factory=list)
+
+
 class Bench:
     """Measurements as they come in."""
 
-    def __init__(
-        self, settings: BenchSettings, contenders: list[Contender], folder: Path, limits: dict[int, float | None]
-    ) -> None:
+    def __init__(self, settings: BenchSettings, entries: list[Entry], folder: Path) -> None:
         self.settings = settings
         self.folder = folder
         self.failures: list[dict[str, Any]] = []
-        self._limits = limits
-        self._contenders = contenders
-        self._measurements: defaultdict[int, list[Measurement]] = defaultdict(list)
-        self._checkpoints: defaultdict[int, list[CheckpointCost]] = defaultdict(list)
+        self._entries = entries
         self._tried: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
         self._complete_rounds = 0
 
     def run(self, signals: SignalWatch) -> None:
         """All rounds; every other one backwards, so that nobody always runs after the same neighbour."""
         for number in range(1, self.settings.rounds + 1):
-            for contender in self._contenders if number % 2 else self._contenders[::-1]:
-                self._run_one(contender, number, signals)
+            for entry in self._entries if number % 2 else self._entries[::-1]:
+                self._run_one(entry, number, signals)
                 if number == 1:
                     self.write()  # should it be cut short; in later rounds some would have a sample more than others
             if number == 1:
                 self._keep_the_fastest_pipelines()
-            self._contenders = [each for each in self._contenders if self._measurements[id(each)]]
+            self._entries = [each for each in self._entries if each.measurements]
             self._complete_rounds = number
             self.write()
 
-    def _run_one(self, contender: Contender, number: int, signals: SignalWatch) -> None:
+    def _run_one(self, entry: Entry, number: int, signals: SignalWatch) -> None:
+        contender = entry.contender
         name = contender.label.replace(" ", "-").replace("/", "-")
         try:
             measurement = measure(contender, self.settings, self.folder / f"round-{number}-{name}", signals)
         except (RunFailed, ConfigError) as error:  # some mistakes are found by a module alone
-            self._measurements.pop(id(contender), None)
+            entry.measurements.clear()
             self._note_failure(contender, number, error)
             return
-        self._measurements[id(contender)].append(measurement)
+        entry.measurements.append(measurement)
         median_s = make_row(contender, [measurement]).step_time_s.median
         if contender.num_microbatches is not None and number == 1:
             self._tried[contender.words, contender.k][contender.num_microbatches] = median_s
         print(f"round {number} of {self.settings.rounds}: {contender.label}: {median_s:.4g} s a step", flush=True)
         if self.settings.checkpoints and not contender.is_peer:
-            self._run_with_checkpoints(contender, number, median_s, name, signals)
+            self._run_with_checkpoints(entry, number, median_s, name, signals)
 
-    def _run_with_checkpoints(
-        self, contender: Contender, number: int, step_s: float, name: str, signals: SignalWatch
-    ) -> None:
+    def _run_with_checkpoints(self, entry: Entry, number: int, step_s: float, name: str, signals: SignalWatch) -> None:
+        contender = entry.contender
         folder = self.folder / f"round-{number}-{name}-checkpoints"
         try:
             costs = measure_checkpoints(contender.plan, self.settings, step_s, folder, signals)
         except (RunFailed, ConfigError) as error:
             self._note_failure(contender, number, error)
             return
-        self._checkpoints[id(contender)] += costs
+        entry.checkpoints += costs
         extra_s = CheckpointCosts.of(costs).extra_s.median
         print(
             f"round {number} of {self.settings.rounds}: {contender.label}: a checkpoint costs {extra_s:.4g} s",
@@ -146,29 +158,30 @@ class Bench:
     def _keep_the_fastest_pipelines(self) -> None:
         for (words, k), tried in self._tried.items():
             fastest = min(tried, key=lambda number: tried[number])
-            for each in self._contenders:
+            for entry in self._entries:
+                each = entry.contender
                 if (each.words, each.k) == (words, k) and each.num_microbatches != fastest:
-                    self._measurements.pop(id(each), None)
+                    entry.measurements.clear()
 
     def rows(self) -> list[Row]:
         """One for everything that was measured, in the order of ``bench.methods``."""
         rows = []
-        for contender in self._contenders:
-            if not self._measurements.get(id(contender)):
+        for entry in self._entries:
+            if not entry.measurements:
                 continue
-            row = make_row(contender, self._measurements[id(contender)])
-            row.tried_microbatches = self._tried.get((contender.words, contender.k))
-            row.limit_uncontended = self._limits.get(id(contender))
+            row = make_row(entry.contender, entry.measurements)
+            row.tried_microbatches = self._tried.get((row.words, row.k))
+            row.limit_uncontended = entry.limit
             row.simulated_step_time_s = simulated_step_s(row)
-            if costs := self._checkpoints[id(contender)]:
-                row.checkpoint = CheckpointCosts.of(costs)
+            if entry.checkpoints:
+                row.checkpoint = CheckpointCosts.of(entry.checkpoints)
             rows.append(row)
         compare(rows)
         return rows
 
     def write(self) -> None:
         """bench.json, with what there is so far."""
-        plan = self._contenders[0].plan if self._contenders else None
+        plan = self._entries[0].contender.plan if self._entries else None
         environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
         shared = (
             "model", "dataset", "batch_size", "device", "precision", "channels_last", "compile", "cuda_graphs",
