@@ -157,6 +157,6 @@ def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
     return error
 
 
-def ring_bytes(shapes: Sequence[ModuleShapes], sends_gradients: bool = True) -> int:
+def ring_bytes(shapes: Sequence[ModuleShapes], sends_gradients: bool) -> int:
     """Shared memory of the rings between modules: one up at every cut, and one down where gradients are sent."""
     return (1 + sends_gradients) * DEPTH * sum(module.output_bytes for module in shapes[:-1])

@@ -29,9 +29,9 @@ def rehearse(
     sides: Sequence[SideChannel],
     images: Batches | None,
     labels: Batches | None,
-    num_parts: int = 1,
-    passes_of: Callable[[bool], Sequence[PassKind]] = lambda is_top: (),
-    captures: bool = False,
+    num_parts: int,
+    passes_of: Callable[[bool], Sequence[PassKind]],
+    captures: bool,
 ) -> list[Boundaries]:
     """Runs batch 0 through this process's modules (ascending) and back; returns their boundaries.
 

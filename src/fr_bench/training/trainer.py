@@ -71,11 +71,11 @@ class Trainer:
         evaluation_sets: Sequence[EvaluationSet],
         images: Batches | None,
         predicted_memory: Sequence[dict[str, int]],
-        direction: SufficientDirection | None = None,
-        total: Callable[[Tensor], Tensor] = lambda own: own,
+        direction: SufficientDirection | None,
+        total: Callable[[Tensor], Tensor],
         *,
         checkpointer: Checkpointer,
-        shares_gpu: bool = False,
+        shares_gpu: bool,
     ) -> None:
         """
         Args:
