@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def costs_of(
     lasts = [margin + _first_after(after_ns, step, whole_ns[step]) for step in steps]
     quiet = list(zip([start, *lasts], firsts, strict=False))
     costs = []
-    for step, first, last, *beside in zip(steps, firsts, lasts, quiet, quiet[1:], strict=False):
+    for step, first, last, beside in zip(steps, firsts, lasts, pairwise(quiet), strict=False):
         num_quiet = sum(end - begin for begin, end in beside)
         if num_quiet == 0 or any(begin > end for begin, end in beside):
             continue

@@ -6,6 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,7 @@ def _measure_peer(contender: Contender, settings: BenchSettings, folder: Path, s
                 peaks[event["module"] - 1] = event["peak"]
                 profiles.append({"device": plan.devices[0], **event})
     first = settings.warmup - 1  # the clock starts with the end of the last iteration that is not timed
-    times = [
-        [(end - start) / 1e9 for start, end in zip(ends[first:], ends[first + 1 :], strict=False)]
-        for ends in ends_ns.values()
-    ]
+    times = [[(end - start) / 1e9 for start, end in pairwise(ends[first:])] for ends in ends_ns.values()]
     busy_s, num_kernels = load_of(profiles)
     return Measurement(max(times, key=sum), peak_bytes=peaks, device_busy_s=busy_s, num_kernels=num_kernels)
 

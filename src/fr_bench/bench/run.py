@@ -23,6 +23,7 @@ from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
+from fr_bench.planning.partition import module_slices
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.simulation.settings import SimulateSettings
 
@@ -217,6 +218,6 @@ def limit_uncontended(contender: Contender) -> float | None:
     costs = Balance(
         config, method, hyper_parameters, blocks, x, plan.sample, plan.devices, plan.threads, plan.transport
     ).costs
-    bounds = [0, *plan.cuts, len(blocks)]
-    busiest_s = max(costs(bounds[k - 1], bounds[k], k) for k in range(1, plan.k + 1))
+    parts = module_slices(plan.cuts, len(blocks))
+    busiest_s = max(costs(part.start, part.stop, k) for k, part in enumerate(parts, start=1))
     return costs(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import MISSING
@@ -261,7 +262,7 @@ def _check_partition(partition: Any, k: int) -> None:
         raise ConfigError(f"partition={partition}: {rule}, such as [8,18,32] for k=4.")
     if len(partition) != k - 1:
         raise ConfigError(f"partition={partition}: has {len(partition)} cuts, k={k} modules need {k - 1}.")
-    for before, cut in zip([0, *partition], partition, strict=False):
+    for before, cut in pairwise([0, *partition]):
         if cut <= before:
             kind = "an empty module" if cut in (before, 0) else "falling cuts"
             raise ConfigError(f"partition={partition}: {kind} at cut {cut}; {rule}, from 1 on.")
