@@ -51,8 +51,6 @@ class NoSuchChoice(ConfigError):
 class RunFailed(FrBenchError):
     """A run that began and failed. The message names the first cause, its module and its step."""
 
-    exit_code = 1
-
     def __init__(self, message: str, module: int | None = None) -> None:
         super().__init__(message)
         self.module = module

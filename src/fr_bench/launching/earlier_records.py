@@ -94,8 +94,6 @@ def resumable_records(path: Path) -> list[Record]:
     """
     try:
         lines = list(read_lines(path))
-    except FileNotFoundError:
-        return []
     except OSError as error:
         raise RunFailed(f"{path}: cannot be read ({error.strerror})") from error
     return [line.record for line in lines if line.problem is None and _adds_up(line.record)]
