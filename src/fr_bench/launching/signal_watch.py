@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from fr_bench.errors import Interrupted
-from fr_bench.processes.signals import stop_early
+from fr_bench.processes.signals import THAT_STOP, stop_early
 
 # How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
 STOP_WITHIN_S = 25.0
 # One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
 SAME_WISH_S = 1.0
 
-SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
+SIGNAL_EXIT_CODES = {signal.SIGINT: 130, **dict.fromkeys(THAT_STOP, 75)}
 
 
 class SignalWatch:

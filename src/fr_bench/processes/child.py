@@ -17,13 +17,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fr_bench.processes.signals import THAT_STOP
+
 if TYPE_CHECKING:
     from fr_bench.processes.reporter import Reporter
 
 PR_SET_PDEATHSIG = 1
 # Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what they mean,
 # and ends us with SIGKILL.
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+IGNORED = (signal.SIGINT, *THAT_STOP)
 
 
 class ProcessTask(Protocol):
