@@ -97,13 +97,10 @@ def _make(
     is_peer = method in PEERS
     num_steps = settings.warmup + settings.steps
     modules = 1 if is_peer else k
-    own = [f"method={'bp' if is_peer else method}", f"k={modules}", *own]
-    # The pipe fills first.
-    extent = [f"trace={num_steps}", f"profile={settings.profile}"]
-    num_all = modules - 1 + num_steps + settings.profile
-    extent.append(f"max_steps={num_all}")
+    num_all = modules - 1 + num_steps + settings.profile  # the pipe fills first
+    extent = [f"trace={num_steps}", f"profile={settings.profile}", f"max_steps={num_all}"]
     try:
-        plan = make_plan(config_of([*own, *extent]))
+        plan = make_plan(config_of([f"method={'bp' if is_peer else method}", f"k={modules}", *own, *extent]))
         if plan.num_steps < num_all:
             raise ConfigError(
                 f"epochs={plan.config['epochs']}: with {plan.steps_per_epoch} steps in each that is less than the "
