@@ -17,6 +17,7 @@ from fr_bench.figures.style import STYLES, Look, look_of, tint
 from fr_bench.peers import PEERS
 from fr_bench.report.groups import METHOD_NAMES
 
+STYLE = "paper"
 BAR = 0.7  # of the room that a bar has
 LIMIT: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 QUARTILES: dict[str, Any] = {"color": "black", "linewidth": 0.8}
@@ -25,7 +26,7 @@ LONGEST_LINE = 32  # letters of a name; longer ones are broken, which leaves roo
 AROUND = 6  # room that title, axis and legend take, in rows
 
 
-def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Drawing:
+def draw_bench(rows: Sequence[Row], title: str) -> Drawing:
     """A bar a row: images/s over BP with one module, its quartiles as a thin line, the limit as a tick.
 
     Rows of a method stand together, by K; the peers come last.
@@ -33,9 +34,8 @@ def draw_bench(rows: Sequence[Row], title: str, style_name: str = "paper") -> Dr
     Args:
         rows: of a bench, with speed-ups; one without, for want of a BP under its settings, is left out.
         title: of the figure.
-        style_name: one of ``fr_bench.figures.style.STYLES``.
     """
-    style = STYLES[style_name]
+    style = STYLES[STYLE]
     with matplotlib.rc_context(style.settings()):
         shown = _ordered([row for row in rows if row.speedup_vs_single is not None])
         labels = [_label(row) for row in shown]

@@ -71,11 +71,11 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
     if left_out := [f"'{row.words}' with K = {row.k}" for row in rows if row.speedup_vs_single is None]:
         print(f"{', '.join(left_out)}: not in the figure, for want of a BP with K = 1 under the same settings")
     if len(left_out) < len(rows):
-        from fr_bench.bench.figure import draw_bench  # matplotlib, which nothing else here needs
+        from fr_bench.bench.figure import STYLE, draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
 
         title = f"{contenders[0].plan.config['model']['name']}, batch of {contenders[0].plan.config['batch_size']}"
-        print(f"figure: {write(draw_bench(rows, title), 'paper', bench.folder, 'bench')[0]}")
+        print(f"figure: {write(draw_bench(rows, title), STYLE, bench.folder, 'bench')[0]}")
     print(f"bench: {bench.folder / 'bench.json'}")
     return 1 if bench.failures else 0
 
