@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import assert_close, assert_same, assert_same_run, call, run_processes, run_serial, tiny_config, train_here
+from harness import (
+    assert_close,
+    assert_same,
+    assert_same_run,
+    call,
+    read_records,
+    run_processes,
+    run_serial,
+    tiny_config,
+    train_here,
+)
 from test_exactness import SIMULATIONS, assert_matches_reference
 from tiny_data import maps, tokens
 
@@ -140,6 +150,13 @@ def test_replicas_of_tokens_are_one(tmp_path: Path) -> None:
     one = run_serial(on(TOKENS, "fr", 2, precision="fp64"), tmp_path / "one")
     config = on(TOKENS, "fr", 2, "gloo", precision="fp64", replicas=2)
     assert_close(run_processes(config, tmp_path / "replicas"), one)
+
+
+def test_of_an_embedding_alone_there_is_no_direction_to_measure(tmp_path: Path) -> None:
+    config = on(TOKENS, "fr", 3, partition=[1, 3], diagnostics={"sigma": {"every": 2, "window": 1}}, epochs=1)
+    train_here(config, tmp_path / "run")
+    sigma = [record for record in read_records(tmp_path / "run") if record["kind"] == "sigma"]
+    assert {record["module"]: "sigma" in record for record in sigma} == {0: True, 1: False, 2: True, 3: True}
 
 
 def test_tokens_that_are_stored_as_bytes_are_the_same(tmp_path: Path) -> None:

@@ -168,7 +168,8 @@ class SufficientDirection:
             else:
                 output, d = live.h, side.receive_from_above()
             wanted = [live.x, *sums.parameters] if module.k > 1 else sums.parameters
-            found = torch.autograd.grad(output, wanted, d, allow_unused=True)
+            # Module 1 may be an embedding alone, which has no such weights.
+            found = torch.autograd.grad(output, wanted, d, allow_unused=True) if wanted else ()
             gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, found, strict=True)]
             if module.k > 1:
                 side.send_down(gradients.pop(0))
