@@ -91,6 +91,12 @@ def test_with_every_setting_of_a_method_too(method: str, settings: dict[str, Any
     assert_goes_on_exactly(config, tmp_path, [2, 5, 6, 7])
 
 
+def test_graphs_are_rebuilt_from_the_buffers_that_their_plays_began_with(tmp_path: Path) -> None:
+    """Spectral norm divides by what the vectors in its buffers come to, and moves them in every pass."""
+    model = {"_target_": "tiny_models.moving", "name": "moving", "what": "spectral"}
+    assert_goes_on_exactly(tiny_config("ddg", 3, model=model), tmp_path, [4])
+
+
 def test_epochs_too_short_for_module_1_to_learn_leave_no_gradient_in_flight(tmp_path: Path) -> None:
     """Two steps each: what is on its way at the end of one is thrown away at the start of the next."""
     config = tiny_config("fr", 3, batch_size=22, epochs=4)

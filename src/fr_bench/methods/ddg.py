@@ -51,7 +51,9 @@ class DecoupledDelayedGradients(DelayedMethod[Pass]):
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays on a copy of the weights and keeps the graph with it."""
         if self.weights == "stashed":
+            buffers = self.module.network.moving_buffers()
             live = self.module.play_on_copies(x, t)
+            live.buffers = buffers
         else:
             # Hooks keep what the graph saves without autograd's check that it is unchanged; not the very tensor, which
             # may be an output that would keep its own graph for ever.
@@ -86,19 +88,24 @@ class DecoupledDelayedGradients(DelayedMethod[Pass]):
         return self.weights == "stashed" or self.module.is_top
 
     def state_dict(self) -> dict[str, Any]:
-        """Inputs and weight copies: graphs cannot be saved, they are rebuilt. ``current`` saves an empty pipe."""
+        """Inputs, weight copies and what else a play began with: graphs cannot be saved, they are rebuilt. ``current``
+        saves an empty pipe."""
         if self.weights == "current":
             return {"kept": [], "num_plays": 0}
         kept = [
-            (batch, kept.x.detach(), {name: copy.detach() for name, copy in (kept.copies or {}).items()})
+            (batch, kept.x.detach(), {name: copy.detach() for name, copy in (kept.copies or {}).items()}, kept.buffers)
             for batch, kept in self.kept
         ]
         return {"kept": kept, "num_plays": self.num_plays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuilds the graphs without a second update of the statistics."""
-        for batch, x, copies in state["kept"]:
-            self.kept.append((batch, self.module.play_on_copies(x, batch, copies, update_statistics=False)))
+        for batch, x, copies, *rest in state["kept"]:
+            buffers = rest[0] if rest else {}  # older checkpoints lack them
+            with self.module.network.buffers_as(buffers):
+                live = self.module.play_on_copies(x, batch, copies, update_statistics=False)
+            live.buffers = buffers
+            self.kept.append((batch, live))
         self.num_plays = state["num_plays"]
 
     @classmethod

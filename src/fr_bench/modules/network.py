@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import Enum
 from typing import Any
@@ -174,6 +174,27 @@ class Network(nn.Module):
             with torch.no_grad():
                 for buffer, content in before:
                     buffer.copy_(content)
+
+    def moving_buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers that passes move, batch norms' aside, by name: what a pass computes may depend on them,
+        as with spectral norm's vectors."""
+        if not self._moving:
+            return {}
+        moving = {id(layer._buffers[name]) for layer, name in self._moving}
+        return {name: buffer.clone() for name, buffer in self.named_buffers() if id(buffer) in moving}
+
+    @contextmanager
+    def buffers_as(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the buffers that ``values`` names are those."""
+        own = {name: self.get_buffer(name) for name in values}
+        before = {name: buffer.clone() for name, buffer in own.items()}
+        try:
+            for name, buffer in own.items():
+                buffer.copy_(values[name])
+            yield
+        finally:
+            for name, buffer in own.items():
+                buffer.copy_(before[name])
 
     @contextmanager
     def statistics(self, update: bool) -> Iterator[None]:

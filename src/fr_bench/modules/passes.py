@@ -30,6 +30,7 @@ class Pass:
         h: the module's output, until it is handed over.
         captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
         copies: of the parameters by name, where it runs on those; in their ``grad`` a backward leaves its gradients.
+        buffers: copies of what it began with and moved, by name; see :meth:`Network.moving_buffers`.
         end: where a backward begins.
     """
 
@@ -38,6 +39,7 @@ class Pass:
     h: Tensor
     captured: PairGraph | None = None
     copies: Mapping[str, Tensor] | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
     end: Tensor | GradientEdge = field(init=False)
 
     def __post_init__(self) -> None:
