@@ -930,6 +930,18 @@ def test_a_run_on_a_machine_whose_clock_is_behind_is_alive_too(
     assert capsys.readouterr().err.count("waiting up to 2 s for its next sign of life") == 2
 
 
+def test_a_run_on_a_machine_whose_clock_is_ahead_is_not_waited_for_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_directory, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(run_directory, "SILENCE_S", 1.0)
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    with_status(run, state="running", pid=1, host="another-machine", heartbeat=time.time() + 5)
+    assert decide(config, RunDirectory(run), print).resumption is not None
+    assert "was alive 0 s ago; waiting up to 1 s for its next sign of life" in capsys.readouterr().err
+
+
 class TakenAway:
     """Processes of a run that another machine takes over while this one is stopped."""
 

@@ -163,6 +163,9 @@ def test_the_heartbeat_moves_but_does_not_write_at_every_call(tmp_path: Path, mo
     monkeypatch.setattr(run_directory.time, "time", lambda: first + 60)
     run.heartbeat()
     assert status_of(tmp_path)["heartbeat"] == first + 60
+    monkeypatch.setattr(run_directory.time, "time", lambda: first - 3600)  # somebody has put the clock right
+    run.heartbeat()
+    assert status_of(tmp_path)["heartbeat"] == first - 3600
     assert status_of(tmp_path)["started"] == first
 
 

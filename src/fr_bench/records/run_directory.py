@@ -208,7 +208,7 @@ class RunDirectory:
             TakenOver: another machine has taken this process for gone, as one that was stopped for long.
             RunFailed: the disk is full, or the like; the folder is gone.
         """
-        if time.time() - self._status["heartbeat"] >= HEARTBEAT_S:
+        if abs(time.time() - self._status["heartbeat"]) >= HEARTBEAT_S:  # the clock may have been put back
             self._renew_status()
 
     def refuse_if_gone(self) -> None:
@@ -299,7 +299,8 @@ class RunDirectory:
         return ConfigError(f"run_dir={self.path}: a run is going on there ({owner}); choose another run_dir.")
 
     def _silence_s(self, status: dict[str, Any]) -> float:
-        return time.time() - status.get("heartbeat", self._status_path.stat().st_mtime)
+        last_s = status.get("heartbeat", self._status_path.stat().st_mtime)
+        return max(0.0, time.time() - last_s)  # of a clock that is ahead the last sign of life lies in the future
 
 
 def rank_log(run_directory: Path, number: int) -> Path:
