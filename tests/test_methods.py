@@ -682,9 +682,12 @@ def test_what_wants_no_gradient_stays_as_it_was(method: str, settings: dict[str,
 
 @pytest.mark.parametrize("what", ["spectral", "instance"])
 def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) -> None:
-    """Not in the rehearsal, nor for accounts and sigma; and once an iteration, whether FR replays or not."""
+    """Not in the rehearsal, nor for accounts and sigma; and once an iteration, whether FR replays or BP recomputes."""
     model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}
     one = run_serial(tiny_config("bp", 1, model=model), tmp_path / "1")
+    checkpointed = tiny_config("bp", 1, model=model)
+    checkpointed["method"]["checkpoint_activations"] = True
+    assert_same(run_serial(checkpointed, tmp_path / "checkpointed"), one)
     assert_same(run_serial(tiny_config("bp", 3, model=model), tmp_path / "3"), one)
     assert_same(run_serial(tiny_config("fr", 1, model=model), tmp_path / "fr-1"), one)
     changes: list[dict[str, Any]] = [{"eval_every": 2}, {"diagnostics": {"sigma": {"every": 2, "window": 2}}}]

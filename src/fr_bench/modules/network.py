@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -125,7 +125,10 @@ class Network(nn.Module):
 
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
-        again = unmoved_statistics(block) if updates else still_statistics(block.modules())
+        statistics = unmoved_statistics(block) if updates else still_statistics(block.modules())
+        owners = set(block.modules())
+        began = {place: place[0]._buffers[place[1]] for place in self._moving if place[0] in owners}
+        again = _repeating(statistics, {place: buffer.clone() for place, buffer in began.items() if buffer is not None})
         return checkpoint(
             self._forward_keyed,
             name,
@@ -285,6 +288,23 @@ def unmoved_statistics(block: nn.Module) -> Iterator[None]:
         for norm, momentum, counter in before:
             norm.momentum = momentum
             norm.num_batches_tracked = counter
+
+
+@contextmanager
+def _repeating(
+    statistics: AbstractContextManager[None], began: Mapping[tuple[nn.Module, str], Tensor]
+) -> Iterator[None]:
+    """For a recomputation, under ``statistics``: other buffers, by owner and name, are what the pass ``began`` with, on
+    which what it computed may depend, and afterwards again what they were."""
+    now = {(layer, name): layer._buffers[name] for layer, name in began}
+    for (layer, name), buffer in began.items():
+        layer._buffers[name] = buffer.clone()
+    try:
+        with statistics:
+            yield
+    finally:
+        for (layer, name), kept in now.items():
+            layer._buffers[name] = kept
 
 
 def _reaches(h: Tensor, x: Tensor) -> bool:
