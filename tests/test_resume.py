@@ -637,6 +637,19 @@ def test_records_that_cannot_be_read_are_not_thrown_away(tmp_path: Path) -> None
         bring_records(start, RunDirectory(run))
 
 
+def test_what_was_being_written_when_its_process_was_killed_goes(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2)
+    run = stopped(config, tmp_path, 5)
+    final = run / "checkpoints" / "final"
+    final.mkdir()
+    left = [run / ".status.json.71", run / "checkpoints" / ".last.71", final / ".module_1.safetensors.72"]
+    for path in left:
+        path.write_text("half")
+    (run / ".notes").write_text("mine")
+    train_here(config, run)
+    assert not any(path.exists() for path in left) and (run / ".notes").exists()
+
+
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
     config = tiny_config("fr", 2)
     run = stopped(config, tmp_path / "run", 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from io import FileIO
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def replace_file(path: Path, content: bytes | memoryview | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what processes left in ``folder`` that were killed in :func:`replace_file`; nobody else may be in it."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def append_line(file: FileIO, line: str) -> None:

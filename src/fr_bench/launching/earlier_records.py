@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fr_bench.atomic import remove_temporaries
 from fr_bench.checkpoints.files import remove_after
 from fr_bench.errors import RunFailed
 from fr_bench.launching.resume import Start, has_modules_of
@@ -46,7 +47,8 @@ class Records:
 
 
 def bring_records(start: Start, directory: RunDirectory) -> Records:
-    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it.
+    """Leaves in the run's metrics.jsonl exactly what comes before its start, and removes checkpoints behind it and
+    files that were never finished.
 
     Raises:
         RunFailed: they cannot be read, the disk is full, or the like; metrics.jsonl is as it was.
@@ -67,6 +69,8 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
     if kept or directory.metrics.exists():
         write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
+    for folder in (directory.path, directory.checkpoints, directory.checkpoints / "final"):
+        remove_temporaries(folder)
     return Records(kept, dropped, _lost(start, kept, source.metrics))
 
 
