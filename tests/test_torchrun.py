@@ -25,7 +25,8 @@ from test_faults import living_processes, wait_until
 from test_hanging import GREEDY
 
 from fr_bench.cli import main
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, FrBenchError, RunFailed, ToldElsewhere
+from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members
 from fr_bench.measuring import clocks
 from fr_bench.planning.plan import make_plan
@@ -444,6 +445,26 @@ def test_the_work_of_one_process_is_not_done_by_several(
 def test_an_environment_that_makes_no_sense_is_refused(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Torchrun.from_environment(variables)
+
+
+@pytest.mark.parametrize(("rank", "failure"), [(0, RunFailed), (1, ToldElsewhere)])
+def test_a_store_that_is_gone_ends_the_run_and_is_named(rank: int, failure: type[FrBenchError]) -> None:
+    """As when torchrun, which serves it, is killed."""
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = Meeting(Torchrun(rank, 2, rank, 2, "127.0.0.1", served.port, agent_serves=True))
+    del served
+    for do in (
+        lambda: meeting.choose_run_dir("run"),
+        lambda: meeting.hear("run_dir"),
+        lambda: meeting.say("start", {}),
+        meeting.wished_stop,
+        meeting.receive,
+    ):
+        with pytest.raises(failure, match=r"^MASTER_ADDR=127.0.0.1, MASTER_PORT=\d+: the store .* is gone \("):
+            do()
+    if meeting.leads:
+        meeting.end(1)
+    meeting.leave()
 
 
 def test_what_torchrun_says_is_understood() -> None:

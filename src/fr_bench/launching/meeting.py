@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 import fr_bench
-from fr_bench.errors import ConfigError, RunFailed, ToldElsewhere
+from fr_bench.errors import ConfigError, FrBenchError, RunFailed, ToldElsewhere
 from fr_bench.launching.differences import in_short, plain_differences
 from fr_bench.processes.torchrun import Torchrun
 
@@ -97,13 +97,34 @@ class Meeting:
 
     def choose_run_dir(self, own: str) -> str:
         """Rank 0: tells where the run is: ``own``, or where it was before a restart."""
-        run_dir = str(self._job.compare_set("run_dir", "", own).decode())
+        with self._answering():
+            run_dir = str(self._job.compare_set("run_dir", "", own).decode())
         self.say("run_dir", run_dir)
         return run_dir
 
     def say(self, key: str, value: Any) -> None:
         """Tells all others."""
-        self._store.set(key, json.dumps(value))
+        with self._answering():
+            self._store.set(key, json.dumps(value))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """A store that is gone ends the run: torchrun, which serves it, was killed, or rank 0 was, where that does.
+
+        Raises:
+            RunFailed: in rank 0, which tells the user.
+            ToldElsewhere: in the others.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            where = f"MASTER_ADDR={self.launch.address}, MASTER_PORT={self.launch.port}"
+            reason = f"{where}: the store at which the processes meet is gone ({str(error).partition(chr(10))[0]})"
+            if not self.leads:
+                raise ToldElsewhere(reason, 1) from None
+            raise RunFailed(
+                f"{reason}: torchrun was killed, or its machine is; the same command goes on from the last checkpoint"
+            ) from None
 
     def hear(self, key: str, patience_s: float = PATIENCE_S) -> Any:
         """Waits for what another process says.
@@ -113,7 +134,7 @@ class Meeting:
             RunFailed: it said nothing in time.
         """
         deadline = time.monotonic() + patience_s
-        try:
+        with self._answering():
             while not self._store.check([key]):
                 if self._store.check(["refused"]):
                     raise ToldElsewhere(str(self._read("refused")), 2)
@@ -121,8 +142,6 @@ class Meeting:
                     raise RunFailed(f"rank {self.launch.rank} waited {patience_s:.0f} s in vain for {key!r}")
                 time.sleep(POLL_S)
             return self._read(key)
-        except RuntimeError as error:
-            raise ToldElsewhere(f"who serves the store is gone: {error}", 1) from None
 
     def _read(self, key: str) -> Any:
         try:
@@ -141,7 +160,7 @@ class Meeting:
 
     def leave(self) -> None:
         """The last thing that a process does: who serves the store waits until the others have heard what they must."""
-        with suppress(RuntimeError):  # a store that is gone needs no leave
+        with suppress(RuntimeError, FrBenchError):  # a store that is gone needs no leave
             self.say(f"left/{self.launch.rank}", True)
             if not self._serves:
                 return
@@ -178,11 +197,12 @@ class Meeting:
 
     def wished_stop(self) -> int | None:
         """Rank 0: the signal that asked another process to end the run, if there was one."""
-        return int(self._read("stop")) if self._store.check(["stop"]) else None
+        with self._answering():
+            return int(self._read("stop")) if self._store.check(["stop"]) else None
 
     def end(self, exit_code: int) -> None:
         """Rank 0: how the run ended. Nobody is left to hear it where the store is gone."""
-        with suppress(RuntimeError):
+        with suppress(RunFailed):
             self.say("end", exit_code)
 
     def has_ended(self) -> bool:
@@ -203,11 +223,12 @@ class Meeting:
     def receive(self) -> list[tuple[int, dict[str, Any]]]:
         """Rank 0: the events that have come, each with the rank that sent it."""
         received = []
-        for rank in range(1, self.launch.world_size):
-            while self._store.check([key := f"event/{rank}/{self._num_received[rank]}"]):
-                received.append((rank, self._read(key)))
-                self._store.delete_key(key)
-                self._num_received[rank] += 1
+        with self._answering():
+            for rank in range(1, self.launch.world_size):
+                while self._store.check([key := f"event/{rank}/{self._num_received[rank]}"]):
+                    received.append((rank, self._read(key)))
+                    self._store.delete_key(key)
+                    self._num_received[rank] += 1
         return received
 
 
