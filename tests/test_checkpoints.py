@@ -11,13 +11,14 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from harness import ListConnection, assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from test_faults import RunDirectory, run_here, wait_until
 
-from fr_bench.checkpoints.checkpointer import Checkpointer, Interval
+from fr_bench.checkpoints.checkpointer import Checkpointer, Interval, write
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.errors import Interrupted
 from fr_bench.launching.launch import run_training
@@ -228,6 +229,16 @@ def test_no_gradient_is_kept_for_longer_than_its_checkpoint(tmp_path: Path) -> N
         path = folder_of(tmp_path / "checkpoints", step) / state_file(2)
         gradients = torch.load(path, weights_only=True)["gradients"]
         assert [batch for batch, _ in gradients["kept"]] == [step - 1] and gradients["num_sent"] == step
+
+
+class GoneParent:
+    def send(self, event: dict[str, Any]) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "no/folder"])
+def test_a_parent_that_is_gone_meanwhile_makes_no_error_of_a_checkpoint(folder: str, tmp_path: Path) -> None:
+    write(tmp_path / folder / "step_00000002", 2, {}, {}, Reporter(GoneParent(), [-1]))
 
 
 def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:

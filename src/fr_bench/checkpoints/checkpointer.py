@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import time
@@ -79,10 +80,12 @@ def write(
         ]
         sync_folder(folder)
     except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        reporter.send("checkpoint_failed", step=step, modules=list(snapshots), message=message)
+        kind = "checkpoint_failed"
+        told: dict[str, Any] = {"modules": list(snapshots), "message": f"{type(error).__name__}: {error}"}
     else:
-        reporter.send("checkpoint_written", step=step, written=written)
+        kind, told = "checkpoint_written", {"written": written}
+    with contextlib.suppress(OSError):  # the parent is gone, which training finds out by itself
+        reporter.send(kind, step=step, **told)
 
 
 def _write_module(folder: Path, number: int, taken: snapshot.Snapshot) -> dict[str, Any]:
