@@ -1,6 +1,11 @@
 """What every test process is set up with."""
 
 import gc
+import os
+
+# Before torch is imported. The tests' tensors are tiny, and several test processes share the cores: a second thread in
+# each is mostly waiting for the first, and waits by spinning. Runs set the number of their threads themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Torch's modules make a million objects that stay; looking through them again and again takes a tenth of the tests'
 # time. fr_bench.cli.console does the same.
