@@ -194,6 +194,7 @@ def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_o
     assert "GPU idle" in heading and "over plain" in heading and "limit" not in heading and "waiting" not in heading
     assert "25 %" in lines[0] and "1.60" in lines[-1]
     assert "GPU idle" not in as_table([replace(row, idle_share=None) for row in rows])
+    assert " 12346 " in as_table([replace(plain, images_per_s=12345.6)])
     assert json.loads(json.dumps(fr.as_json()))["idle_share"] == fr.idle_share
     assert draw_bench(rows, "on a GPU").figure.axes
 

@@ -153,13 +153,14 @@ def test_one_device_is_one_device_whatever_the_method() -> None:
         assert row.step_time_s == pytest.approx(12.0), row.method
 
 
-def test_little_memory_is_not_rounded_away() -> None:
-    row = dataclasses.replace(one("fr", 2, 8), predicted_memory=[2**18, 2**20 * 30])
+def test_little_memory_and_many_images_are_not_rounded_away() -> None:
+    row = dataclasses.replace(one("fr", 2, 8), predicted_memory=[2**18, 2**20 * 30], images_per_s=12345.6)
     table = as_table([row, dataclasses.replace(row, predicted_memory=[2**18, 2**18])])
     assert [[cell.strip() for cell in line.split("|")[-3:-1]] for line in table.splitlines()[2:]] == [
         ["30", "30"],
         ["0.2", "0.5"],
     ]
+    assert table.count(" 12346 ") == 2
 
 
 # --- what cannot be

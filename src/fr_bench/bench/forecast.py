@@ -26,6 +26,7 @@ from fr_bench.planning.limits import WITH_COMPANIONS
 from fr_bench.planning.memory_model import unpredictable
 from fr_bench.planning.plan import Plan, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
+from fr_bench.records.console import rate
 from fr_bench.report.markdown import table
 from fr_bench.simulation import METHODS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
@@ -205,7 +206,7 @@ def as_table(rows: Sequence[WhatIf]) -> str:
         "method": _name,
         "K": lambda row: str(row.k),
         "step, s": lambda row: _number(row.step_time_s),
-        "images/s": lambda row: _number(row.images_per_s),
+        "images/s": lambda row: rate(row.images_per_s),
         "over BP, K = 1": lambda row: ratio(row.speedup_vs_single),
         "over locked BP": lambda row: ratio(row.speedup_vs_locked),
         "efficiency": lambda row: ratio(row.efficiency),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fr_bench.bench.rows import CheckpointCosts, Row
+from fr_bench.records.console import rate
 from fr_bench.report.markdown import align, table
 
 
@@ -17,7 +18,7 @@ def as_table(rows: Sequence[Row]) -> str:
         "step, s": lambda row: f"{row.step_time_s.median:.3g}",
         "quartiles": lambda row: f"{row.step_time_s.q1:.3g} to {row.step_time_s.q3:.3g}",
         "simulated, s": lambda row: "" if row.simulated_step_time_s is None else f"{row.simulated_step_time_s:.3g}",
-        "images/s": lambda row: f"{row.images_per_s:.3g}",
+        "images/s": lambda row: rate(row.images_per_s),
         "over plain": lambda row: ratio(row.speedup_vs_plain),
         "over BP, K = 1": lambda row: ratio(row.speedup_vs_single),
         "over locked BP": lambda row: ratio(row.speedup_vs_locked),
