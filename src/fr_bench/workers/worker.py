@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from fr_bench.atomic import replace_file
 from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.checkpoints.files import make_folder, weights_file
 from fr_bench.checkpoints.snapshot import weights_of
-from fr_bench.components import bind, check_method
+from fr_bench.components import bind
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
 from fr_bench.memory_errors import is_out_of_memory
@@ -120,11 +120,11 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     sides: list[SideChannel] = list(LocalSide.chain(plan.num_modules))
     if store is not None:
         sides = [DistributedSide(number, device) for number, device in zip(task.modules, devices, strict=True)]
-    method, hyper_parameters = check_method(plan.config["method"])
-    passes_of = partial(method.passes, **hyper_parameters)
+    method = bind(plan.config["method"])
+    passes_of = partial(method.func.passes, **method.keywords)  # type: ignore[attr-defined]  # it is a functools.partial
     captures = plan.config["cuda_graphs"]
     boundaries = rehearse(modules, sides, sources.images, sources.labels, plan.num_parts, passes_of, captures)
-    if not method.sends_gradients:
+    if not method.func.sends_gradients:  # type: ignore[attr-defined]
         boundaries = [replace(boundary, gradients_in=None, gradients_out=None) for boundary in boundaries]
     all_ends = connect(plan, task.modules, task.ports, boundaries, devices)
     group = None if plan.uses_link else own_group(plan)
@@ -133,8 +133,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     players = []
     for module, side, ends, device in zip(modules, sides, all_ends, devices, strict=True):
         link = sources.link(module, ends, group)
-        own_method = make_method(method, hyper_parameters, module, link)
-        players.append(Player(module, own_method, link, side, device, own_stream(plan, device)))
+        players.append(Player(module, make_method(method, module, link), link, side, device, own_stream(plan, device)))
     has_trace = task.resumption is not None and task.resumption.has_trace
     extent = Extent.of(plan.config, plan.num_steps, plan.steps_per_epoch, task.run_directory, has_trace)
     direction = make_direction(plan, modules, sides, sources)
@@ -162,11 +161,11 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
-def make_method(method: type[Method], hyper_parameters: dict[str, Any], module: Module, link: Link) -> Method:
+def make_method(method: Callable[[Module, Link], Method], module: Module, link: Link) -> Method:
     """Networks of the method's own draw their initial weights from the default generators, unless it seeds them: which
     weights they are is to depend on the seed and k alone, not on which modules the process has."""
     with streams_of(derive_seed(module.seed, "method", module.k)):
-        return method(module, link, **hyper_parameters)
+        return method(module, link)
 
 
 def own_stream(plan: Plan, device: torch.device) -> torch.cuda.Stream | None:
