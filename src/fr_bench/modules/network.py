@@ -126,9 +126,7 @@ class Network(nn.Module):
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
         statistics = unmoved_statistics(block) if updates else still_statistics(block.modules())
-        owners = set(block.modules())
-        began = {place: place[0]._buffers[place[1]] for place in self._moving if place[0] in owners}
-        again = _repeating(statistics, {place: buffer.clone() for place, buffer in began.items() if buffer is not None})
+        again = _repeating(statistics, self._moving_of(block))
         return checkpoint(
             self._forward_keyed,
             name,
@@ -185,6 +183,13 @@ class Network(nn.Module):
             return {}
         moving = {id(layer._buffers[name]) for layer, name in self._moving}
         return {name: buffer.clone() for name, buffer in self.named_buffers() if id(buffer) in moving}
+
+    def _moving_of(self, block: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+        """Copies of the same of one block, by owner and name."""
+        if not self._moving:  # which is nearly always so
+            return {}
+        owners = set(block.modules())
+        return {(layer, name): layer.get_buffer(name).clone() for layer, name in self._moving if layer in owners}
 
     @contextmanager
     def buffers_as(self, values: Mapping[str, Tensor]) -> Iterator[None]:
