@@ -103,8 +103,8 @@ class Group:
         among = "" if number == len(self.finished) else f" of {len(self.finished)}"
         counts = [f"n = {number}{among}"] if self.finished else []
         for end in ("diverged", "unfinished"):
-            number = sum(run.end == end for run in self.runs)
-            counts += [f"{number} {end}"] if number else []
+            others = sum(run.end == end for run in self.runs)
+            counts += [f"{others} {end}"] if others else []
         return ", ".join(counts)
 
     @property
