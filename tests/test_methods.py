@@ -554,6 +554,19 @@ def test_a_block_repeats_what_it_draws_from_other_generators(of: str) -> None:
     assert (random.random(), np.random.rand()) == wanted  # whoever else draws from these is not disturbed
 
 
+def test_a_block_that_begins_to_draw_repeats_it_too() -> None:
+    drop = torch.nn.Dropout(0.0)
+    network = Network([("drop", drop), ("still", torch.nn.ReLU())], seed=0)
+    x = torch.ones(2, 100)
+    network(x, 0)
+    assert network.drawing_blocks == []
+    drop.p = 0.5
+    torch.manual_seed(7)
+    first = network(x, 1)
+    torch.manual_seed(8)
+    assert torch.equal(network(x, 1), first) and not torch.equal(first, x)
+
+
 def test_draws_of_shapes_alone_are_noticed_and_leave_the_generators_alone() -> None:
     for of in ("torch", "python", "numpy"):
         with torch.device("meta"):

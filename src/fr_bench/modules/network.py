@@ -104,13 +104,13 @@ class Network(nn.Module):
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         draws = self._draws.get(name)
         run = self._compiled.get(name, block)
-        if draws is Draws.NOWHERE:
-            return run(x)
+        if draws is Draws.NOWHERE and x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return run(x)  # a generator cannot be seeded there
         seed = derive_seed(self._seed, "stochastic block", name, batch)
         generators = _default_generators(x.device)
         for generator in generators:
             generator.manual_seed(seed)
-        if draws is Draws.TORCH:
+        if draws in (Draws.NOWHERE, Draws.TORCH):  # who has drawn nothing may begin to, as dropout whose p grows from 0
             return run(x)
         with host_streams(seed) as has_drawn:
             if draws is Draws.ANYWHERE:
