@@ -130,6 +130,16 @@ def test_what_an_optimizer_keeps_by_group_goes_on(tmp_path: Path) -> None:
     assert_goes_on_exactly(tiny_config("fr", 2, optimizer=optimizer), tmp_path, [4])
 
 
+@pytest.mark.parametrize("method", ["fr", "dgl", "dni"])
+def test_what_an_optimizer_keeps_in_another_type_than_the_weights_goes_on_in_it(method: str, tmp_path: Path) -> None:
+    """NAdam's product of momenta is float32; DGL and DNI have an optimizer of their own beside the module's."""
+    optimizer = {"_target_": "torch.optim.NAdam", "name": "nadam", "lr": 0.01}
+    config = tiny_config(method, 2, optimizer=optimizer, precision="fp64")
+    if method == "dni":
+        config["method"]["optimizer"] = {"_target_": "torch.optim.NAdam", "_partial_": True, "lr": 0.01}
+    assert_goes_on_exactly(config, tmp_path, [4])
+
+
 def test_what_an_optimizer_keeps_by_group_goes_back_to_the_device_that_it_was_on() -> None:
     """Checkpoints are on the CPU; `meta` stands for a GPU."""
     network = nn.Linear(2, 2, device="meta")

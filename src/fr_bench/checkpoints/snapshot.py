@@ -20,6 +20,7 @@ from torch import Tensor
 from fr_bench.methods.base import Method
 from fr_bench.modules.meter import LossMeter
 from fr_bench.modules.module import Module
+from fr_bench.modules.optimizer_state import load_state
 from fr_bench.transport.link import ModuleLink
 
 
@@ -125,7 +126,7 @@ def load_optimizer(
             for now, then in zip(groups_now, groups, strict=True)
         ]
     # Of the state, unlike of the groups, the optimizer itself knows what belongs on which device.
-    module.optimizer.load_state_dict({"state": by_index, "param_groups": groups_now})
+    load_state(module.optimizer, {"state": by_index, "param_groups": groups_now})
 
 
 def _where_it_was(value: Any, made: Any, device: torch.device) -> Any:

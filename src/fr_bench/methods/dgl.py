@@ -31,6 +31,7 @@ from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import num_errors
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
+from fr_bench.modules.optimizer_state import load_state
 from fr_bench.modules.passes import Pass
 from fr_bench.seeds import derive_seed, streams_of
 
@@ -146,7 +147,7 @@ class DecoupledGreedyLearning(Method):
         if self.module.is_top:
             return
         self.auxiliary.load_state_dict(state["auxiliary"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
 
     @classmethod
     def policy(cls, **_: Any) -> Policy:

@@ -31,6 +31,7 @@ from fr_bench.methods.synthesizer import Synthesizer
 from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import still_statistics
+from fr_bench.modules.optimizer_state import load_state
 from fr_bench.modules.passes import Pass
 from fr_bench.seeds import derive_seed, streams_of
 
@@ -186,7 +187,7 @@ class DecoupledNeuralInterfaces(Method):
         if self.module.is_top:
             return
         self.synthesizer.load_state_dict(state["synthesizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         if state["pending"] is not None:
             with still_statistics(self.synthesizer.modules()):
                 self._predict(*state["pending"])
