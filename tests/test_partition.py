@@ -6,12 +6,14 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from harness import tiny_config
 
 from fr_bench.errors import ConfigError
 from fr_bench.modules.network import Network
+from fr_bench.planning import costs
 from fr_bench.planning.partition import balanced_cuts, equal_cuts, make_cuts, module_slices, module_table
 from fr_bench.planning.plan import make_plan
 
@@ -111,6 +113,20 @@ def test_a_module_that_may_not_be_is_never_made() -> None:
     assert balanced_cuts(cost, 3, 2) == [2]
     with pytest.raises(ConfigError, match="k=3: too few of the model's 3 blocks have parameters"):
         balanced_cuts(cost, 3, 3)
+
+
+@pytest.mark.parametrize("of", ["torch", "python", "numpy"])
+def test_cuts_do_not_depend_on_what_blocks_draw(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the memory that is predicted; each block has half of the batches skip it."""
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}
+    plans = []
+    for seed in range(8):  # as another process, which begins with other draws and has counted nothing yet
+        monkeypatch.setattr(costs, "_COUNTED", {})
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        plans.append(make_plan(tiny_config("fr", 3, model=model, partition="auto")))
+    assert all((plan.cuts, plan.predicted_memory) == (plans[0].cuts, plans[0].predicted_memory) for plan in plans)
 
 
 def test_the_table_has_a_line_for_each_module() -> None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from fr_bench.errors import ConfigError
 from fr_bench.methods.policy import Policy
+from fr_bench.seeds import derive_seed, streams_of
 
 # The reference machine stands between those that were measured, in float32. Only the ratio matters to the cuts, ten
 # operations a byte: least squares give 7 for a core of an AMD EPYC (eight networks, blocks timed one by one), 10 for
@@ -218,11 +219,12 @@ def _cost(
     trained = [p for p in block.parameters() if p.requires_grad]
     optimizer = optimizer_of(trained) if optimizer_of is not None and trained else None
     samples: list[BlockCost] = []
-    while not samples or not meter.is_enough(samples):
-        sample, h = _sample(block, inputs, meter, context, needs_gradient)
-        if optimizer is not None:
-            sample = replace(sample, step=_step(optimizer, trained, meter))
-        samples.append(sample)
+    with streams_of(derive_seed("costs")):  # a block may draw which of its layers it skips
+        while not samples or not meter.is_enough(samples):
+            sample, h = _sample(block, inputs, meter, context, needs_gradient)
+            if optimizer is not None:
+                sample = replace(sample, step=_step(optimizer, trained, meter))
+            samples.append(sample)
     medians = {part.name: statistics.median(getattr(each, part.name) for each in samples) for part in fields(BlockCost)}
     return BlockCost(**medians), h
 

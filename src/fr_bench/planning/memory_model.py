@@ -21,6 +21,7 @@ from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
 from fr_bench.planning.attention import attention_of
 from fr_bench.planning.costs import COMPANION, able_to_run
+from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.transport.open import buffer_bytes
 
 
@@ -76,14 +77,14 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
     """
     x = x.detach().requires_grad_(input_gradient)
     weights = [*network.parameters(), *network.buffers()]
-    with attention_of(device):
+    with attention_of(device), streams_of(derive_seed("shapes")):  # a block may draw which of its layers it skips
         h, saved, labels = _run(network, x, is_top)
         network.check_connected(x, h)
 
     @cache
     def checkpointed_bytes() -> int:
         network.checkpointing = True
-        with attention_of(device):
+        with attention_of(device), streams_of(derive_seed("shapes")):
             _, saved_by_block, _ = _run(network, x, is_top)
             network.checkpointing = False
             return tensor_bytes(saved_by_block, except_for=weights) + max(network.block_graph_bytes(x, 0))
