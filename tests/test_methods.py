@@ -589,6 +589,17 @@ def test_blocks_that_draw_elsewhere_are_the_same_in_every_run_and_wherever_they_
     assert_same(run_serial(tiny_config("bp", 3, model=model), tmp_path / "cut"), bp)
 
 
+@pytest.mark.parametrize("of", ["torch", "python"])
+def test_a_module_may_be_skipped_whole(of: str, tmp_path: Path) -> None:
+    """Module 3 is one block, which half of the batches skip; in DGL nothing comes back through it then."""
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}
+    for seed in range(3):
+        config = tiny_config("dgl", 4, model=model, partition=[2, 3, 4], seed=seed)
+        before = build_blocks(config["model"], (3, 8, 8), 4, seed)[2][1].state_dict()
+        weights = run_serial(config, tmp_path / str(seed)).weights
+        assert not torch.equal(before["block.conv.weight"], weights["block2.block.conv.weight"])
+
+
 class WithHead(FeaturesReplay):
     """A method with a network of its own, which it does not seed."""
 

@@ -212,7 +212,9 @@ class Module:
         """
         with self.watch.span("backward", live.batch):
             if live.captured is None:
-                torch.autograd.backward(live.end if loss is None else loss, d)
+                end = live.end if loss is None else loss
+                if not isinstance(end, Tensor) or end.requires_grad:  # else this batch skipped all that learns
+                    torch.autograd.backward(end, d)
                 gradient = live.x.grad
             else:
                 if loss is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
 from fr_bench.modules.random_ops import RandomOps
 from fr_bench.seeds import derive_seed, host_streams
+
+NUM_DRAWS = 32  # batches that a block may skip by chance before it is taken to skip all
 
 
 class InPlaceError(ValueError):
@@ -140,8 +143,10 @@ class Network(nn.Module):
 
     def check_connected(self, x: Tensor, h: Tensor) -> None:
         """Raises DetachedError, naming a block, unless a backward from ``h``, the output for ``x``, reaches ``x`` if
-        that wants a gradient, and something else in any case."""
-        if h.requires_grad and (not x.requires_grad or _reaches(h, x)):
+        that wants a gradient, and something else in any case; or would in another batch, where blocks draw what they
+        skip."""
+        again = (self(x, batch) for batch in range(1, NUM_DRAWS) if self.drawing_blocks)
+        if any(each.requires_grad and (not x.requires_grad or _reaches(each, x)) for each in chain([h], again)):
             return
         h, last = x, ""
         for name, block in self._named_blocks():
