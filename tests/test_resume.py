@@ -91,9 +91,10 @@ def test_with_every_setting_of_a_method_too(method: str, settings: dict[str, Any
     assert_goes_on_exactly(config, tmp_path, [2, 5, 6, 7])
 
 
-def test_graphs_are_rebuilt_from_the_buffers_that_their_plays_began_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["spectral", "skipped"])
+def test_graphs_are_rebuilt_from_the_buffers_that_their_plays_began_with(what: str, tmp_path: Path) -> None:
     """Spectral norm divides by what the vectors in its buffers come to, and moves them in every pass."""
-    model = {"_target_": "tiny_models.moving", "name": "moving", "what": "spectral"}
+    model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}
     assert_goes_on_exactly(tiny_config("ddg", 3, model=model), tmp_path, [4])
 
 

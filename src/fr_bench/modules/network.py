@@ -229,12 +229,17 @@ class Network(nn.Module):
             assert buffer is not None
             layer._buffers[name] = copy = buffer.clone()
             aside.append((layer, name, buffer, copy, copy._version))
+        # One that a pass skips by chance has not shown that it moves nothing. A compiler would compile every hook anew.
+        skipped = set() if self.is_compiled else {layer for layer, _ in self._moving}
+        hooks = [layer.register_forward_pre_hook(lambda layer, _: skipped.discard(layer)) for layer in skipped]
         try:
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             self._moving = []
             for layer, name, buffer, copy, version in aside:
-                if layer._buffers[name] is not copy or copy._version != version:
+                if layer in skipped or layer._buffers[name] is not copy or copy._version != version:
                     self._moving.append((layer, name))
                 layer._buffers[name] = buffer
 
