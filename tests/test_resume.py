@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from harness import assert_same_run, read_records, read_weights, tiny_config, train_here
+from harness import as_owner_alone, assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 from torch import nn
 
@@ -579,6 +579,30 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage: Any, tmp
     assert any(str(newest) in line and "trying the one before" in line for line in said), said
     assert any("Goes on after step 3 of 10" in line for line in said)
     assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_looked_into_is_passed_over_and_stays(tmp_path: Path) -> None:
+    config = tiny_config("fr", 2, checkpoint={"every": 3})
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    newest = whole_folders(tmp_path / "run" / "checkpoints")[0]
+    newest.chmod(0)
+    said: list[str] = []
+    with as_owner_alone():
+        decide(config, RunDirectory(tmp_path / "run"), said.append)
+    newest.chmod(0o755)
+    assert said == [f"checkpoint {newest}: manifest.json cannot be read: Permission denied; trying the one before"]
+
+
+def test_a_run_whose_checkpoints_cannot_be_listed_is_not_begun_anew(tmp_path: Path) -> None:
+    """They would seem to be none."""
+    config = tiny_config("fr", 2, checkpoint={"every": 3})
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.chmod(0)
+    with as_owner_alone(), pytest.raises(ConfigError, match=f": {checkpoints} cannot be read: Permission denied"):
+        decide(config, RunDirectory(tmp_path / "run"), print)
+    checkpoints.chmod(0o755)
 
 
 def _flip(path: Path) -> None:

@@ -200,7 +200,15 @@ def newest_good(
 
 def whole_folders(checkpoints: Path) -> list[Path]:
     """The folders of checkpoints that were finished, the newest first; what is in them may be damaged."""
-    return [folder for folder in all_folders(checkpoints) if (folder / MANIFEST).exists()]
+    return [folder for folder in all_folders(checkpoints) if _was_finished(folder)]
+
+
+def _was_finished(folder: Path) -> bool:
+    """One that cannot be looked into may have been, and is no rubbish."""
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:
+        return True
 
 
 def all_folders(checkpoints: Path) -> list[Path]:

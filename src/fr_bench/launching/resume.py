@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,7 +131,10 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
         differing = differences(manifest["config"], config)
         return f"is of another config: {'; '.join(differing)}" if differing else None
 
-    checkpoint = newest_good(directory.checkpoints, complain, mismatch)
+    folder, mode = directory.checkpoints, os.R_OK | os.X_OK
+    if folder.is_dir() and not os.access(folder, mode, effective_ids=True):  # it would seem empty
+        raise ConfigError(f"run_dir={directory.path}: {folder} cannot be read: {os.strerror(errno.EACCES)}.")
+    checkpoint = newest_good(folder, complain, mismatch)
     if checkpoint is None and whole_folders(directory.checkpoints):
         raise ConfigError(
             f"run_dir={directory.path}: none of the run's checkpoints can be used. To begin anew choose another "
