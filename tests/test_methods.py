@@ -589,6 +589,12 @@ def test_blocks_that_draw_elsewhere_are_the_same_in_every_run_and_wherever_they_
     assert_same(run_serial(tiny_config("bp", 3, model=model), tmp_path / "cut"), bp)
 
 
+def test_blocks_that_draw_in_evaluations_too_are_the_same_wherever_they_are_cut(tmp_path: Path) -> None:
+    """As dropout that nobody told of the end of training."""
+    config = tiny_config("fr", 3, model={"_target_": "tiny_models.noisy", "name": "noisy"})
+    assert_same(run_processes(config | {"transport": "ipc"}, tmp_path / "ipc"), run_serial(config, tmp_path / "serial"))
+
+
 @pytest.mark.parametrize("of", ["torch", "python"])
 def test_a_module_may_be_skipped_whole(of: str, tmp_path: Path) -> None:
     """Module 3 is one block, which half of the batches skip; in DGL nothing comes back through it then."""

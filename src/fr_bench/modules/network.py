@@ -67,8 +67,9 @@ class Network(nn.Module):
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
         if not self.training:
-            for _, block in self._named_blocks():
-                x = block(x)
+            drawing = self.drawing_blocks
+            for name, block in self._named_blocks():
+                x = self._forward_keyed(name, block, x, batch) if name in drawing else block(x)
             return x
         source, version = x, x._version
         for name, block in self._named_blocks():
@@ -106,7 +107,7 @@ class Network(nn.Module):
 
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         draws = self._draws.get(name)
-        run = self._compiled.get(name, block)
+        run = self._compiled.get(name, block) if self.training else block
         if draws is Draws.NOWHERE and x.is_cuda and torch.cuda.is_current_stream_capturing():
             return run(x)  # a generator cannot be seeded there
         seed = derive_seed(self._seed, "stochastic block", name, batch)
