@@ -261,6 +261,44 @@ def test_gradients_travel_in_buckets_from_the_last_parameter_on(tmp_path: Path) 
         dist.destroy_process_group()
 
 
+def test_a_gradient_that_only_another_replica_has_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the second time, when the buckets hold the sums of the first."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        a, b, c = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+        theirs, ours = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)], [a, b, c]
+        there, here = Replicas(dist.group.WORLD, theirs), Replicas(dist.group.WORLD, ours)
+        there.listen(theirs)
+        here.listen(ours)
+
+        def add_theirs(own: torch.Tensor) -> dist.Work | None:
+            return dist.all_reduce(own.add_(there._buckets[0].buffer), async_op=True)
+
+        monkeypatch.setattr(here, "_reduce", add_theirs)
+        for _ in range(2):
+            (2 * theirs[0] + 3 * theirs[1]).sum().backward()
+            there.end_backward()
+            b.sum().backward()
+            here.end_backward()
+            here.finish_sum()
+            assert torch.equal(a.grad, torch.full((2,), 2.0)) and torch.equal(b.grad, torch.full((2,), 4.0))
+            assert c.grad is None  # nobody's graph uses it
+            there.finish_sum()
+            for parameter in (*theirs, *ours):
+                parameter.grad = None
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("method", "k"), [("fr", 2), ("ddg", 2), ("dgl", 4)])
+def test_blocks_that_the_images_of_one_skip_learn_from_those_of_the_others(method: str, k: int, tmp_path: Path) -> None:
+    """In DGL also where a module is skipped whole. Replicas that drift apart end a run at its evaluation."""
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": "torch"}
+    partition = [2, 3, 4] if k == 4 else [3]
+    config = tiny_config(method, k, "gloo", model=model, replicas=2, partition=partition)
+    assert len(run_processes(config, tmp_path).losses) == 10
+
+
 def test_a_second_backward_before_the_step_is_refused(tmp_path: Path) -> None:
     """Its gradients would be sums over the replicas of neither."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

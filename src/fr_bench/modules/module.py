@@ -38,6 +38,9 @@ class Replicas(Protocol):
     def listen(self, leaves: Iterable[Tensor]) -> None:
         """Sums the gradients that a backward leaves in ``leaves``, in the order of the parameters."""
 
+    def end_backward(self) -> None:
+        """Sends what the backward that has just ended left to sum."""
+
     def finish_sum(self) -> None:
         """Waits for the sums of the last backward."""
 
@@ -224,6 +227,8 @@ class Module:
             if live.copies is not None:
                 for name, parameter in self.network.named_parameters():
                     parameter.grad = live.copies[name].grad
+            if self.replicas is not None:
+                self.replicas.end_backward()
             return gradient
 
     def sum_gradients(self, t: int) -> None:

@@ -6,8 +6,9 @@
     step                                                             | copy back, update
 
 Gradients are gathered in buckets, in the order in which a backward makes them, because many small messages cost more
-than few large ones (Li et al., PyTorch Distributed, VLDB 2020, section 3.2). All replicas build the same graph, so they
-fill and send their buckets in the same order, and all get the same bits.
+than few large ones (Li et al., PyTorch Distributed, VLDB 2020, section 3.2). All replicas send their buckets in the
+same order, and all get the same bits. A parameter that the graph of one does not use, as in a block that its images
+skip by chance, has the gradient of the others there, too: behind the gradients a bucket carries how many have each.
 """
 
 from __future__ import annotations
@@ -35,18 +36,25 @@ class _Bucket:
         buffer: flat; the message.
         slots: by index of the parameter, the part of the buffer that is its gradient's, in the parameter's shape and
             strides.
+        counts: the part of the buffer that tells how many replicas have each gradient, in the order of the slots.
         leaves: by index, whose gradients have come; with the gradient, and its version then.
         work: of the message on its way.
     """
 
     buffer: Tensor
     slots: dict[int, Tensor]
+    counts: Tensor
     leaves: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
     work: dist.Work | None = None
 
     @property
     def is_full(self) -> bool:
         return len(self.leaves) == len(self.slots)
+
+    @property
+    def absent(self) -> dict[int, int]:
+        """Of the gradients that have not come: the index of the parameter, and the place among the slots."""
+        return {index: place for place, index in enumerate(self.slots) if index not in self.leaves}
 
 
 class Replicas:
@@ -59,14 +67,15 @@ class Replicas:
 
     def __init__(self, group: dist.ProcessGroup, parameters: Iterable[Tensor]) -> None:
         self._group = group
-        self._buckets = _make_buckets([parameter for parameter in parameters if parameter.requires_grad])
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._buckets = _make_buckets(self._parameters)
         self._bucket_of = {index: bucket for bucket in self._buckets for index in bucket.slots}
         self._num_sent = 0  # buckets of this backward
 
     @property
     def buffer_bytes(self) -> int:
-        """Of the buckets: as much as the gradients."""
-        return sum(bucket.buffer.numel() * bucket.buffer.element_size() for bucket in self._buckets)
+        """Of the buckets: as much as the gradients. Their counts are left out."""
+        return sum(slot.numel() * slot.element_size() for bucket in self._buckets for slot in bucket.slots.values())
 
     def listen(self, leaves: Iterable[Tensor]) -> None:
         """Sums from now on the gradients that a backward leaves in ``leaves``: the parameters, or copies of them in the
@@ -77,7 +86,7 @@ class Replicas:
     def _add(self, index: int, leaf: Tensor) -> None:
         bucket = self._bucket_of[index]
         assert leaf.grad is not None
-        if index in bucket.leaves:
+        if index in bucket.leaves or bucket.work is not None:
             raise RunFailed(
                 "a backward began before module.step took the gradients of the one before, whose sum over the replicas "
                 "would be lost: a method with several backwards a step needs replicas=1"
@@ -90,7 +99,16 @@ class Replicas:
     def _send_next(self) -> None:
         bucket = self._buckets[self._num_sent]
         self._num_sent += 1
+        bucket.counts.fill_(1)
+        for index, place in bucket.absent.items():
+            bucket.slots[index].zero_()
+            bucket.counts[place] = 0
         bucket.work = self._reduce(bucket.buffer)
+
+    def end_backward(self) -> None:
+        """Sends what is left, with parameters that this graph does not use: before what others send next."""
+        while self._num_sent < len(self._buckets):
+            self._send_next()
 
     def finish_sum(self) -> None:
         """Waits until the gradients of the last backward are those of all replicas. Nothing to do if there was none.
@@ -99,10 +117,9 @@ class Replicas:
             PeerLost: a replica is gone.
             RunFailed: somebody changed a gradient before, which would be lost.
         """
-        if not any(bucket.leaves for bucket in self._buckets):
+        if not self._num_sent and not any(bucket.leaves for bucket in self._buckets):
             return
-        while self._num_sent < len(self._buckets):  # with parameters that this graph does not use
-            self._send_next()
+        self.end_backward()
         for bucket in self._buckets:
             assert bucket.work is not None
             _wait(bucket.work)
@@ -113,6 +130,11 @@ class Replicas:
                         "self.module.sum_gradients(t) first"
                     )
                 gradient.copy_(bucket.slots[index])
+            if bucket.absent:
+                counts = bucket.counts.tolist()
+                for index, place in bucket.absent.items():
+                    if counts[place]:
+                        self._parameters[index].grad = bucket.slots[index].clone()
             bucket.leaves, bucket.work = {}, None
         self._num_sent = 0
 
@@ -171,9 +193,10 @@ def _make_buckets(parameters: Sequence[Tensor]) -> list[_Bucket]:
 
 def _make_bucket(parameters: Sequence[Tensor], indices: Sequence[int]) -> _Bucket:
     first = parameters[indices[0]]
-    buffer = torch.zeros(sum(parameters[i].numel() for i in indices), dtype=first.dtype, device=first.device)
+    num_elements = sum(parameters[i].numel() for i in indices)
+    buffer = torch.zeros(num_elements + len(indices), dtype=first.dtype, device=first.device)
     slots, offset = {}, 0
     for i in indices:
         slots[i] = buffer.as_strided(parameters[i].shape, parameters[i].stride(), offset)
         offset += parameters[i].numel()
-    return _Bucket(buffer, slots)
+    return _Bucket(buffer, slots, buffer[offset:])
