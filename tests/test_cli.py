@@ -624,6 +624,8 @@ MISTAKES = [
     (["hang_timeout=1.5"], ["hang_timeout=1.5", "at least 2", "null"]),
     (["hang_timeout=nan"], ["hang_timeout=nan", "must be a finite number"]),
     (["memory_limit_gb=lots"], ["memory_limit_gb=lots", "a number"]),
+    (["diagnostics.sigma.window=0"], ["diagnostics.sigma.window=0: must be an integer of at least 1."]),
+    (["diagnostics.sigma.every=5"], ["diagnostics.sigma.window=10: must be at most diagnostics.sigma.every=5"]),
     (["partition=[8,18]"], ["partition=[8, 18]", "k=4", "3"]),
     (["partition=[8,8,32]"], ["partition=[8, 8, 32]", "empty module"]),
     (["partition=[0,8,32]"], ["partition=[0, 8, 32]", "empty module"]),

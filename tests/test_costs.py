@@ -256,6 +256,13 @@ def test_the_cuts_move_until_the_limit_is_kept() -> None:
             make_plan(tiny_config("ddg", 3, model=model, partition=partition, memory_limit_gb=1e-6))
 
 
+@pytest.mark.parametrize(("method", "k", "transport"), [("bp", 1, "serial"), ("ddp", 2, "gloo")])
+def test_where_nothing_is_cut_no_other_cuts_are_advised(method: str, k: int, transport: str) -> None:
+    message = r"^memory_limit_gb=1e-06: the device of module 1 needs [\d.]+; a smaller batch_size needs less$"
+    with pytest.raises(ConfigError, match=message):
+        make_plan(tiny_config(method, k, partition="auto", transport=transport, memory_limit_gb=1e-6))
+
+
 # --- measured costs
 
 

@@ -100,7 +100,7 @@ class Balance:
         return [module_s / max(busy_s) for module_s in busy_s] * (len(self.devices) // len(busy_s))
 
     def check_limit(self, predicted_memory: Sequence[dict[str, int]]) -> None:
-        """Refuses cuts that were given, not searched, and break the memory limit.
+        """Refuses cuts that were given, or a network that is not cut, where they break the memory limit.
 
         Raises:
             ConfigError: naming the module that needs most.
@@ -112,10 +112,12 @@ class Balance:
         needed = [sum(found.values()) * n / 2**30 for found, n in zip(predicted_memory, sharing, strict=True)]
         if max(needed) > limit_gb:
             k = needed.index(max(needed)) + 1
-            needed_gb = math.ceil(max(needed) * 1000) / 1000
+            needs = f"the device of module {k} needs {math.ceil(max(needed) * 1000) / 1000:g}"
+            if self.num_modules == 1:
+                raise ConfigError(f"memory_limit_gb={limit_gb:g}: {needs}; a smaller batch_size needs less")
             raise ConfigError(
-                f"memory_limit_gb={limit_gb:g}: with partition={partition} the device of module {k} needs "
-                f"{needed_gb:g}; partition=auto looks for cuts that keep the limit"
+                f"memory_limit_gb={limit_gb:g}: with partition={partition} {needs}; "
+                "partition=auto looks for cuts that keep the limit"
             )
 
     def _companion(self, h: Tensor) -> nn.Module | None:

@@ -225,9 +225,11 @@ def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 def _check_sigma(every: int, window: int) -> None:
     if every < 0:
         raise ConfigError(f"diagnostics.sigma.every={every}: must be 0 (not measured) or a number of iterations.")
-    if window < 1 or (every and window > every):
+    if window < 1:
+        raise ConfigError(f"diagnostics.sigma.window={window}: must be an integer of at least 1.")
+    if every and window > every:
         raise ConfigError(
-            f"diagnostics.sigma.window={window}: must be at least 1 and at most diagnostics.sigma.every={every}, "
+            f"diagnostics.sigma.window={window}: must be at most diagnostics.sigma.every={every}, "
             "or windows would overlap."
         )
 
