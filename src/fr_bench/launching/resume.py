@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,7 +132,7 @@ def _go_on(config: dict[str, Any], found: FoundRun, directory: RunDirectory, com
 
     folder, mode = directory.checkpoints, os.R_OK | os.X_OK
     if folder.is_dir() and not os.access(folder, mode, effective_ids=True):  # it would seem empty
-        raise ConfigError(f"run_dir={directory.path}: {folder} cannot be read: {os.strerror(errno.EACCES)}.")
+        raise ConfigError(f"run_dir={directory.path}: {folder} cannot be read: Permission denied.")
     checkpoint = newest_good(folder, complain, mismatch)
     if checkpoint is None and whole_folders(directory.checkpoints):
         raise ConfigError(
