@@ -12,12 +12,14 @@ import pytest
 import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.passes import Pass
+from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.memory import Peak, PeakMemory, unexplained
 
@@ -128,6 +130,50 @@ def test_the_prediction_is_exact_for_every_family_and_norm(
     config = checkpointed(3, **changes) if method == "checkpointed" else tiny_config(method, 3, **changes)
     for account in last_accounts(run_serial(config, tmp_path), 3):
         assert {c: account[c] for c in CATEGORIES} == {c: account[f"predicted_{c}"] for c in CATEGORIES}
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(operation)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_batch_norm_by_its_shape_alone_is_as_torch_has_it(
+    settings: dict[str, bool], form: torch.memory_format, dtype: torch.dtype
+) -> None:
+    def account(norm: nn.Module, shape: tuple[int, ...]) -> list[Any]:
+        saved = SavedTensors()
+        x = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        with saved.listen():
+            h = norm(x.contiguous(memory_format=form) if len(shape) == 4 else x)
+        return [(each.shape, each.dtype, each.stride()) for each in (h, *saved.tensors)]
+
+    with torch.device("meta"):
+        norms = [nn.BatchNorm2d(6, **settings).to(dtype), nn.BatchNorm1d(6, **settings).to(dtype)]
+    for norm, shape in zip(norms, [(4, 6, 5, 3), (4, 6)], strict=True):
+        expected = account(norm, shape)
+        with Operations() as operations, BatchNormByShape():
+            assert account(norm, shape) == expected
+        by_torch = torch.ops.aten.native_batch_norm.default in operations.seen
+        assert by_torch == (dtype == torch.bfloat16)
+        norm.eval()
+        expected = account(norm, shape)
+        with BatchNormByShape():
+            assert account(norm, shape) == expected
+
+
+def test_a_batch_norm_of_another_width_is_refused_as_ever() -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError), BatchNormByShape():
+        nn.BatchNorm2d(6)(torch.empty(4, 5, 3, 3))
 
 
 @pytest.mark.parametrize("transport", ["gloo", "ipc"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,14 +33,19 @@ def load(size: int = 16) -> Dataset:
         ConfigError: ``size`` is not an integer, or too small.
     """
     check_integer("size", size, ORIGINAL_SIZE, ", pixels a side")
-    originals, labels = _read()
-    images = _resize(originals, size)
-    # The hash of its number places an image: no random generator, hence no version of one, has a say.
-    order = torch.tensor(sorted(range(len(labels)), key=lambda index: derive_seed("digits split", index)))
-    complete = Split(images, labels)
+    complete, order = _complete(size)
     train, test = complete.select(order[NUM_TEST:]), complete.select(order[:NUM_TEST])
     mean, std = channel_statistics(train.images)
     return Dataset(train, test, None, 10, mean, std)
+
+
+@lru_cache(maxsize=1)  # a command asks for them more than once, and a small run is planned in the time that they take
+def _complete(size: int) -> tuple[Split, Tensor]:
+    """All images, and the order in which they are divided: their numbers, int64 [N]."""
+    originals, labels = _read()
+    # The hash of its number places an image: no random generator, hence no version of one, has a say.
+    order = sorted(range(len(labels)), key=lambda index: derive_seed("digits split", index))
+    return Split(_resize(originals, size), labels), torch.tensor(order)
 
 
 def _read() -> tuple[Tensor, Tensor]:

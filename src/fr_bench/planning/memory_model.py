@@ -20,6 +20,7 @@ from fr_bench.methods.base import Method
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
 from fr_bench.planning.attention import attention_of
+from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.transport.open import buffer_bytes
@@ -112,7 +113,7 @@ def _run(network: Network, x: Tensor, is_top: bool) -> tuple[Tensor, list[Tensor
     """Output, what autograd saves, and the labels of the loss, if one follows."""
     saved = SavedTensors()
     labels: list[Tensor] = []
-    with saved.listen():
+    with saved.listen(), BatchNormByShape():
         h = network(x, 0)
         if is_top and h.dim() >= 2:
             labels.append(torch.empty(h.shape[:-1], dtype=torch.int64, device=h.device))
