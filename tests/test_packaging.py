@@ -26,7 +26,7 @@ def test_the_package_list_is_the_tree():
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with fr-bench alone, installed from a wheel; its dependencies come from this environment."""
-    pytest.importorskip("setuptools", "70.1", reason="building offline needs setuptools 70.1, which makes wheels by itself")
+    pytest.importorskip("setuptools", "70.1", reason="building offline needs setuptools that makes wheels by itself")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: setuptools writes build/ and *.egg-info beside the sources
     source.mkdir()

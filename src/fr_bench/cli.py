@@ -55,7 +55,9 @@ def console() -> int:
     try:
         return main()
     finally:
-        gc.freeze()  # else the interpreter, which is about to end, looks through them a last time
+        # Else the interpreter, which is about to end, looks through them a last time. Not for torch 2.15, whose triton
+        # takes what is left for leaks and says so at length.
+        gc.freeze()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
