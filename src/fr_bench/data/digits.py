@@ -39,7 +39,7 @@ def load(size: int = 16) -> Dataset:
     return Dataset(train, test, None, 10, mean, std)
 
 
-@lru_cache(maxsize=1)  # a command asks for them more than once, and a small run is planned in the time that they take
+@lru_cache(maxsize=1)  # each plan of a run asks for them, and would take half as long again
 def _complete(size: int) -> tuple[Split, Tensor]:
     """All images, and the order in which they are divided: their numbers, int64 [N]."""
     originals, labels = _read()
