@@ -110,6 +110,18 @@ def test_times_that_are_far_apart_are_said_to_say_little(tmp_path, capsys):
     assert "Times of runs that differ in the seed alone are far apart (FR, K = 2, 3.5-fold)," in capsys.readouterr().out
 
 
+def test_runs_of_several_versions_are_told_apart_in_a_note(tmp_path, capsys):
+    runs = [("bp", 1, 0, "2.14.1"), ("bp", 1, 1, "2.14.1"), ("fr", 2, 0, "2.14.1"), ("fr", 2, 1, "2.15.0")]
+    for method, k, seed, torch in runs:
+        path = write_run(tmp_path / f"{method}{seed}", method, k=k, seed=seed)
+        (path / "env.json").write_text(json.dumps({"versions": {"fr_bench": "1.0", "torch": torch}}))
+    assert report(tmp_path / "bp0", tmp_path / "bp1", tmp_path / "fr0") == 0
+    assert "several versions" not in capsys.readouterr().out
+    assert report(tmp_path) == 0
+    both, one = "fr-bench 1.0 and torch 2.14.1 (BP, K = 1; FR, K = 2)", "fr-bench 1.0 and torch 2.15.0 (FR, K = 2)"
+    assert f"between which results and times may change: {both}; {one}." in capsys.readouterr().out
+
+
 def test_the_time_of_a_run_ends_with_its_slowest_module(tmp_path, capsys):
     records = records_of_a_run(2, step_s=0.1)
     for record in records:

@@ -44,6 +44,7 @@ def _errors(rows: list[Row]) -> list[str]:
     published = [each for row in rows for each in row.published_error]
     if published:
         columns["published"] = lambda row: _published(row.published_error, lambda each: f"{100 * each.value:.2f} %")
+    notes += _several_versions(rows)
     notes += _withheld((row, row.withheld_error) for row in rows)
     return ["### Test error", table(columns, rows), _list(notes + footnotes(published))]
 
@@ -195,6 +196,21 @@ def _reached(value: Reached | None) -> str:
 
 def _published(numbers: list[Published], text: Callable[[Published], str]) -> str:
     return "; ".join(f"{text(each)} ({each.credit})" for each in numbers)
+
+
+def _several_versions(rows: list[Row]) -> list[str]:
+    """A line where not all runs were made by the same program."""
+    makers: dict[str, list[str]] = {}
+    for row in rows:
+        for run in row.group.measured:
+            versions = run.environment.get("versions")
+            if isinstance(versions, dict):
+                labels = makers.setdefault(f"fr-bench {versions.get('fr_bench')} and torch {versions.get('torch')}", [])
+                labels += [] if row.group.label in labels else [row.group.label]
+    if len(makers) < 2:
+        return []
+    made = "; ".join(f"{maker} ({'; '.join(labels)})" for maker, labels in sorted(makers.items()))
+    return [f"Made by several versions, between which results and times may change: {made}."]
 
 
 def _withheld(rows: Iterable[tuple[Row, list[Published]]]) -> list[str]:
