@@ -82,6 +82,15 @@ def test_methods_that_change_gradients_do_so_to_those_of_all_replicas(kind: str,
         run_processes(config_with(2, sums=False), tmp_path / "wrong")
 
 
+def test_what_a_method_trains_beside_a_module_must_stay_the_same_in_all_replicas(tmp_path: Path) -> None:
+    config = config_of("bp", 2, "gloo", replicas=2)
+    config["method"] = {"_target_": "tiny_methods.Accompanied", "name": "accompanied", "sums": True}
+    run_processes(config, tmp_path / "right")
+    config["method"]["sums"] = False
+    with pytest.raises(RunFailed, match=r"beside module 1 .* in all replicas: .*self\.module\.replicas\.add_up\("):
+        run_processes(config, tmp_path / "wrong")
+
+
 def test_the_cuts_of_several_are_those_of_one() -> None:
     """Though what does not fit into the cache with a whole batch may do so with a part of it."""
     model = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20, "norm": "group"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fr_bench.methods.base import Link
 from fr_bench.methods.bp import Backpropagation
@@ -47,6 +48,32 @@ class Measuring(Backpropagation):
         if t % 2:
             self.module.record("length", d.norm().reshape(1))
         super().descend(live, d, t)
+
+
+class Accompanied(Backpropagation):
+    """Trains a layer beside every module to tell the first feature from the others; with the gradients of all replicas,
+    if it ``sums`` them."""
+
+    def __init__(self, module: Module, link: Link, *, sums: bool) -> None:
+        super().__init__(module, link)
+        self.sums = sums
+        self.layer = nn.Linear(math.prod(module.output_shape[1:]) - 1, 1)
+        module.like_network(self.layer)
+        self.layer_optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.1)
+
+    @classmethod
+    def check(cls, sums: bool) -> None:  # type: ignore[override]
+        super().check()
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        h = super().play_lower(x, t)
+        features = h.detach().flatten(start_dim=1)
+        self.layer_optimizer.zero_grad()
+        (self.layer(features[:, 1:]) - features[:, :1]).square().mean().backward()
+        if self.sums and self.module.replicas is not None:
+            self.module.replicas.add_up([p.grad for p in self.layer.parameters() if p.grad is not None])
+        self.layer_optimizer.step()
+        return h
 
 
 class ChangesGradients(DelayedMethod[Any]):

@@ -116,6 +116,7 @@ class Module:
         self.number = place.number
         self.replica, self.num_replicas = place.replica, place.num_replicas
         self.replicas: Replicas | None = None  # set once training begins: what its replicas exchange
+        self.companions: list[nn.Module] = []  # networks that its method trains beside its own
         self.network = network
         self.make_optimizer = make_optimizer
         self.optimizer = make_optimizer(network.parameters())
@@ -273,12 +274,14 @@ class Module:
         return batch * self.num_replicas + self.replica - 1
 
     def like_network(self, other: nn.Module) -> None:
-        """Moves ``other`` to the device, dtype and memory format of this module's weights, in place."""
+        """Moves ``other``, a network that the method trains beside this module's, in place to the device, dtype and
+        memory format of this module's weights. Its weights, too, must stay the same in all replicas."""
         weight = next(self.network.parameters())
         four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
         other.to(device=weight.device, dtype=weight.dtype)
         if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
             other.to(memory_format=torch.channels_last)
+        self.companions.append(other)
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this module's precision."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fr_bench.checkpoints.checkpointer import Checkpointer
 from fr_bench.errors import Diverged, RunFailed
@@ -159,19 +159,30 @@ class Trainer:
                 )
 
     def _refuse_disagreement(self) -> None:
-        """Raises RunFailed where the weights of a module's replicas are no longer the same: a method has changed the
-        gradients of its own."""
+        """Raises RunFailed where the weights of a module's replicas, or of what its method trains beside it, are no
+        longer the same: they were updated with the gradients of each."""
         for module in (player.module for player in self.players):
-            if module.replicas is None:
-                continue
-            own = torch.stack([p.detach().double().sum() for p in module.network.parameters()]).sum()
-            mean = module.replicas.total(own) / module.num_replicas
-            if (own - mean).abs() > SAME * mean.abs():
+            if not self._agree_on(module, module.network):
                 raise RunFailed(
                     f"the replicas of module {module.k} no longer have the same weights: a method that changes "
                     "gradients between a backward and the step calls self.module.sum_gradients(t) first",
                     module.number,
                 )
+            if not all([self._agree_on(module, companion) for companion in module.companions]):
+                raise RunFailed(
+                    f"what the method trains beside module {module.k} no longer has the same weights in all replicas: "
+                    "it adds gradients up by self.module.replicas.add_up([...]) before it steps",
+                    module.number,
+                )
+
+    def _agree_on(self, module: Module, network: nn.Module) -> bool:
+        """Whether ``network`` has the same weights in all replicas of ``module``, which ask at the same time."""
+        sums = [p.detach().double().sum() for p in network.parameters()]
+        if module.replicas is None or not sums:
+            return True
+        own = torch.stack(sums).sum()
+        mean = module.replicas.total(own) / module.num_replicas
+        return bool((own - mean).abs() <= SAME * mean.abs())
 
     def _save(self, step: int) -> None:
         """A checkpoint. Of the records of its step `train`, `method`, `time` and `profile` lie before it."""
