@@ -625,6 +625,7 @@ def test_a_run_of_whose_checkpoints_none_can_be_used_is_not_thrown_away(tmp_path
     with pytest.raises(ConfigError, match=f"none of the run's checkpoints can be used.*move {checkpoints} away"):
         decide(config, RunDirectory(run), said.append)
     assert sum("is damaged" in line for line in said) == 2
+    assert ["trying the one before" in line for line in said] == [True, False], said
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     checkpoints.rename(run / "damaged")
     assert any("it starts anew" in line for line in train_here(config, run))

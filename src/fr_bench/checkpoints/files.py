@@ -187,14 +187,15 @@ def newest_good(
         complain: is told of each newer one that is passed over, and why.
         mismatch: manifest -> what in it does not fit, None if it does.
     """
-    for folder in whole_folders(checkpoints):
+    folders = whole_folders(checkpoints)
+    for folder in folders:
         try:
             reason = mismatch(read_manifest(folder))
             if reason is None:
                 return verify(folder)
         except DamagedCheckpoint as error:
             reason = str(error)
-        complain(f"checkpoint {folder}: {reason}; trying the one before")
+        complain(f"checkpoint {folder}: {reason}" + ("" if folder == folders[-1] else "; trying the one before"))
     return None
 
 
