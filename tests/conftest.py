@@ -3,6 +3,8 @@
 import gc
 import os
 
+from fr_bench.cli import leave_what_stays
+
 # Before torch is imported. The tests' tensors are tiny, and several test processes share the cores: a second thread in
 # each is mostly waiting for the first, and waits by spinning. Runs set the number of their threads themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,4 +16,4 @@ gc.set_threshold(200_000, 10, 10)
 
 def pytest_sessionfinish() -> None:
     """Nor shall pytest, and then the interpreter, look through all of them again and again before they end."""
-    gc.freeze()
+    leave_what_stays()

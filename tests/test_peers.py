@@ -257,15 +257,31 @@ def test_a_pipeline_equals_adding_up_micro_batches(method: str, k: int, num_micr
         if method == "zero_bubble":
             assert "predicted" not in account
             continue
-        # Before torch 2.13 module K-1 holds a message to the top, which is on its way, for longer.
-        is_sending = torch.__version__ < (2, 13) and method == "1f1b" and account["module"] == k - 1
-        late = 4 * 8 * 8 * 8 * config["batch_size"] // num_microbatches if is_sending else 0  # bytes
-        for category in CATEGORIES:  # to the byte: of one micro-batch's labels, a view, those of the batch are kept
-            expected = account[f"predicted_{category}"] + (late if category == "activations" else 0)
-            assert account[category] == expected, category
+        assert_as_predicted(account, config)
     times = [record for record in result.of("time") if record["step"] == 10]
     assert all(record["play_s"] > 0 and record["learn_s"] > 0 and record["wait_s"] > 0 for record in times)
     assert all(0 < record["efficiency"] <= 1 for record in times)
+
+
+def assert_as_predicted(account: dict[str, Any], config: dict[str, Any]) -> None:
+    """To the byte: of one micro-batch's labels, which are a view, those of the batch are kept."""
+    name, num_microbatches, k = config["method"]["name"], config["method"]["microbatches"], account["module"]
+    # Before torch 2.13 module K-1 holds a message to the top, which is on its way, for longer.
+    is_sending = torch.__version__ < (2, 13) and name == "1f1b" and k == config["k"] - 1
+    late = 4 * 8 * 8 * 8 * config["batch_size"] // num_microbatches if is_sending else 0  # bytes
+    for category in CATEGORIES:
+        expected = account[f"predicted_{category}"] + (late if category == "activations" else 0)
+        assert account[category] == expected, (k, category)
+
+
+@pytest.mark.parametrize("method", ["gpipe", "1f1b"])
+def test_a_pipeline_whose_messages_its_graphs_save_holds_what_is_predicted(method: str, tmp_path: Path) -> None:
+    """Both messages come out of a ReLU; those of the other tests out of a sum, which saves nothing."""
+    config = tiny_config(method, 3, "auto", model=WITHOUT_NORM, partition=[1, 2])
+    accounts = [record for record in run_processes(config, tmp_path).of("memory") if record["step"] == 10]
+    assert [account["module"] for account in accounts] == [1, 2, 3]
+    for account in accounts:
+        assert_as_predicted(account, config)
 
 
 def test_1f1b_holds_fewer_graphs_than_gpipe(tmp_path: Path) -> None:

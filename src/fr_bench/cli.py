@@ -55,8 +55,14 @@ def console() -> int:
     try:
         return main()
     finally:
-        # Else the interpreter, which is about to end, looks through them a last time. Not for torch 2.15, whose triton
-        # takes what is left for leaks and says so at length.
+        leave_what_stays()
+
+
+def leave_what_stays() -> None:
+    """Else the interpreter, which is about to end, looks through torch's objects a last time. From torch 2.15 on it has
+    to: its triton takes what is left for leaks, and says so at length."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.__version__ < "2.15":  # as versions, not as strings
         gc.freeze()
 
 

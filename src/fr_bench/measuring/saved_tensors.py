@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,16 +35,24 @@ class SavedTensors:
             yield
 
 
-class PeakOfSaved:
-    """The most bytes that autograd's saved tensors have at once while :meth:`listen` is active.
+Held = Literal["activations", "buffers"]
 
-    For graphs that are built and used up inside. Each storage counts once, those of ``except_for`` not at all.
+
+class PeakOfSaved:
+    """The most bytes that autograd's saved tensors, and what else is held, have at once while :meth:`listen` is active.
+
+    For graphs that are built and used up inside. Each storage counts once, as what it was held for first, those of
+    ``except_for`` not at all.
+
+    Attributes:
+        num_bytes: at the moment when they were most, by what they are for.
     """
 
     def __init__(self, except_for: Iterable[Tensor]) -> None:
-        self.peak_bytes = 0
-        self._now_bytes = 0
+        self.num_bytes: dict[Held, int] = {"activations": 0, "buffers": 0}
+        self._now_bytes = dict(self.num_bytes)
         self._num_holders: Counter[int] = Counter()  # by storage
+        self._kinds: dict[int, Held] = {}  # by storage
         self._excluded = {_identity(tensor) for tensor in except_for}
 
     @contextmanager
@@ -58,21 +67,23 @@ class PeakOfSaved:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
-    def hold(self, tensor: Tensor) -> None:
+    def hold(self, tensor: Tensor, kind: Held = "activations") -> None:
         """Counts the storage of ``tensor`` as long as this very object lives."""
         key, num_bytes = _identity(tensor), tensor.untyped_storage().nbytes()
         if key in self._excluded:
             return
         if not self._num_holders[key]:
-            self._now_bytes += num_bytes
-            self.peak_bytes = max(self.peak_bytes, self._now_bytes)
+            self._kinds[key] = kind
+            self._now_bytes[kind] += num_bytes
+            if sum(self._now_bytes.values()) > sum(self.num_bytes.values()):
+                self.num_bytes = dict(self._now_bytes)
         self._num_holders[key] += 1
         weakref.finalize(tensor, self._let_go, key, num_bytes)
 
     def _let_go(self, key: int, num_bytes: int) -> None:
         self._num_holders[key] -= 1
         if not self._num_holders[key]:
-            self._now_bytes -= num_bytes
+            self._now_bytes[self._kinds[key]] -= num_bytes
 
 
 def tensor_bytes(tensors: Iterable[Tensor], except_for: Iterable[Tensor] = ()) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from fr_bench.errors import ConfigError
+from fr_bench.measuring.saved_tensors import Held
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import BatchResult, Module
 from fr_bench.modules.passes import Pass, PassKind
@@ -119,11 +120,11 @@ class Method:
         """
         return self.module.play(x, t, update_statistics=False, input_gradient=self.sends_gradients), {}
 
-    def account_iteration(self, t: int, hold: Callable[[Tensor], None]) -> None:
+    def account_iteration(self, t: int, hold: Callable[[Tensor, Held], None]) -> None:
         """For the memory account of a method that plays itself: does all of iteration ``t`` but the step.
 
         Changes nothing of module and method. ``hold`` is told of every tensor that the iteration keeps for a while
-        and autograd may not.
+        and autograd may not, and what for.
         """
         raise NotImplementedError
 

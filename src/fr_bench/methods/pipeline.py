@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.errors import ConfigError
+from fr_bench.measuring.saved_tensors import Held
 from fr_bench.methods.base import Link, Method
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import BatchResult, Module
@@ -74,17 +75,17 @@ class SynchronousPipeline(Method):
         self.module.step(t)
         return None if loss is None else BatchResult(loss, torch.stack(self._num_errors).sum())
 
-    def account_iteration(self, t: int, hold: Callable[[Tensor], None]) -> None:
+    def account_iteration(self, t: int, hold: Callable[[Tensor, Held], None]) -> None:
         """See :class:`Method`."""
         with self.module.watch.paused(), self.module.network.statistics(update=False):
             self._iterate(t, hold)
         self.module.optimizer.zero_grad(set_to_none=True)
 
     def kept_tensors(self) -> dict[str, list[Tensor]]:
-        """What the library receives into."""
+        """What the library receives into, as far as it keeps it."""
         return {"buffers": self._pipeline.received}
 
-    def _iterate(self, t: int, hold: Callable[[Tensor], None] | None = None) -> Tensor | None:
+    def _iterate(self, t: int, hold: Callable[[Tensor, Held], None] | None = None) -> Tensor | None:
         """Forwards and backwards of batch ``t``; the loss where it is known."""
         self._t = t
         self._num_errors.clear()

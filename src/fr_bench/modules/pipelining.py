@@ -1,5 +1,5 @@
 """torch.distributed.pipelining, as far as fr-bench uses it. The only file that knows its interface
-(torch 2.11 to 2.14).
+(torch 2.11 to 2.15).
 
 Four traps of the library are avoided here. Without shapes it finds them by running the real modules on uninitialised
 memory, which ruins batch norm's running statistics: the shapes of all messages are given. It refuses messages that
@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
+from fr_bench.measuring.saved_tensors import Held
+
 SCHEDULES = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",
@@ -30,7 +32,7 @@ SCHEDULES = {
 SINGLE_STAGE = ("gpipe", "1f1b")  # take a stage, not a list of stages
 
 Observe = Callable[[Literal["play", "backward"], int], AbstractContextManager[None]]  # (what, micro-batch)
-Hold = Callable[[Tensor], None]
+Hold = Callable[[Tensor, Held], None]
 
 
 def why_not(schedule: str, num_microbatches: int, num_processes: int) -> str | None:
@@ -114,7 +116,7 @@ class Pipeline:
         Args:
             x: inputs of the whole batch; looked at by the process of the first stage alone.
             y: labels of the whole batch; by that of the last stage alone.
-            hold: told of every message to the stage above, which is kept until it has been back-propagated.
+            hold: told of every message to the stage above, an activation, and of every buffer to receive into.
 
         Returns:
             The loss of the whole batch, detached; None where the last stage is not.
@@ -131,7 +133,8 @@ class Pipeline:
 
     @property
     def received(self) -> list[Tensor]:
-        """The memory into which features and gradients of all micro-batches are received; known after a step."""
+        """The memory into which features and gradients of all micro-batches are received, known after a step; none
+        since torch 2.15, which takes new memory for every message."""
         infos = [info for stage in self._stages for info in (stage.args_recv_info, stage.grad_recv_info)]
         slots = [slot for by_microbatch in infos for of_one in by_microbatch.values() for slot in of_one]
         # The images are received from nobody: their slot has no buffer, and up to torch 2.11 not even the attribute.
@@ -194,12 +197,20 @@ class ObservedStage(pipelining.PipelineStage):
         self._observe = observe or _unobserved
         self.hold: Hold | None = None
 
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """What receives the features of a micro-batch."""
+        return self._hold_buffers(super().get_fwd_recv_ops(fwd_chunk_id))
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """What receives the gradient of a micro-batch."""
+        return self._hold_buffers(super().get_bwd_recv_ops(bwd_chunk_id))
+
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **settings: Any) -> Any:
         """Forward of a micro-batch."""
         with self._observe("play", fwd_chunk_id):
             message = super().forward_one_chunk(fwd_chunk_id, *args, **settings)
         if self.hold is not None:
-            self.hold(message)
+            self.hold(message, "activations")
         return message
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **settings: Any) -> Any:
@@ -211,6 +222,12 @@ class ObservedStage(pipelining.PipelineStage):
         """In zero bubble the other part: the gradients of the weights."""
         with self._observe("backward", bwd_chunk_id):
             return super().backward_weight_one_chunk(bwd_chunk_id, *args, **settings)
+
+    def _hold_buffers(self, operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        if self.hold is not None:
+            for operation in operations:
+                self.hold(operation.tensor, "buffers")
+        return operations
 
 
 @contextmanager

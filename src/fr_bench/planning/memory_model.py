@@ -17,6 +17,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.base import Method
+from fr_bench.methods.policy import Policy
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.network import Network
 from fr_bench.planning.attention import attention_of
@@ -24,6 +25,10 @@ from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.costs import COMPANION, able_to_run
 from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.transport.open import buffer_bytes
+
+# Of torch's pipelines: since 2.15 a message is received into new memory, which goes with it, and let go of once it has
+# been sent. Before, memory for the messages of all micro-batches was kept, and what was sent until its backward.
+LETS_GO = torch.__version__ >= "2.15"
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class MemoryModel:
         if self.sums_gradients:
             found["buffers"] += found["gradients"]
         if self.method.plays_itself:
-            found |= _of_a_pipeline(shapes, num_graphs, policy.num_microbatches, k, num_modules)
+            found |= _of_a_pipeline(shapes, policy, num_graphs, k, num_modules)
         return found
 
     def optimizer_bytes(self, shapes: ModuleShapes) -> int:
@@ -204,21 +209,26 @@ class MemoryModel:
         return found
 
 
-def _of_a_pipeline(
-    shapes: ModuleShapes, num_graphs: int, num_microbatches: int, k: int, num_modules: int
-) -> dict[str, int]:
+def _of_a_pipeline(shapes: ModuleShapes, policy: Policy, num_graphs: int, k: int, num_modules: int) -> dict[str, int]:
     """What a module of torch's pipelines holds; ``shapes`` are those of a micro-batch.
 
-    It receives features and gradients of every micro-batch into memory of their own, and keeps what it sent until it
-    has back-propagated. Module 1 saves views of one tensor, the images of the whole batch, and module K of its labels:
-    however few micro-batches they are of, all of that tensor stays.
+    Module 1 saves views of one tensor, the images of the whole batch, and module K of its labels: however few
+    micro-batches they are of, all of that tensor stays.
     """
     below, above = k > 1, k < num_modules
-    kept = shapes.graph_bytes - shapes.saved_label_bytes + (0 if shapes.output_is_saved else shapes.output_bytes)
+    num_microbatches = policy.num_microbatches
+    graph_bytes = shapes.graph_bytes - shapes.saved_label_bytes
+    unsaved_output_bytes = 0 if shapes.output_is_saved else shapes.output_bytes
     of_the_batch = shapes.saved_label_bytes + (0 if below else shapes.saved_input_bytes)
+    num_inputs, num_outputs, num_gradients = num_microbatches, num_graphs, num_microbatches
+    if LETS_GO:
+        num_inputs = num_graphs if above else num_microbatches  # the losses, which stay, end in those of module K
+        if policy.keeps == "few micro-batches":
+            num_outputs = min(num_graphs, 2)  # one is on its way up while the next is computed
+        num_gradients = 0 if unsaved_output_bytes else 1  # it comes when messages have left, which are no less
     return {
-        "activations": num_graphs * kept + num_microbatches * of_the_batch,
-        "buffers": num_microbatches * (shapes.input_bytes * below + shapes.output_bytes * above),
+        "activations": num_graphs * graph_bytes + num_outputs * unsaved_output_bytes + num_microbatches * of_the_batch,
+        "buffers": num_inputs * shapes.input_bytes * below + num_gradients * shapes.output_bytes * above,
     }
 
 

@@ -74,7 +74,8 @@ class Account:
         # Graphs are alike: one is measured, the others are counted.
         graph_bytes = tensor_bytes(self._saved.tensors, except_for=elsewhere) * self._method.num_graphs
         if self._peak is not None:
-            graph_bytes = self._peak.peak_bytes
+            graph_bytes = self._peak.num_bytes["activations"]
+            buffer_bytes += self._peak.num_bytes["buffers"]
         account = {
             "parameters": tensor_bytes(weights),
             "gradients": sum(p.numel() * p.element_size() for p in parameters if p.requires_grad),
