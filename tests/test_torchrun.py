@@ -26,6 +26,7 @@ from test_hanging import GREEDY
 
 from fr_bench.cli import main
 from fr_bench.errors import ConfigError, FrBenchError, RunFailed, ToldElsewhere
+from fr_bench.launching import meeting as meeting_module
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members
 from fr_bench.measuring import clocks
@@ -464,6 +465,20 @@ def test_a_store_that_is_gone_ends_the_run_and_is_named(rank: int, failure: type
             do()
     if meeting.leads:
         meeting.end(1)
+    meeting.leave()
+
+
+def test_a_process_whose_torchrun_was_killed_does_not_look_for_its_store_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where rank 0 is to serve it, it may yet come."""
+    assert meeting_module.AGENT_PATIENCE_S <= 30 < meeting_module.PATIENCE_S
+    monkeypatch.setattr(meeting_module, "AGENT_PATIENCE_S", 0.5)
+    with pytest.raises(ConfigError, match=r"^MASTER_ADDR=127.0.0.1, MASTER_PORT=\d+: nobody of this job answers there"):
+        Meeting(Torchrun(1, 2, 1, 2, "127.0.0.1", free_port(), agent_serves=True))
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = Meeting(Torchrun(1, 2, 1, 2, "127.0.0.1", served.port, agent_serves=True))
+    assert meeting.group_store().timeout == meeting_module.TIMEOUT
     meeting.leave()
 
 

@@ -35,6 +35,7 @@ from fr_bench.processes.torchrun import Torchrun
 
 PATIENCE_S = 300.0  # how long a process waits for the others
 TIMEOUT = timedelta(seconds=PATIENCE_S)
+AGENT_PATIENCE_S = 30.0  # for torchrun's own store, which is there before it starts a process, unless it was killed
 POLL_S = 0.05
 LINGER_S = 3.0
 # Where a config may differ between the processes: rank 0 alone writes and speaks.
@@ -84,7 +85,10 @@ class Meeting:
             raise ConfigError(f"{where}: nobody of this job answers there: {text}") from None
 
     def _join(self) -> dist.TCPStore:
-        return dist.TCPStore(self.launch.address, self.launch.port, is_master=False, timeout=TIMEOUT)
+        patience = timedelta(seconds=AGENT_PATIENCE_S) if self.launch.agent_serves else TIMEOUT
+        store = dist.TCPStore(self.launch.address, self.launch.port, is_master=False, timeout=patience)
+        store.set_timeout(TIMEOUT)
+        return store
 
     def group_store(self) -> dist.Store:
         """For the process group, over a connection of its own: who waits in one does not hold up the other."""
