@@ -186,15 +186,15 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
     if not is_finished:  # else it may be where nothing is written
         _check_folder(folder, is_made=not jobs[0].config["dry_run"])
     _check_all(jobs, lambda job: check_launcher(job.config, job.launcher, composition.launcher))
+    if starts_processes and not run_elsewhere and not is_finished and not _is_dry_run(jobs):
+        from fr_bench.processes import nursery
+
+        nursery.context()  # before the last checks: it imports torch while we do
     with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it
         from fr_bench.launching.launch import check_plan  # imports torch, which --help and --cfg must not
 
     planned: set[str] = set()
     _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere))
-    if starts_processes and not run_elsewhere and not is_finished and not _is_dry_run(jobs):
-        from fr_bench.processes import nursery
-
-        nursery.context()  # in good time: it imports while Hydra and W&B are made ready
 
 
 class TrainTask:
