@@ -19,6 +19,7 @@ from fr_bench.launching.launch import check_plan, run_training
 from fr_bench.methods.base import Method
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
+from fr_bench.planning.plan import make_plan
 
 HERE = __name__
 Blocks = list[tuple[str, nn.Module]]
@@ -162,6 +163,28 @@ def test_a_block_that_returns_its_input_lets_gradients_through(method: str, tmp_
     if method == "bp":
         beside = run_serial(tiny_config("bp", 2, partition=[2], **own("model", "skipping_model")), tmp_path / "beside")
         assert_same(alone, beside)
+
+
+DRAWN_BY = ("torch", "python", "numpy")
+NO_GRADIENT = "module 1: {} no gradient and will not learn: what comes behind lets none through"
+
+
+@pytest.mark.parametrize(
+    ("cuts", "changes", "who"),
+    [
+        ([], own("model", "still_model", where=1, wholly=False), "block 'first' gets"),
+        ([], own("model", "still_model", where=2, wholly=True), "blocks 'first', 'middle' and 'still' get"),
+        ([2], own("model", "skipping_model"), "block 'skipped' gets"),
+        ([2], own("model", "skipping_model") | {"freeze": [1]}, None),
+        ([], own("model", "model"), None),
+        *[([], {"model": {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}}, None) for of in DRAWN_BY],
+    ],
+)
+def test_blocks_that_no_gradient_reaches_are_named(cuts: list[int], changes: dict[str, Any], who: str | None) -> None:
+    """They would be trained around, without a word. A block that some batches skip is none of them."""
+    warnings = make_plan(tiny_config("fr", len(cuts) + 1, partition=cuts, **changes)).warnings
+    told = [line for line in warnings if "no gradient" in line]
+    assert [line.startswith(NO_GRADIENT.format(who)) for line in told] == [True] * (who is not None), told
 
 
 def test_where_modules_wait_for_no_gradient_such_a_block_may_be(tmp_path: Path) -> None:

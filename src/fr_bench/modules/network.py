@@ -160,6 +160,21 @@ class Network(nn.Module):
             "cannot learn through it; partition=[...] can put it into module 1, with the block above it"
         )
 
+    def unreached_blocks(self, x: Tensor, h: Tensor) -> list[str]:
+        """Names of the blocks that have weights to train, none of which a backward from ``h``, the output for ``x``,
+        reaches; nor would in another batch, where blocks draw what they skip."""
+        unreached = self._unreached_from(h)
+        for batch in range(1, NUM_DRAWS):
+            if unreached and self.drawing_blocks:
+                others = self._unreached_from(self(x, batch))
+                unreached = [name for name in unreached if name in others]
+        return unreached
+
+    def _unreached_from(self, h: Tensor) -> list[str]:
+        reached = {id(node.variable) for node in _nodes_behind(h) if hasattr(node, "variable")}  # those of leaves
+        trained = {name: [p for p in block.parameters() if p.requires_grad] for name, block in self._named_blocks()}
+        return [name for name, ps in trained.items() if ps and not any(id(p) in reached for p in ps)]
+
     def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
         """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
         found = []
@@ -325,14 +340,19 @@ def _repeating(
 
 def _reaches(h: Tensor, x: Tensor) -> bool:
     """Whether a backward from ``h``, which may be ``x`` itself, comes to the leaf ``x``."""
-    goal, found = get_gradient_edge(x).node, set()
+    return get_gradient_edge(x).node in _nodes_behind(h)
+
+
+def _nodes_behind(h: Tensor) -> set[Node]:
+    """Those of the graph that a backward from ``h`` comes to."""
+    found: set[Node] = set()
     ahead: list[Node | None] = [get_gradient_edge(h).node]
     while ahead:
         node = ahead.pop()
         if node is not None and node not in found:
             found.add(node)
             ahead += [before for before, _ in node.next_functions]
-    return goal in found
+    return found
 
 
 def _run_and_see(

@@ -48,6 +48,7 @@ class ModuleShapes:
         drawing_blocks: names of those that draw random numbers.
         checkpointed_bytes: counts what is saved with activation checkpointing, and the largest block recomputed. It
             takes two more passes, and hardly a method wants it.
+        unreached_blocks: names of those that no gradient reaches, see :meth:`Network.unreached_blocks`.
     """
 
     weight_bytes: int
@@ -62,6 +63,7 @@ class ModuleShapes:
     parameters: Sequence[Tensor]
     drawing_blocks: Sequence[str]
     checkpointed_bytes: Callable[[], int]
+    unreached_blocks: Sequence[str] = ()
 
     @property
     def trainable(self) -> list[Tensor]:
@@ -86,6 +88,7 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
     with attention_of(device), streams_of(derive_seed("shapes")):  # a block may draw which of its layers it skips
         h, saved, labels = _run(network, x, is_top)
         network.check_connected(x, h)
+        unreached = network.unreached_blocks(x, h)
 
     @cache
     def checkpointed_bytes() -> int:
@@ -111,6 +114,7 @@ def shape_pass(network: Network, x: Tensor, device: str, input_gradient: bool, i
         parameters=parameters,
         drawing_blocks=network.drawing_blocks,
         checkpointed_bytes=checkpointed_bytes,
+        unreached_blocks=unreached,
     )
 
 

@@ -1,8 +1,9 @@
-"""Which modules a run gives no step to learn in, because their first gradient would come after its end, and whether
-any module is left to learn."""
+"""Which modules a run gives no step to learn in, because their first gradient would come after its end, whether any
+module is left to learn, and which blocks no gradient reaches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fr_bench.methods.policy import Policy
@@ -29,5 +30,19 @@ def never_learning(
     return [f"{who}: module k of {num_modules} learns from step {num_modules}-k+1 on, and {ends}; {remedy}."]
 
 
-def _listed(modules: list[int]) -> str:
-    return f"{', '.join(map(str, modules[:-1]))} and {modules[-1]}"
+def without_gradient(config: dict[str, Any], unreached: Sequence[Sequence[str]]) -> list[str]:
+    """A line of text for every module of which some blocks are ``unreached`` (see Network.unreached_blocks), but for
+    those that are not to learn."""
+    lines = []
+    for k, names in enumerate(unreached, start=1):
+        if names and k not in config["freeze"]:
+            who = f"block '{names[0]}' gets" if len(names) == 1 else f"blocks {_listed([*map(repr, names)])} get"
+            lines.append(
+                f"module {k}: {who} no gradient and will not learn: what comes behind lets none through "
+                "(torch.no_grad(), .detach(), .data or integers), or does not use it."
+            )
+    return lines
+
+
+def _listed(items: Sequence[Any]) -> str:
+    return f"{', '.join(map(str, items[:-1]))} and {items[-1]}"

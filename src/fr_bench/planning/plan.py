@@ -19,7 +19,7 @@ from fr_bench.planning.balance import Balance
 from fr_bench.planning.checks import check_labels, check_replicas
 from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_compiler, check_cuda_graphs
 from fr_bench.planning.memory_model import MemoryModel, ModuleShapes, unpredictable
-from fr_bench.planning.never_learning import never_learning
+from fr_bench.planning.never_learning import never_learning, without_gradient
 from fr_bench.planning.partition import check_num_modules, module_slices, module_table
 from fr_bench.planning.site import find_site, site_elsewhere
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, ring_bytes, trace_modules
@@ -242,7 +242,10 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
-        warnings=_warnings(config, policy, num_modules, steps_per_epoch, num_steps),
+        warnings=[
+            *without_gradient(config, [module.unreached_blocks for module in shapes[:num_modules]]),
+            *_warnings(config, policy, num_modules, steps_per_epoch, num_steps),
+        ],
     )
 
 
