@@ -59,8 +59,8 @@ def console() -> int:
 
 
 def leave_what_stays() -> None:
-    """Else the interpreter, which is about to end, looks through torch's objects a last time. From torch 2.15 on it has
-    to: its triton takes what is left for leaks, and says so at length."""
+    """Has the interpreter, which is about to end, not look through torch's objects a last time. From torch 2.15 on it
+    must: its triton takes what is left for leaks, and says so at length."""
     torch = sys.modules.get("torch")
     if torch is None or torch.__version__ < "2.15":  # as versions, not as strings
         gc.freeze()

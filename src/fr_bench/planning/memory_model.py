@@ -229,7 +229,7 @@ def _of_a_pipeline(shapes: ModuleShapes, policy: Policy, num_graphs: int, k: int
         num_inputs = num_graphs if above else num_microbatches  # the losses, which stay, end in those of module K
         if policy.keeps == "few micro-batches":
             num_outputs = min(num_graphs, 2)  # one is on its way up while the next is computed
-        num_gradients = 0 if unsaved_output_bytes else 1  # it comes when messages have left, which are no less
+        num_gradients = 0 if unsaved_output_bytes else 1  # it comes once messages have left that were no smaller
     return {
         "activations": num_graphs * graph_bytes + num_outputs * unsaved_output_bytes + num_microbatches * of_the_batch,
         "buffers": num_inputs * shapes.input_bytes * below + num_gradients * shapes.output_bytes * above,

