@@ -27,7 +27,8 @@ from fr_bench.seeds import derive_seed, streams_of
 from fr_bench.transport.open import buffer_bytes
 
 # Of torch's pipelines: since 2.15 a message is received into new memory, which goes with it, and let go of once it has
-# been sent. Before, memory for the messages of all micro-batches was kept, and what was sent until its backward.
+# been sent. Before, memory for the messages of all micro-batches was kept, and what was sent until its backward. Stands
+# here and not in fr_bench.modules.pipelining because to import that takes every command two seconds.
 LETS_GO = torch.__version__ >= "2.15"
 
 

@@ -242,18 +242,17 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
         num_replicas=num_replicas,
-        warnings=[
-            *without_gradient(config, [module.unreached_blocks for module in shapes[:num_modules]]),
-            *_warnings(config, policy, num_modules, steps_per_epoch, num_steps),
-        ],
+        warnings=_warnings(config, policy, shapes[:num_modules], steps_per_epoch, num_steps),
     )
 
 
 def _warnings(
-    config: dict[str, Any], policy: Policy, num_modules: int, steps_per_epoch: int, num_steps: int
+    config: dict[str, Any], policy: Policy, shapes: Sequence[ModuleShapes], steps_per_epoch: int, num_steps: int
 ) -> list[str]:
-    """See :class:`Plan`."""
-    warnings = never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
+    """See :class:`Plan`; ``shapes`` are those of modules 1..K."""
+    num_modules = len(shapes)
+    warnings = without_gradient(config, [module.unreached_blocks for module in shapes])
+    warnings += never_learning(config, policy, num_modules, steps_per_epoch, num_steps)
     extent = Extent.of(config, num_steps, steps_per_epoch, Path(), has_trace=False)
     if (num_profiled := len(extent.to_profile(0, num_modules))) < config["profile"]:
         warnings.append(

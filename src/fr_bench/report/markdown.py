@@ -206,7 +206,8 @@ def _several_versions(rows: list[Row]) -> list[str]:
             versions = run.environment.get("versions")
             if isinstance(versions, dict):
                 labels = makers.setdefault(f"fr-bench {versions.get('fr_bench')} and torch {versions.get('torch')}", [])
-                labels += [] if row.group.label in labels else [row.group.label]
+                if row.group.label not in labels:
+                    labels.append(row.group.label)
     if len(makers) < 2:
         return []
     made = "; ".join(f"{maker} ({'; '.join(labels)})" for maker, labels in sorted(makers.items()))

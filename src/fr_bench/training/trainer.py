@@ -177,10 +177,10 @@ class Trainer:
 
     def _agree_on(self, module: Module, network: nn.Module) -> bool:
         """Whether ``network`` has the same weights in all replicas of ``module``, which ask at the same time."""
-        sums = [p.detach().double().sum() for p in network.parameters()]
-        if module.replicas is None or not sums:
+        weights = list(network.parameters())
+        if module.replicas is None or not weights:
             return True
-        own = torch.stack(sums).sum()
+        own = torch.stack([p.detach().double().sum() for p in weights]).sum()
         mean = module.replicas.total(own) / module.num_replicas
         return not bool((own - mean).abs() > SAME * mean.abs())  # what is not finite is told elsewhere
 
