@@ -340,6 +340,15 @@ def test_a_run_that_is_over_before_it_looks_finds_its_directory_gone_too(tmp_pat
     assert not run.run_dir.exists()
 
 
+def test_a_log_that_cannot_be_opened_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "rank_2.log"
+    log.mkdir(parents=True)
+    code, stderr = run_here(tmp_path).end()
+    assert code == 1 and stderr == (
+        f"fr-bench: {log}, for what a process prints: Is a directory; remove or rename it\n"
+    )
+
+
 def test_a_process_that_does_not_even_end_when_killed_is_named_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fr_bench.errors import ConfigError, FrBenchError, RunFailed
 from fr_bench.processes.signals import THAT_STOP
 
 if TYPE_CHECKING:
@@ -77,21 +78,24 @@ def main(
 ) -> None:
     """Entry point of a process: runs ``task`` and ends the process without returning."""
     begin(surroundings)
-    redirect_output(log_path)
 
     from fr_bench.processes.heartbeat import start_pulse
     from fr_bench.processes.reporter import Reporter
 
     reporter = Reporter(connection, progress)
-    start_pulse(reporter)
     exit_code = 0
+    has_log = False
     try:
+        redirect_output(log_path)
+        has_log = True
+        start_pulse(reporter)
         task.run(reporter)
         reporter.send("done", modules=task.modules)
     except BaseException as error:  # sys.exit in a model of the user's own, too: its module is not done
         exit_code = 1
-        with contextlib.suppress(OSError):  # the disk of the log may be full
-            traceback.print_exc()
+        if has_log:
+            with contextlib.suppress(OSError):  # its disk may be full
+                traceback.print_exc()
         report_error(reporter, task, error, progress)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -130,8 +134,15 @@ def die_with_parent() -> None:
 
 
 def redirect_output(log_path: str) -> None:
-    """Sends everything this process and its libraries print to ``log_path``."""
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Sends everything this process and its libraries print to ``log_path``.
+
+    Raises:
+        RunFailed: it cannot be written to.
+    """
+    try:
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise RunFailed(f"{log_path}, for what a process prints: {error.strerror}; remove or rename it") from error
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
@@ -139,7 +150,6 @@ def redirect_output(log_path: str) -> None:
 
 def report_error(reporter: Reporter, task: ProcessTask, error: BaseException, progress: MutableSequence[int]) -> None:
     """Tells the parent what happened, so that it can tell the first cause from what followed from it."""
-    from fr_bench.errors import ConfigError, FrBenchError
     from fr_bench.transport.spec import is_lost_peer
 
     module = getattr(error, "module", None) or task.modules[0]
