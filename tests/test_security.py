@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from fr_bench.cli import main
 from fr_bench.commands.evaluate import refuse_foreign_code
 from fr_bench.data.build import build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
+from fr_bench.notebook import load_test_set
 from fr_bench.settings.trust import foreign_targets
 
 LISTENS = "0A"
@@ -64,6 +66,32 @@ def test_a_run_of_somebody_else_is_not_evaluated_by_calling_what_it_names(place:
     assert main(["eval", str(run)]) == 2
     error = capsys.readouterr().err
     assert f"would call {target}" in error and "--trust" in error and error.count("\n") == 1
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("root", "${oc.create:{_target_:os.mkdir,path:'MARKER'}}"),
+        ("${x}", "${oc.create:{_target_:os.mkdir,path:'MARKER'}}"),
+        ("root", ["a", {"b": "of ${oc.env:HOME}"}]),
+    ],
+)
+def test_nor_by_what_it_refers_to(key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resolver makes a target of a string."""
+    marker = tmp_path / "was here"
+    config = tiny_config("bp", 2, model={"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"})
+    dataset = {"_target_": "fr_bench.data.cifar.load_cifar10", "name": "cifar10", "download": False}
+    value = value.replace("MARKER", str(marker)) if isinstance(value, str) else value
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    content = {**config, "dataset": {**dataset, key: value}, "plan": {"cuts": [1]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    assert main(["eval", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "which could stand for anything" in error and "--trust" in error and error.count("\n") == 1
+    with pytest.raises(ConfigError, match=r"which could stand for anything; .* pass trust=True"):
+        load_test_set(run)
     assert not marker.exists()
 
 

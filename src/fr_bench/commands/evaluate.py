@@ -18,7 +18,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.records.console import metrics_text
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.comparison import SINCE_LATER, with_own_loader
-from fr_bench.settings.trust import foreign_targets
+from fr_bench.settings.trust import foreign_targets, references
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,11 +72,17 @@ def refuse_foreign_code(config: dict[str, Any], run_dir: Path, trusting: str = "
     Raises:
         ConfigError: naming what it would call.
     """
+    path = run_dir / "config.yaml"
+    for reference in references(config):
+        raise ConfigError(
+            f"{path}: has {reference}, which could stand for anything; configs that fr-bench writes refer to nothing. "
+            f"If it is yours, or of somebody you trust, {trusting}."
+        )
     found = foreign_targets(config)
     if found:
         verb = "is" if len(found) == 1 else "are"
         raise ConfigError(
-            f"{run_dir / 'config.yaml'}: would call {', '.join(found)}, which {verb} not part of fr-bench; if that is "
+            f"{path}: would call {', '.join(found)}, which {verb} not part of fr-bench; if that is "
             f"code of yours, or of somebody you trust, {trusting}."
         )
 

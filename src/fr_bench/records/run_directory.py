@@ -79,7 +79,7 @@ class RunDirectory:
         path = self.path / "config.yaml"
         if path.exists():
             try:
-                read = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+                read = OmegaConf.to_container(OmegaConf.load(path))  # resolved as it was written
                 config = {str(key): value for key, value in dict(read).items()}  # type: ignore[arg-type]
             except Exception as error:  # YAML's, OmegaConf's, or what a list instead of a mapping raises
                 raise ConfigError(f"{path}: is not the config of a run; choose another run_dir.") from error

@@ -5,6 +5,7 @@ A ``_target_`` is called with what stands beside it, so a config is a program: `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -14,6 +15,19 @@ from fr_bench.planning.own_code import targets
 def foreign_targets(config: Any) -> list[str]:
     """The targets in ``config``, at any depth, that no config file of this program names."""
     return sorted(set(targets(config)) - _own_targets())
+
+
+def references(node: Any) -> Iterator[str]:
+    """Every string in ``node``, at any depth, that refers to something (``${...}``). A run's config has none, as it was
+    written resolved; what builds its components would resolve it, and a resolver may make a ``_target_`` of it."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from references([key, value])
+    elif isinstance(node, list):
+        for item in node:
+            yield from references(item)
+    elif isinstance(node, str) and "${" in node:
+        yield node
 
 
 def _own_targets() -> set[str]:
