@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -338,6 +339,27 @@ def test_a_run_that_is_over_before_it_looks_finds_its_directory_gone_too(tmp_pat
     assert code == 1 and stderr.count("\n") == 1, stderr
     assert stderr.startswith(f"fr-bench: {run.run_dir}: was removed or moved away while the run was going on")
     assert not run.run_dir.exists()
+
+
+def test_a_sweep_that_nobody_hears_ends_with_a_signal_all_the_same(tmp_path: Path) -> None:
+    """As when the connection to it is gone; and a socket, as a service's output is, says so otherwise than a pipe."""
+    ours, theirs = socket.socketpair()
+    words = [*ENDLESS, "-m", "seed=0,1", "log_every=1", "console=plain", f"sweep_dir={tmp_path}"]
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-m", "fr_bench", *words], stdout=theirs, stderr=theirs)
+    with ours:
+        shown = b""
+        while b"step 3 " not in shown:
+            received = ours.recv(65536)
+            assert received, shown.decode()
+            shown += received
+    (metrics,) = tmp_path.glob("*/metrics.jsonl")
+    size = metrics.stat().st_size
+    goes_on = wait_until(lambda: metrics.stat().st_size > size + 5000, ENDS_WITHIN_S)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(ENDS_WITHIN_S) == 75 and goes_on
+    jobs = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
+    assert [(job["number"], job["state"], job["exit_code"]) for job in jobs] == [(0, "interrupted", 75)]
 
 
 def test_a_log_that_cannot_be_opened_ends_the_run_in_one_line(tmp_path: Path) -> None:

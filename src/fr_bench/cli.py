@@ -18,7 +18,7 @@ from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
 from fr_bench.processes.signals import catch_early
 from fr_bench.processes.torchrun import Torchrun
-from fr_bench.unread import is_unread, lead_nowhere, open_to_all
+from fr_bench.unread import is_unread, lead_nowhere, open_to_all, say
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         lead_nowhere(sys.stdout)
-        print(f"fr-bench: the output cannot be written ({error.strerror})", file=sys.stderr)
+        say(f"the output cannot be written ({error.strerror})")
         return 1
     except FrBenchError as error:
-        print(f"fr-bench: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("fr-bench: interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
 
 

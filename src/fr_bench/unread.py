@@ -16,7 +16,7 @@ def is_unread(stream: TextIO) -> bool:
     the interpreter at its end complains."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
-    found = any(event & select.POLLERR for _, event in poll.poll(0))
+    found = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))  # of a pipe, of a socket
     if found:
         lead_nowhere(stream)
     return found
@@ -25,6 +25,19 @@ def is_unread(stream: TextIO) -> bool:
 def lead_nowhere(stream: TextIO) -> None:
     """What was and will be written to ``stream`` is lost."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell(line: str) -> None:
+    """Writes a line to stderr for whoever reads it: neither a run nor a sweep goes otherwise because that one has gone."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        lead_nowhere(sys.stderr)
+
+
+def say(line: str) -> None:
+    """Tells the user something in the program's name."""
+    tell(f"fr-bench: {line}")
 
 
 def open_to_all() -> None:

@@ -26,6 +26,7 @@ from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.partition import module_slices
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.simulation.settings import SimulateSettings
+from fr_bench.unread import say
 
 
 def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: ConfigOf, folder: Path) -> int:
@@ -154,7 +155,7 @@ class Bench:
 
     def _note_failure(self, contender: Contender, number: int, error: RunFailed | ConfigError) -> None:
         self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
-        print(f"fr-bench: {contender.label}: {error}", file=sys.stderr)
+        say(f"{contender.label}: {error}")
 
     def _keep_the_fastest_pipelines(self) -> None:
         for (words, k), tried in self._tried.items():

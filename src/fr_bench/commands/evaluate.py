@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from fr_bench.records.console import metrics_text
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.comparison import SINCE_LATER, with_own_loader
 from fr_bench.settings.trust import foreign_targets, references
+from fr_bench.unread import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,7 +111,7 @@ def find_weights(checkpoints: Path, k: int, step: int | None = None) -> tuple[Pa
             raise ConfigError(f"{found[step]}: is damaged: {error}.") from error
     final = checkpoints / "final"
     if not all((final / weights_file(number)).exists() for number in range(1, k + 1)):
-        checkpoint = newest_good(checkpoints, lambda line: print(f"fr-bench: {line}", file=sys.stderr))
+        checkpoint = newest_good(checkpoints, say)
         if checkpoint is not None:
             return checkpoint.folder, f"weights after step {checkpoint.step}"
     return final, "final weights"

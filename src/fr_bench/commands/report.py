@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from fr_bench.report.curves import as_curves
 from fr_bench.report.groups import Group, make_groups, pairs
 from fr_bench.report.markdown import as_markdown
 from fr_bench.report.tables import Row, as_csv, make_rows
+from fr_bench.unread import say, tell
 
 DESCRIPTION = """\
 Prints the tables of runs as Markdown: best and last test error with mean and standard deviation over seeds,
@@ -69,17 +69,13 @@ def read_groups(run_dirs: list[str]) -> list[Group]:
     Raises:
         ConfigError: there is no run that can be used.
     """
-    groups = make_groups(find_runs(run_dirs, _complain), _complain)
+    groups = make_groups(find_runs(run_dirs, say), say)
     if not groups:
         raise ConfigError(
             f"{' '.join(run_dirs)}: no run with records is there; name run directories, which the last line of "
             "`fr-bench train` prints, or folders that hold some."
         )
     return groups
-
-
-def _complain(problem: str) -> None:
-    print(f"fr-bench: {problem}", file=sys.stderr)
 
 
 def _text(found: dict[tuple[str, str], list[Row]], as_comma_separated: bool) -> str:
@@ -97,7 +93,7 @@ def _write(found: Mapping[tuple[str, str], tuple[str, ...]], folder: Path) -> No
             for (stem, suffix), text in zip(FILES, texts, strict=True):
                 path = folder / f"{stem}{about}.{suffix}"
                 path.write_text(text, encoding="utf-8", errors="replace")
-                print(f"written: {path}", file=sys.stderr)
+                tell(f"written: {path}")
     except OSError as error:
         raise ConfigError(f"--out {folder}: cannot be written: {error.strerror}; choose another folder.") from error
     except UnicodeEncodeError as error:  # in the name of a model, and so of its file

@@ -51,7 +51,7 @@ from fr_bench.settings.compose import (
 from fr_bench.settings.config import check
 from fr_bench.settings.paths import quoted, with_quoted_paths
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code
-from fr_bench.unread import heard_or_not
+from fr_bench.unread import heard_or_not, say, tell
 
 if TYPE_CHECKING:
     from fr_bench.launching.meeting import Meeting
@@ -131,7 +131,7 @@ def _train_with_others(argv: list[str], arguments: argparse.Namespace, launch: T
         code = exit_code(outcomes.read(), 1, code)
     except FrBenchError as error:
         if not isinstance(error, ToldElsewhere):
-            print(f"fr-bench: {error}", file=sys.stderr, flush=True)
+            say(str(error))
         code = error.exit_code
     if meeting is not None:
         meeting.leave()
@@ -221,7 +221,7 @@ class TrainTask:
             outcome.finish(summary.get("best_test_error"))
         except FrBenchError as error:
             if not isinstance(error, ToldElsewhere):
-                print(f"fr-bench: {error}", file=sys.stderr, flush=True)
+                say(str(error))
             outcome.fail(str(error), error.exit_code)
             if isinstance(error, ConfigError):
                 _remove_if_empty(run_dir)
@@ -235,7 +235,7 @@ class TrainTask:
             outcome.fail("stopped before it began; its job is back in the queue", 75)
             raise
         except Exception as error:  # a bug of ours: show all of it, and let the other jobs run
-            traceback.print_exc()
+            tell(traceback.format_exc().rstrip())
             outcome.fail(repr(error), 1)
         finally:
             self.outcomes.add(outcome)
@@ -344,7 +344,7 @@ def _run_hydra(argv: list[str], task: TrainTask) -> int:
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except KeyboardInterrupt:  # before a run watches for signals, or between two
-            print("fr-bench: interrupted", file=sys.stderr, flush=True)
+            say("interrupted")
             return 130
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from fr_bench.errors import ConfigError
+from fr_bench.unread import tell
 
 # Of a connection that neither fails nor answers, as behind a firewall on a cluster.
 TIMEOUT_S = 30.0
@@ -86,6 +86,6 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is fetching data to {folder}: waiting for it", file=sys.stderr, flush=True)
+            tell(f"another process is fetching data to {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -32,7 +32,7 @@ from fr_bench.records.trace import write_trace
 from fr_bench.records.wandb_server import why_unreachable
 from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
 from fr_bench.settings.comparison import with_absolute_paths
-from fr_bench.unread import heard_or_not, lead_nowhere
+from fr_bench.unread import heard_or_not, say
 from fr_bench.workers.resumption import Resumption
 
 WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
@@ -144,14 +144,6 @@ def _prepare(plan: Plan, directory: RunDirectory, start: Start, meeting: Meeting
         if meeting is not None:
             meeting.end(_exit_code(cause))
         raise
-
-
-def say(line: str) -> None:
-    """Something that the user should know, whatever the console shows."""
-    try:
-        print(f"fr-bench: {line}", file=sys.stderr, flush=True)
-    except OSError:
-        lead_nowhere(sys.stderr)
 
 
 def as_told(error: OSError, run_directory: Path) -> RunFailed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fr_bench.processes.reporter import BEFORE_TRAINING, when
 from fr_bench.processes.signals import how_it_ended
 from fr_bench.records.run_directory import rank_log
 from fr_bench.transport.open import ModulePorts, make_ports
+from fr_bench.unread import say
 from fr_bench.workers.resumption import Resumption
 from fr_bench.workers.worker import WorkerTask
 
@@ -256,8 +256,4 @@ class Supervisor:
             each.process.join(max(0.0, deadline - time.monotonic()))
             if each.exit_code is None:  # how the run ended is told all the same
                 pid, module = each.process.pid, each.module
-                print(
-                    f"fr-bench: process {pid} of module {module} does not end: {state_in_words(pid)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"process {pid} of module {module} does not end: {state_in_words(pid)}")

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -36,6 +35,7 @@ from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes import child, nursery
 from fr_bench.processes.signals import how_it_ended
 from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
+from fr_bench.unread import tell
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits
 NUM_LOADED, NUM_COPIES, COPIED_BYTES = 9, 9, 2**24  # ResNet-164's messages have 8 to 32 MiB, at batches of 128
@@ -138,7 +138,7 @@ def measured_costs(task: MeasuringTask, asked_by: str) -> NetworkCosts:
     path = cache_folder() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]}.json"
     costs = _read(path, key)
     if costs is None:
-        print(f"{asked_by}: timing the blocks of {task.model['name']} on {task.device} ...", file=sys.stderr)
+        tell(f"{asked_by}: timing the blocks of {task.model['name']} on {task.device} ...")
         try:
             costs = _measure_in_child(task)
         except ConfigError as error:

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from omegaconf import OmegaConf
 
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.records.run_files import gone, naming_file, read_json, strict_json, write_text
+from fr_bench.unread import tell
 
 STATES = ("running", "finished", "failed", "interrupted")
 # A heartbeat older than a few of these means that the process is gone.
@@ -114,10 +114,9 @@ class RunDirectory:
         if not status or age_s >= CLOCKS_DIFFER_S:
             return
         wait_s = max(SILENCE_S - age_s, 2 * HEARTBEAT_S + 1)
-        print(
+        tell(
             f"{self.path}: process {status.get('pid')} on {status.get('host')} was alive {age_s:.0f} s ago; "
-            f"waiting up to {wait_s:.0f} s for its next sign of life",
-            file=sys.stderr,
+            f"waiting up to {wait_s:.0f} s for its next sign of life"
         )
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import netrc
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ from fr_bench.errors import ConfigError, RunFailed, nearest
 from fr_bench.planning.environment import installed_version
 from fr_bench.records.reading import KINDS_BY_MODULE, OF_EVERY_MODULE, POSITION
 from fr_bench.records.wandb_server import server_url, setting
+from fr_bench.unread import tell
 
 MODES = ("offline", "online", "disabled")
 OLD_NAMES = {"dryrun": "offline", "run": "online"}  # which wandb still takes in WANDB_MODE
@@ -242,4 +242,4 @@ class WandbSink:
             action()
         except Exception as error:  # whatever the service or its socket raises
             self._broken = True
-            print(f"W&B stopped ({error}); the run goes on, and metrics.jsonl has everything", file=sys.stderr)
+            tell(f"W&B stopped ({error}); the run goes on, and metrics.jsonl has everything")
