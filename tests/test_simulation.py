@@ -375,6 +375,21 @@ def test_the_step_time_is_that_of_the_steady_state(make, k):
     assert simulate(schedule).step_time_s == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("make", [features_replay, delayed_gradients])
+@pytest.mark.parametrize(
+    ("backward_s", "message_bytes", "fr_s", "ddg_s"),
+    [
+        ((2, 3, 3, 2, 3, 2, 3), (2, 0, 0, 4, 4, 0), 9, 26 / 3),
+        ((3, 3, 1, 2, 2, 3), (3, 4, 3, 4, 0), 9, 8.8),
+    ],
+)
+def test_whatever_the_steps_are_that_it_repeats(make, backward_s, message_bytes, fr_s, ddg_s):
+    """Three in a pipe of seven modules, five in one of six: the cycle that sets the pace is not one through all."""
+    modules = tuple(ModuleTimes(1, 1, seconds) for seconds in backward_s)
+    prediction = simulate(make(Setup(modules, message_bytes, Link(bandwidth_bytes_per_s=1.0))))
+    assert prediction.step_time_s == pytest.approx(fr_s if make is features_replay else ddg_s, rel=1e-12)
+
+
 # --- what it is asked with, and what it answers
 
 

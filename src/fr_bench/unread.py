@@ -28,7 +28,7 @@ def lead_nowhere(stream: TextIO) -> None:
 
 
 def tell(line: str) -> None:
-    """Writes a line to stderr for whoever reads it: neither a run nor a sweep goes otherwise because that one has gone."""
+    """Writes a line to stderr for whoever reads it; nothing goes otherwise because that one has gone."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

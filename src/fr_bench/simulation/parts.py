@@ -76,13 +76,13 @@ def asynchronous(
 ) -> Schedule:
     """A schedule without barriers from the operations of module K and of a module below it.
 
-    Its modules drift apart until the pipe is full, and a cycle of messages through all of them repeats itself only
-    every K iterations: so many are measured, or a multiple.
+    Its modules drift apart until the pipe is full. Then it repeats itself after as many iterations as a cycle of
+    messages takes, which may be any number up to K: several of those are measured.
     """
     parts = [Part(setup, index) for index in range(setup.num_modules)]
     programs = tuple(tuple((top if part.is_top else lower)(part)) for part in parts)
-    num_measured = setup.num_modules * -(-96 // setup.num_modules)
-    return Schedule(name, setup, programs, num_settling=max(96, 4 * setup.num_modules), num_measured=num_measured)
+    enough = max(96, 4 * setup.num_modules)
+    return Schedule(name, setup, programs, num_settling=enough, num_measured=enough)
 
 
 def delayed(name: str, setup: Setup, lower: Callable[[Part], tuple[list[Operation], list[Operation]]]) -> Schedule:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fr_bench.simulation.engine import execute
 from fr_bench.simulation.program import Schedule
@@ -57,7 +59,7 @@ def simulate(schedule: Schedule) -> Prediction:
     execution = execute(schedule, num_iterations)
     # Modules drift apart only as far as their channels let them, and then have one period. Where nothing is waited for
     # from above that can take long, and until then the slowest module's is that of the run.
-    step_time_s = max(ends_s[-1] - ends_s[num_settling - 1] for ends_s in execution.ends_s) / num_measured
+    step_time_s = max(_mean_step_s(ends_s[num_settling - 1 :]) for ends_s in execution.ends_s)
     return Prediction(
         schedule=schedule.name,
         num_devices=len(schedule.programs),
@@ -65,3 +67,15 @@ def simulate(schedule: Schedule) -> Prediction:
         busy_s=tuple(sum(busy_s[num_settling:]) / num_measured for busy_s in execution.busy_s),
         fill_s=max(ends[-1] for ends in execution.ends_s) - num_iterations * step_time_s,
     )
+
+
+def _mean_step_s(ends_s: Sequence[float]) -> float:
+    """Mean seconds between ``ends_s``, over as many as make whole periods."""
+    steps_s = [after - before for before, after in pairwise(ends_s)]
+    closeness_s = 1e-9 * ends_s[-1]  # what rounding leaves between two that are the same
+    num_whole = len(steps_s)
+    for period in range(1, len(steps_s) // 2 + 1):
+        if all(abs(steps_s[i] - steps_s[i - period]) <= closeness_s for i in range(period, len(steps_s))):
+            num_whole -= num_whole % period
+            break
+    return (ends_s[-1] - ends_s[-1 - num_whole]) / num_whole
