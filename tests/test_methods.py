@@ -710,7 +710,7 @@ def test_what_wants_no_gradient_stays_as_it_was(method: str, settings: dict[str,
         assert torch.equal(after[name], parameter) is not parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("what", ["spectral", "instance", "skipped"])
+@pytest.mark.parametrize("what", ["spectral", "instance", "averaged", "skipped"])
 def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) -> None:
     """Not in the rehearsal, nor for accounts and sigma; and once an iteration, whether FR replays or BP recomputes."""
     model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}

@@ -144,14 +144,17 @@ def segmenter(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple
 
 
 def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> list[tuple[str, nn.Module]]:
-    """Residual blocks with buffers that move in every pass and are no batch norm's: the vectors of spectral norm, or
-    the running statistics of instance norm; or with the former in blocks that half of the batches skip (``skipped``).
-    """
+    """Residual blocks with buffers that move in every pass, and not as those of ordinary batch norm: the vectors of
+    spectral norm, the running statistics of instance norm, or of batch norm that averages over all batches; or the
+    first of them in blocks that half of the batches skip (``skipped``)."""
     blocks = residual(input_shape, num_classes)
     for index, (name, block) in list(enumerate(blocks))[1:-1]:
         assert isinstance(block, Residual)
         if what == "instance":
             block.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+            continue
+        if what == "averaged":
+            block.norm = nn.BatchNorm2d(8, momentum=None)
             continue
         nn.utils.parametrizations.spectral_norm(block.conv)
         if what == "skipped":

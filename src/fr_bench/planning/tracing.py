@@ -43,6 +43,9 @@ def blocks_on_meta(config: dict[str, Any], sample: SampleSpec) -> Blocks:
     blocks = _without_values(blocks)
     for _, block in blocks:
         block.to(dtype=DTYPES[config["precision"]]).to(memory_format=memory_format_of(config))
+        for layer in block.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
+                layer.momentum = 0.0  # an average over all batches would want to know how many they are
     _check_embeddings(blocks, sample.vocab_size)
     return blocks
 
