@@ -9,13 +9,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from harness import ListConnection, assert_same_run, call, read_records, read_weights, tiny_config, train_here
+from harness import (
+    ListConnection,
+    assert_same_run,
+    call,
+    read_records,
+    read_weights,
+    run_processes,
+    tiny_config,
+    train_here,
+)
 from test_faults import RunDirectory, run_here, wait_until
 
 from fr_bench.checkpoints.checkpointer import Checkpointer, Interval, write
@@ -165,9 +175,11 @@ def test_a_full_disk_ends_neither_training_nor_the_checkpoint_before(tmp_path: P
 def test_when_a_checkpoint_is_due() -> None:
     interval = Interval(every=10, minutes=2.0, num_steps=95)
     assert [step for step in range(1, 96) if interval.is_due(step, step - 1, 0.0)] == [*range(10, 91, 10), 95]
-    assert interval.is_due(14, last_step=9, seconds_since=0.0)  # late, because the one before was still being written
+    assert interval.is_due(14, last_step=9, seconds_since=0.0)  # where not every step has a pause
+    assert interval.is_due(20, last_step=10, seconds_since=0.0, is_writing=True)
     assert not interval.is_due(19, last_step=14, seconds_since=119.0)
     assert interval.is_due(19, last_step=14, seconds_since=120.0)
+    assert not interval.is_due(19, last_step=14, seconds_since=120.0, is_writing=True)
     off = Interval(every=None, minutes=None, num_steps=95)
     assert not any(off.is_due(step, 0, 1e9) for step in range(1, 96))
 
@@ -221,6 +233,19 @@ def test_so_many_checkpoints_are_kept(keep: int, tmp_path: Path) -> None:
 def test_all_checkpoints_are_kept_at_the_end_too_where_asked_for(tmp_path: Path) -> None:
     train_here(tiny_config("fr", 2, checkpoint={"every": 3, "keep": None}), tmp_path)
     assert [folder.name[-2:] for folder in whole_folders(tmp_path / "checkpoints")] == ["10", "09", "06", "03"]
+
+
+@pytest.mark.parametrize("transport", ["serial", "ipc"])
+def test_all_that_are_asked_for_by_steps_are_taken_however_slow_the_disk(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("fr", 3, transport, checkpoint={"every": 1, "keep": None})
+    if transport == "serial":
+        monkeypatch.setattr("fr_bench.checkpoints.checkpointer.sync_folder", lambda folder: time.sleep(0.05))
+        train_here(config, tmp_path)
+    else:
+        run_processes(config, tmp_path)
+    assert [read_manifest(folder)["step"] for folder in whole_folders(tmp_path / "checkpoints")] == [*range(10, 0, -1)]
 
 
 def test_no_gradient_is_kept_for_longer_than_its_checkpoint(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ class Interval:
     """When checkpoints are due: whichever of the two comes first. With neither there is one only when a run stops.
 
     Attributes:
-        every: iterations.
-        minutes: of wall-clock time.
+        every: iterations; training waits where the last one is still being written.
+        minutes: of wall-clock time; one that is due while the last is still being written comes after that.
         num_steps: of the run, at whose end there is one too, so that it can be made longer.
     """
 
@@ -39,16 +39,19 @@ class Interval:
     minutes: float | None
     num_steps: int
 
-    def is_due(self, step: int, last_step: int, seconds_since: float) -> bool:
-        """Whether one is due after ``step`` iterations; the last one was ``seconds_since`` ago, at ``last_step``.
+    def is_due(self, step: int, last_step: int, seconds_since: float, is_writing: bool = False) -> bool:
+        """Whether one is due after ``step`` iterations.
 
-        One that could not be taken in time, because the last one was still being written, is due until it is.
+        Args:
+            step: those of a pause; not every iteration has one to ask for, see :class:`DeviceQueue`.
+            last_step, seconds_since: where, and how long ago, the last one was taken.
+            is_writing: whether that is still being written.
         """
         if step == self.num_steps:
             return self.every is not None or self.minutes is not None
         if self.every is not None and step // self.every > last_step // self.every:
             return True
-        return self.minutes is not None and seconds_since >= 60 * self.minutes
+        return self.minutes is not None and seconds_since >= 60 * self.minutes and not is_writing
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,8 @@ class Checkpointer:
             return
         at_end = step == self._interval.num_steps
         stop = self._board.stop_is_requested and not at_end  # there it stops anyway
-        may_save = stop or at_end or self._unsettled is None or self._board.is_settled(self._unsettled)
-        if stop or (may_save and self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s)):
+        is_writing = self._unsettled is not None and not self._board.is_settled(self._unsettled)
+        if stop or self._interval.is_due(step, self._last_step, time.monotonic() - self._last_s, is_writing):
             self._board.pause_at(step, stop)
             self._unsettled = self._last_step = step
             self._last_s = time.monotonic()

@@ -79,5 +79,5 @@ class Board:
         self._words[_SETTLED_STEP] = step
 
     def is_settled(self, step: int) -> bool:
-        """For module 1: whether the next checkpoint may follow that of ``step``."""
+        """For module 1: whether nothing of the checkpoint of ``step`` is still being written."""
         return self._words[_SETTLED_STEP] == step
