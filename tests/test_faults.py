@@ -7,6 +7,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -278,7 +279,8 @@ def test_an_exception_in_a_module_is_the_first_cause_not_its_neighbours_broken_p
     run = run_here(tmp_path, "--config-dir", "mine", "model=faulty", "transport=gloo", "method=bp")
     code, stderr = run.end()
     assert code == 1
-    assert stderr.startswith("fr-bench: module 2 failed in step 18: ArithmeticError: the bug in block 'faulty'")
+    assert stderr.startswith("fr-bench: module 2 failed in step 18: ArithmeticError: the bug in block 'faulty' (")
+    assert re.search(r"\(\S*tiny_models.py:\d+\); see \S*rank_2.log$", stderr)
     assert stderr.count("\n") == 1
     assert "Traceback" in (run.run_dir / "rank_2.log").read_text()  # where whoever wants more finds it
 

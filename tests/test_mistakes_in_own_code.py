@@ -3,6 +3,7 @@ and what a run's start asks of them is no more than it must."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from random import shuffle
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from harness import assert_same, read_records, read_weights, run_processes, run_serial, tiny_config
 from torch import Tensor, nn
 
+from fr_bench.checkpoints.files import whole_folders
 from fr_bench.data import Dataset, Split
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.launch import check_plan, run_training
 from fr_bench.methods.base import Method
 from fr_bench.methods.fr import FeaturesReplay
@@ -384,7 +386,86 @@ def test_what_a_method_lacks_in_training_is_named(target: str, message: str, tmp
         run_serial(config, tmp_path)
 
 
+class OddState(FeaturesReplay):
+    def __init__(self, module: Any, link: Any, *, what: str) -> None:
+        super().__init__(module, link)
+        self.what = what
+
+    @classmethod
+    def check(cls, what: str) -> None:  # type: ignore[override]
+        """Takes it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return {"array": {**state, "seen": {"last": np.zeros(2)}}, "list": [state]}[self.what]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("array", r"OddState.state_dict\(\)\['seen'\]\['last'\] is of type ndarray, which a checkpoint cannot hold"),
+        ("list", r"OddState.state_dict\(\) must return a dict, not list"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_told_before_the_first_step(what: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=f"module 1 failed before the first step: TypeError: {message}"):
+        run_training(tiny_config("fr", 2) | own("method", "OddState", what=what), tmp_path)
+
+
+class RaisesInPython(FeaturesReplay):
+    def learn_lower(self, t: int) -> None:
+        shuffle("ab")  # type: ignore[arg-type]
+
+
+class RaisesInOurs(FeaturesReplay):
+    def learn_lower(self, t: int) -> None:
+        self.module.record("one record", 0.0)
+
+
+class RaisesLines(FeaturesReplay):
+    def learn_lower(self, t: int) -> None:
+        raise RuntimeError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (RaisesInPython, "TypeError: 'str' object does not support item assignment"),
+        (RaisesInOurs, "ValueError: .*"),
+        (RaisesLines, "RuntimeError: two lines"),
+    ],
+)
+def test_what_goes_wrong_in_training_is_one_line_with_its_place(
+    method: type[Method], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunFailed) as caught:
+        run_training(tiny_config("fr", 2) | own("method", method.__name__), tmp_path)
+    place = f"{__file__}:{method.learn_lower.__code__.co_firstlineno + 1}"
+    expected = rf"module 1 failed in step 1: {message} \({re.escape(place)}\); see \S+rank_1.log"
+    assert re.fullmatch(expected, str(caught.value)), caught.value
+
+
 # --- optimizers and schedules
+
+
+class OddSgd(torch.optim.SGD):
+    """Keeps for each parameter what no checkpoint can hold."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["last"] = np.float32(0)
+        return super().step(closure)
+
+
+def test_what_an_optimizer_keeps_and_cannot_be_saved_costs_the_checkpoint_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"checkpoint": {"every": 4}, **own("optimizer", "OddSgd", lr=0.05, momentum=0.9, weight_decay=5e-4)}
+    run = run_processes(tiny_config("fr", 2, "ipc", **changes), tmp_path / "run")
+    assert_same(run, run_serial(tiny_config("fr", 2), tmp_path / "plain"))
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not whole_folders(tmp_path / "run" / "checkpoints")
 
 
 def matrices_alone(params: Any, lr: float) -> torch.optim.Optimizer:

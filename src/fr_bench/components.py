@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pydoc import ErrorDuringImport, locate
@@ -17,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from fr_bench.errors import ConfigError, FrBenchError, nearest
+from fr_bench.errors import ConfigError, FrBenchError, nearest, place_of
 from fr_bench.memory_errors import is_out_of_memory
 
 
@@ -59,16 +57,8 @@ def refusing(key: str, config: dict[str, Any]) -> Iterator[None]:
         shown = ", ".join(f"{name}={value!r}" for name, value in settings(config).items())
         raise ConfigError(
             f"{key}: {config['_target_']} cannot be called{f' with {shown}' if shown else ''}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())} ({_place_of(error)})"
+            f"{' '.join(str(error).split())} ({place_of(error)})"
         ) from error
-
-
-def _place_of(error: BaseException) -> str:
-    """File and line of whoever called what raised ``error`` in a library, or raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}site-packages{os.sep}" not in frame.filename]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}"
 
 
 def check_optimizer(config: Any, key: str = "optimizer") -> None:

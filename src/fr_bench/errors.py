@@ -6,8 +6,12 @@ Exit codes: 0 done, 1 a run failed, 2 a mistake in the command or the config, 75
 
 from __future__ import annotations
 
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 
 # By what it is called here: what people type who come from other programs.
 CALLED_ELSEWHERE = {
@@ -93,6 +97,21 @@ class ToldElsewhere(FrBenchError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def place_of(error: BaseException) -> str:
+    """``file:line`` where ``error`` came from: in the user's own code, if that called what raised it, else in ours,
+    else in a library. Empty where nobody raised it."""
+    ours, pythons = str(Path(__file__).parent), sysconfig.get_path("stdlib")
+
+    def nearness(frame: traceback.FrameSummary) -> tuple[bool, bool]:
+        name = frame.filename
+        is_library = name.startswith((pythons, "<")) or f"{os.sep}site-packages{os.sep}" in name
+        return not is_library, not name.startswith(ours)
+
+    frames = traceback.extract_tb(error.__traceback__)
+    nearest_frame = max(reversed(frames), key=nearness, default=None)  # the last of the nearest
+    return "" if nearest_frame is None else f"{nearest_frame.filename}:{nearest_frame.lineno}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -183,7 +183,8 @@ class Checkpointer:
         meter: LossMeter | None,
         loop: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Copies the modules of this process after ``step`` iterations; a thread writes the copies.
+        """Copies the modules of this process after ``step`` iterations; a thread writes the copies. What cannot be
+        copied, such as an optimizer's state that is no plain data, makes no checkpoint, and does not end training.
 
         Args:
             parts: by module.
@@ -191,17 +192,25 @@ class Checkpointer:
             loop: the training loop's own numbers, by module.
         """
         self.wait()  # at most one is being written
-        snapshots, facts = {}, {}
+        snapshots, facts, failure = {}, {}, None
         for (module, method, link), numbers in zip(parts, loop, strict=True):
-            taken = snapshot.take(module, method, link, meter if module.is_top else None, numbers)
-            snapshots[module.number] = taken
-            gradients = taken.state["gradients"]
-            facts[module.number] = {
-                "is_exact": method.resumes_exactly,
-                "gradients_sent": gradients["num_sent"],
-                "gradients_received": gradients["num_received"],
-            }
+            try:
+                taken = snapshot.take(module, method, link, meter if module.is_top else None, numbers)
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
+            else:
+                snapshots[module.number] = taken
+                gradients = taken.state["gradients"]
+                facts[module.number] = {
+                    "is_exact": method.resumes_exactly,
+                    "gradients_sent": gradients["num_sent"],
+                    "gradients_received": gradients["num_received"],
+                }
             link.forget_gradients()
+        if failure is not None:
+            numbers_here = [module.number for module, _, _ in parts]
+            self._reporter.send("checkpoint_failed", step=step, modules=numbers_here, message=failure)
+            return
         self._reporter.send("checkpoint_taken", step=step, modules=list(snapshots))
         arguments = (folder_of(self._checkpoints, step), step, snapshots, facts, self._reporter)
         writer = threading.Thread(target=write, args=arguments, name=f"checkpoint after step {step}")

@@ -158,8 +158,11 @@ def to_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def plain_copy(value: Any) -> Any:
+def plain_copy(value: Any, name: str = "state") -> Any:
     """Copies nested plain data, tensors onto the CPU.
+
+    Args:
+        name: of the value, for messages.
 
     Raises:
         TypeError: for anything that could only be pickled.
@@ -167,17 +170,28 @@ def plain_copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return to_cpu(value)
     if isinstance(value, Mapping):
-        return {key: plain_copy(item) for key, item in value.items()}
-    if isinstance(value, list | deque):
-        return [plain_copy(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(plain_copy(item) for item in value)
+        return {key: plain_copy(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple | deque):
+        items = [plain_copy(item, f"{name}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        f"a checkpoint cannot hold {type(value).__name__}: state_dict() of a method or an optimizer must be made of "
-        "tensors, numbers, strings, None, lists, tuples and dicts"
+        f"{name} is of type {type(value).__name__}, which a checkpoint cannot hold: state_dict() of a method or an "
+        "optimizer must be made of tensors, numbers, strings, None, lists, tuples and dicts"
     )
+
+
+def refuse_unsavable(method: Method) -> None:
+    """Makes sure, before a run, that what ``method`` keeps can be in a checkpoint.
+
+    Raises:
+        TypeError: its state_dict is none, or has in it what is not plain data.
+    """
+    name, state = f"{type(method).__name__}.state_dict()", method.state_dict()
+    if not isinstance(state, dict):
+        raise TypeError(f"{name} must return a dict, not {type(state).__name__}")
+    plain_copy(state, name)
 
 
 def _device(module: Module) -> torch.device:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fr_bench.errors import ConfigError, FrBenchError, RunFailed
+from fr_bench.errors import ConfigError, FrBenchError, RunFailed, place_of
 from fr_bench.processes.signals import THAT_STOP
 
 if TYPE_CHECKING:
@@ -154,12 +154,14 @@ def report_error(reporter: Reporter, task: ProcessTask, error: BaseException, pr
 
     module = getattr(error, "module", None) or task.modules[0]
     expected = isinstance(error, FrBenchError)
+    text = " ".join(str(error).split())
+    place = place_of(error)
     with contextlib.suppress(OSError):  # the parent may be gone; so are we, in a moment
         reporter.send(
             "error",
             module=module,
             step=progress[module - 1],
-            message=str(error) if expected else f"{type(error).__name__}: {error}",
+            message=str(error) if expected else f"{type(error).__name__}: {text}{place and f' ({place})'}",
             peer_lost=is_lost_peer(error),
             is_config=isinstance(error, ConfigError),
             is_expected=expected,

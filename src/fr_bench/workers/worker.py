@@ -14,7 +14,7 @@ from safetensors.torch import save
 from fr_bench.atomic import replace_file
 from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.checkpoints.files import make_folder, weights_file
-from fr_bench.checkpoints.snapshot import weights_of
+from fr_bench.checkpoints.snapshot import refuse_unsavable, weights_of
 from fr_bench.components import bind
 from fr_bench.measuring import clocks
 from fr_bench.measuring.device_stopwatch import make_stopwatch
@@ -150,6 +150,8 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         checkpointer=checkpointer,
         shares_gpu=shares_gpu(task),
     )
+    for player in trainer.players:
+        refuse_unsavable(player.method)
     if task.resumption is not None:
         restore(trainer, task.resumption)
     reporter.send("ready", modules=task.modules)
