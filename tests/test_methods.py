@@ -283,9 +283,9 @@ def test_module_lr_multiplies_one_modules_rate(tmp_path: Path) -> None:
     assert twice == other != both
 
 
-def test_the_rate_of_a_record_is_that_of_its_step(tmp_path: Path) -> None:
+def test_the_rate_of_a_record_is_the_runs_in_its_step(tmp_path: Path) -> None:
     records = run_serial(tiny_config("fr", 2, optimizer={"lr": 0.1}, module_lr=[1, 0.5]), tmp_path).of("train")
-    assert [record["lr"] for record in records] == pytest.approx([0.05] * 5 + [0.005] * 5)  # of module K
+    assert [record["lr"] for record in records] == pytest.approx([0.1] * 5 + [0.01] * 5)  # no module's own
 
 
 def test_an_evaluation_is_the_mean_over_exactly_the_images_of_its_split(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_settings_of_a_module_are_those_of_its_replicas() -> None:
     plan = make_plan(tiny_config("fr", 2, "gloo", replicas=2, freeze=[1], module_lr=[1, 3]))
     modules = build_modules(plan, [1, 2, 3, 4])
     assert [module.frozen for module in modules] == [True, False, True, False]
-    assert [module.base_lr for module in modules] == pytest.approx([0.05, 0.15, 0.05, 0.15])
+    assert [module.lr_multiplier for module in modules] == [1.0, 3.0, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("method", ["fr", "ddg"])

@@ -57,8 +57,7 @@ class Accompanied(Backpropagation):
     def __init__(self, module: Module, link: Link, *, sums: bool) -> None:
         super().__init__(module, link)
         self.sums = sums
-        self.layer = nn.Linear(math.prod(module.output_shape[1:]) - 1, 1)
-        module.like_network(self.layer)
+        self.layer = module.like_network(nn.Linear(math.prod(module.output_shape[1:]) - 1, 1))
         self.layer_optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.1)
 
     @classmethod

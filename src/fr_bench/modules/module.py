@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass, Passes, PassKind
 from fr_bench.modules.running_means import RunningMeans
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Module:
         lr_multiplier: on it, and on all of the optimizer's, for this module.
         schedule: iteration -> factor on every learning rate.
         global_batch_size: what the loss's sum is divided by.
-        frozen: the module runs but never steps (DESIGN's control for 'learning is real').
+        frozen: the module runs but never steps: the control for whether learning is real.
         clip_norm: largest norm of the module's gradient, or None.
         label_smoothing: of the loss, see :func:`fr_bench.modules.loss.loss_sum`.
         num_classes, seed: of the run.
@@ -120,7 +122,7 @@ class Module:
         self.network = network
         self.make_optimizer = make_optimizer
         self.optimizer = make_optimizer(network.parameters())
-        self.base_lr = lr * lr_multiplier
+        self.base_lr = lr
         self.lr_multiplier = lr_multiplier
         self._learning_rates = LearningRates(self.optimizer, lr_multiplier)
         self.schedule = schedule
@@ -273,15 +275,16 @@ class Module:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
         return batch * self.num_replicas + self.replica - 1
 
-    def like_network(self, other: nn.Module) -> None:
+    def like_network(self, other: AnyModule) -> AnyModule:
         """Moves ``other``, a network that the method trains beside this module's, in place to the device, dtype and
-        memory format of this module's weights. Its weights, too, must stay the same in all replicas."""
+        memory format of this module's weights, and returns it. Its weights, too, must stay the same in all replicas."""
         weight = next(self.network.parameters())
         four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
         other.to(device=weight.device, dtype=weight.dtype)
         if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
             other.to(memory_format=torch.channels_last)
         self.companions.append(other)
+        return other
 
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this module's precision."""
