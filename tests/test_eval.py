@@ -241,3 +241,14 @@ def test_too_few_modules_are_refused(run_dir: Path, k: str, capsys: pytest.Captu
 def test_too_many_modules_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run_dir), "--k", "7", "--trust"]) == 2
     assert "k=7: the model has only 6 blocks" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """As from a disk with another encoding: what was trained there goes on, and is evaluated."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp"}
+    config = tiny_config("fr", 2, model=model, checkpoint={"every": 4})
+    train_here(config, folder, cut_off_at=7)
+    train_here(config, folder)
+    assert main(["eval", str(folder)]) == 0
+    assert max(record["step"] for record in read_records(folder)) == 10

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import read_records, run_processes, tiny_config, train_here
+from harness import read_records, read_weights, run_processes, tiny_config, train_here
 from test_readme import ROOT, blocks
 
 from fr_bench.checkpoints.files import weights_file
@@ -44,6 +44,21 @@ def test_the_model_has_the_loss_of_the_run(model: dict[str, str], tmp_path: Path
     records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
     assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
     assert all(name.split(".")[0] in dict(model_of_run.named_children()) for name in model_of_run.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_the_model_computes_as_the_run_did(precision: str, tmp_path: Path) -> None:
+    train_here(tiny_config("bp", 1, model=MLP, precision=precision), tmp_path)
+    images, labels = load_test_set(tmp_path)
+    model, stored = load_model(tmp_path), read_weights(tmp_path)
+    for name, value in model.state_dict().items():
+        assert value.dtype == stored[name].dtype and torch.equal(value, stored[name]), name
+    assert images.dtype == {"fp64": torch.float64, "bf16": torch.float32}[precision]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(images)
+    loss = torch.nn.functional.cross_entropy(logits.to(images.dtype), labels)
+    records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
+    assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-12 if precision == "fp64" else 1e-6)
 
 
 def test_a_checkpoint_is_had_by_its_step(run_dir: Path, tmp_path: Path) -> None:

@@ -192,6 +192,18 @@ def test_with_a_validation_set_it_says_whose_error_the_best_is(tmp_path, capsys)
     assert "with a validation set, of the evaluation with the lowest validation error" in text
 
 
+@pytest.mark.parametrize(("in_one_piece", "best"), [(False, "30.00 %"), (True, "10.00 %")])
+def test_errors_of_weights_that_another_run_trained_are_not_those_of_a_run_that_took_over(
+    in_one_piece, best, tmp_path, capsys
+):
+    origin = {"run": "/a", "step": 10, "epoch": 1.0, "train_time": 1.0, "method": "bp", "k": 1, "num_steps": 10}
+    errors = {1: 0.1, 2: 0.4, 3: 0.3}
+    write_run(tmp_path / "fr", origin=origin | {"in_one_piece": in_one_piece}, test_error=errors.__getitem__)
+    assert report(tmp_path) == 0
+    (row,) = table(capsys.readouterr().out, "Test error").values()
+    assert (row["best test error"], row["last test error"]) == (best, "30.00 %")
+
+
 def test_the_time_to_a_target_is_over_the_runs_that_reached_it(tmp_path, capsys):
     for seed, scale in enumerate((0.2, 0.3, 1.0)):  # after the second, the third and no epoch
         write_run(tmp_path / str(seed), seed=seed, test_error=lambda epoch, scale=scale: scale / epoch)
@@ -264,6 +276,16 @@ def test_the_difference_is_to_those_runs_of_bp_that_share_most_seeds(tmp_path, c
     assert report(tmp_path) == 0
     row = table(capsys.readouterr().out, "Test error")["FR 2"]
     assert row["paired difference to BP"] == "+2.00 ± 0.00 (n = 2)"
+
+
+def test_no_difference_at_all_is_not_below_zero(tmp_path, capsys):
+    """The floats' sum is."""
+    for seed, (bp, fr) in enumerate(zip((0.05, 0.05, 0.05), (0.04, 0.05, 0.06), strict=True)):
+        write_run(tmp_path / f"bp{seed}", "bp", k=1, seed=seed, test_error=lambda _, error=bp: error)
+        write_run(tmp_path / f"fr{seed}", "fr", seed=seed, test_error=lambda _, error=fr: error)
+    assert report(tmp_path) == 0
+    row = table(capsys.readouterr().out, "Test error")["FR 2"]
+    assert row["paired difference to BP"] == "+0.00 ± 0.58 (n = 3)"
 
 
 @pytest.mark.parametrize("settings", [{"clip_norm": 1.0}, {"freeze": [1]}])

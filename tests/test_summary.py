@@ -153,6 +153,22 @@ def test_the_speed_of_a_run_that_took_over_is_that_of_its_own_steps() -> None:
     assert built["efficiency"] == 0.5 and abs(built["waiting_share"][0] - 0.25) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("origin", "best"),
+    [({"step": 20}, 0.4), ({"step": 20, "in_one_piece": False}, 0.4), ({"step": 20, "in_one_piece": True}, 0.1)],
+)
+def test_the_errors_of_a_run_that_took_over_are_of_weights_that_it_trained(origin: dict[str, Any], best: float) -> None:
+    """Or would have trained itself."""
+    summary = SummaryBuilder(CONFIG, cuts=[4], num_blocks=9, origin=origin)
+    for step, error in ((10, 0.1), (20, 0.2)):
+        summary.add(evaluation(step, error))
+    assert summary.build("running")["last_test_error"] == (0.2 if best == 0.1 else None)
+    for step, error in ((30, 0.4), (40, 0.5)):
+        summary.add(evaluation(step, error))
+    built = summary.build("finished")
+    assert (built["best_test_error"], built["last_test_error"]) == (best, 0.5)
+
+
 def test_profiled_steps_are_neither_timed_nor_counted() -> None:
     """Of 20 steps in 8 seconds four were profiled; two of the run before do not matter."""
     profiles = [record("profile", step, module=1, iterations=iterations) for step, iterations in ((6, 2), (16, 4))]

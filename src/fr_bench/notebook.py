@@ -20,6 +20,7 @@ from fr_bench.commands.evaluate import (
 from fr_bench.data import build_dataset, evaluation_inputs
 from fr_bench.models import build_blocks
 from fr_bench.planning.plan import check_model_and_data
+from fr_bench.planning.tracing import DTYPES
 
 
 def load_model(run_dir: str | Path, *, step: int | None = None, trust: bool = False) -> nn.Sequential:
@@ -31,8 +32,9 @@ def load_model(run_dir: str | Path, *, step: int | None = None, trust: bool = Fa
         trust: whether to call what its config.yaml names where that is not fr-bench's own.
 
     Returns:
-        The blocks in order, under their names, in evaluation mode on the CPU: inputs as those of :func:`load_test_set`
-        in; logits [N, classes] out, or [N, ..., classes] where a sample has several labels.
+        The blocks in order, under their names, in evaluation mode on the CPU, in the dtype of the weights (of a run in
+        bf16 that is float32): inputs as those of :func:`load_test_set` in; logits [N, classes] out, or [N, ...,
+        classes] where a sample has several labels.
 
     Raises:
         ConfigError: it is no run's folder, its weights are missing or damaged, its data set, which says what the inputs
@@ -42,21 +44,23 @@ def load_model(run_dir: str | Path, *, step: int | None = None, trust: bool = Fa
     folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"], step)
     dataset = build_dataset(config["dataset"])
     model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
-    fill(model, read_weights(folder), folder)
+    fill(model.to(DTYPES[config["precision"]]), read_weights(folder), folder)
     return model.eval()
 
 
 def load_test_set(run_dir: str | Path, *, trust: bool = False) -> tuple[Tensor, Tensor]:
-    """The test set of a run's data set: float32 images [N, C, H, W], scaled to 0..1 and normalised as the run had
-    them, and int64 labels [N] or [N, ...]. Other inputs are float32 or int64, with their values as stored.
+    """The test set of a run's data set: images [N, C, H, W], scaled to 0..1 and normalised as the run had them, and
+    int64 labels [N] or [N, ...]. Other inputs are int64 or floats, with their values as stored. Floats are of the dtype
+    that the model has.
 
     Raises:
         ConfigError: see :func:`load_model`; or the data set's files are not there.
     """
-    dataset = build_dataset(_read(run_dir, trust)["dataset"])
+    config = _read(run_dir, trust)
+    dataset = build_dataset(config["dataset"])
     images = evaluation_inputs(
         dataset, dataset.test, len(dataset.test.images),
-        device=torch.device("cpu"), dtype=torch.float32, memory_format=torch.contiguous_format,
+        device=torch.device("cpu"), dtype=DTYPES[config["precision"]], memory_format=torch.contiguous_format,
     )  # fmt: skip
     return images.batch(0), dataset.test.labels.long()
 

@@ -219,12 +219,12 @@ def read_weights(folder: Path) -> dict[str, Any]:
         ConfigError: there are none, or a file is damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     weights: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.name), path.name)):  # by number
         try:
-            weights = load_file(path) | weights  # of processes with the whole network the first counts
+            weights = load(path.read_bytes()) | weights  # of processes with the whole network the first counts
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not weights:

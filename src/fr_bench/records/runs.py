@@ -80,6 +80,27 @@ class Run:
         step, epoch, train_time = (number(self.origin, key) for key in POSITION)
         return None if step is None or epoch is None or train_time is None else (step, epoch, train_time)
 
+    @property
+    def is_in_one_piece(self) -> bool:
+        """Whether it is as if no other run had made its first steps."""
+        if not self.origin:
+            return not self.takes_over
+        told = self.origin.get("in_one_piece")
+        if told is not None:
+            return told is True
+        plan = self.config.get("plan")  # an older version told otherwise
+        num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
+        was_whole = self.origin.get("is_exact") is True and self.origin.get("num_steps") == num_steps
+        return was_whole and not self.origin.get("origin")
+
+    @property
+    def own_evaluations(self) -> list[Record]:
+        """The `eval` records, without those of weights that another run trained otherwise than this one would have."""
+        records = self.of("eval")
+        if self.is_in_one_piece or self.own_from is None:
+            return records
+        return [record for record in records if record["step"] > self.own_from[0]]
+
     def of(self, kind: str, module: int | None = None) -> list[Record]:
         """The records of one kind, all or those of one module."""
         found = self.records.get(kind, [])

@@ -47,8 +47,11 @@ class SummaryBuilder:
             cuts: the K-1 block indices at which the network is cut.
             num_blocks: of the whole network.
             origin: where another run's records end, with which this one begins (see origin.py): they do not
-                count as this run's speed. None or empty for a run that is its own from the first step on.
+                count as this run's speed, nor their evaluations as its own unless all is ``in_one_piece``. None or
+                empty for a run that is its own from the first step on.
         """
+        is_whole = (origin or {}).get("in_one_piece") is True
+        self._evaluated_from = 0 if is_whole else number(origin or {}, "step") or 0
         self._own_from = [number(origin or {}, key) or 0 for key in POSITION]
         self._config = config
         self._cuts = cuts
@@ -67,7 +70,7 @@ class SummaryBuilder:
         self._step = max(self._step, record["step"])
         self._epoch = max(self._epoch, record["epoch"])
         self._train_time = max(self._train_time, record["train_time"])
-        if record["kind"] == "eval":
+        if record["kind"] == "eval" and record["step"] > self._evaluated_from:
             self._last = record
             if self.best is None or deciding_error(record) < deciding_error(self.best):
                 self.best = record
@@ -108,8 +111,8 @@ class SummaryBuilder:
         validation error (the first of equals), which is ``best_validation_error``. ``waiting_share`` is each module's
         share of time spent waiting for its neighbours; ``busy_s`` the seconds that a mini-batch kept it busy; where the
         method cannot tell waiting from computing, both are None. ``memory`` is its last account in bytes. Times,
-        and the efficiency, are means over the whole run, pipe fill included, but for the steps that another run made;
-        lists are by module.
+        and the efficiency, are means over the whole run, pipe fill included, but for the steps that another run made,
+        whose errors do not count either; lists are by module.
 
         ``device_busy_s`` is how long an iteration kept a GPU busy while it was profiled: of several GPUs the busiest,
         and of processes that share one their sum, since they take turns. ``num_kernels`` is that of all processes.

@@ -179,15 +179,9 @@ def _taken_over(run: Run) -> str | None:
 
     None if it is as if it had run in one piece. Where no file tells more, the other run's directory.
     """
-    if not run.origin:
-        return str(run.config["resume"]) if run.takes_over else None
-    in_one_piece = run.origin.get("in_one_piece")
-    if in_one_piece is None:  # written by an older version
-        plan = run.config.get("plan")
-        num_steps = plan.get("num_steps") if isinstance(plan, dict) else None
-        in_one_piece = run.origin.get("is_exact") is True and run.origin.get("num_steps") == num_steps
-        in_one_piece = in_one_piece and not run.origin.get("origin")
-    return None if in_one_piece else f"from {_stages(run.origin, run.method)}"
+    if run.is_in_one_piece:
+        return None
+    return f"from {_stages(run.origin, run.method)}" if run.origin else str(run.config["resume"])
 
 
 def _settings_there(origin: Record, stage: str = "there") -> Iterable[tuple[str, Any]]:

@@ -185,7 +185,7 @@ def _paired(value: Paired | None) -> str:
     if value is None:
         return ""
     error = "" if value.standard_error is None else f" ± {100 * value.standard_error:.2f}"
-    return f"{100 * value.mean:+.2f}{error} (n = {value.num_seeds})"
+    return f"{100 * value.mean:+z.2f}{error} (n = {value.num_seeds})"
 
 
 def _reached(value: Reached | None) -> str:

@@ -57,18 +57,18 @@ def _numbers(records: Iterable[Record], key: str) -> list[float]:
 
 def best_test_error(run: Run) -> float | None:
     """The smallest test error; with a validation set, that of the epoch with the smallest validation error."""
-    known = [record for record in run.of("eval") if number(record, "test_error") is not None]
+    known = [record for record in run.own_evaluations if number(record, "test_error") is not None]
     return min(known, key=deciding_error)["test_error"] if known else None
 
 
 def best_validation_error(run: Run) -> float | None:
     """The smallest error on the images held out of the training set; None without any."""
-    return min(_numbers(run.of("eval"), "validation_error"), default=None)
+    return min(_numbers(run.own_evaluations, "validation_error"), default=None)
 
 
 def seconds_to(run: Run, test_error: float) -> float | None:
     """Seconds of training until the first evaluation with at most ``test_error``; None if there is none."""
-    for record in run.of("eval"):
+    for record in run.own_evaluations:
         error = number(record, "test_error")
         if error is not None and error <= test_error + SMALLEST_DIFFERENCE:
             return float(record["train_time"])
@@ -77,7 +77,7 @@ def seconds_to(run: Run, test_error: float) -> float | None:
 
 def last_test_error(run: Run) -> float | None:
     """The test error of the last evaluation."""
-    known = _numbers(run.of("eval"), "test_error")
+    known = _numbers(run.own_evaluations, "test_error")
     return known[-1] if known else None
 
 
