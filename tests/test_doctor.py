@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from fr_bench.cli import main
 from fr_bench.commands import doctor
+from fr_bench.planning.environment import output_of
+from fr_bench.planning.measured_costs import cache_folder
+from fr_bench.records.wandb_sink import find_credentials
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -99,3 +103,20 @@ def test_every_method_declares_what_it_keeps_and_learns_from(capsys: pytest.Capt
     assert (
         "keeps inputs of K-k+1 batches; gradient delayed, of batch t-(K-k), at current weights, after a second" in text
     )
+
+
+def test_a_user_without_a_home_has_a_cache_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that was given a number for its user."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "NETRC", "WANDB_API_KEY", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert cache_folder().is_relative_to(tempfile.gettempdir())
+    assert find_credentials() is None
+
+
+def test_what_a_program_says_need_not_be_text() -> None:
+    assert output_of("printf", r"a\377") == "a\ufffd"

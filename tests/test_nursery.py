@@ -21,6 +21,7 @@ from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.processes.child import IGNORED, tidy_up
 from fr_bench.processes.reporter import Reporter
+from fr_bench.processes.signals import how_it_ended
 
 
 @dataclass
@@ -109,6 +110,46 @@ def test_a_server_that_is_still_importing_ends_with_the_process_that_started_it(
     assert not members_of(process.pid)
 
 
+@pytest.mark.parametrize(
+    ("deed", "result"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", (75, "stopped by SIGTERM while no run was under way")),
+        (
+            "shutil.rmtree(util.get_temp_dir()); nursery.start(context.Process(target=print))",
+            (1, "as by what tidies up"),
+        ),
+    ],
+)
+def test_its_folder_goes_with_the_command_and_is_missed(deed: str, result: tuple[int, str], tmp_path: Path) -> None:
+    program = f"""
+import os, shutil, signal
+from multiprocessing import util
+from fr_bench.processes import nursery, signals
+signals.catch_early()
+context = nursery.context()
+assert os.listdir({str(tmp_path)!r})
+{deed}
+"""
+    command = [sys.executable, "-c", program]
+    variables = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=variables)
+    assert done.returncode == result[0] and result[1] in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_with_too_long_a_name_for_its_socket_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    words = ["train", "model=mlp", "dataset=digits", "k=2", "wandb.mode=disabled", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", *words], capture_output=True, text=True, timeout=200,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"TMPDIR={folder} must be a folder" in done.stderr and "and may have 75" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("partition", ["equal", "measured"])
 def test_a_server_that_dies_while_it_imports_fails_the_run_in_one_line(partition: str, tmp_path: Path) -> None:
     """Before it imports anything of ours; a measured partition has said that it measures."""
@@ -143,6 +184,21 @@ def test_locks_that_a_library_makes_in_a_process_end_with_it(tmp_path: Path) -> 
     found = look(tmp_path, 2, Lock)
     assert [event["exists"] for event in found] == [True, True]
     assert [event["path"].exists() for event in found] == [False, False]
+
+
+def test_a_library_whose_name_is_no_text_keeps_no_process_from_ending(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"lib\xff")
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+        tidy_up()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(3, "ended with exit code 3"), (-11, "was killed by SIGSEGV"), (-40, "was killed by signal 40")],
+)
+def test_how_a_process_ended_is_said_in_words(code: int, words: str) -> None:
+    assert how_it_ended(code) == words
 
 
 def test_shared_counters_of_this_process_are_removed_and_those_of_others_are_not() -> None:

@@ -184,6 +184,30 @@ def test_a_process_of_this_machine_that_is_alive_keeps_its_run_however_long_it_i
         RunDirectory(tmp_path).create()
 
 
+def test_processes_of_another_container_with_the_same_host_name_are_known_by_their_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers are others', or nobody's, here."""
+    claimed(tmp_path)
+    elsewhere = status_of(tmp_path) | {"pid": 2**22 + 1, "pid_namespace": "pid:[1]"}
+    (tmp_path / "status.json").write_text(json.dumps(elsewhere))
+    found = RunDirectory(tmp_path).find()
+    assert found is not None
+
+    def beat(_: float) -> None:
+        later = {"heartbeat": elsewhere["heartbeat"] + 5}
+        (tmp_path / "status.json").write_text(json.dumps(elsewhere | later))
+
+    monkeypatch.setattr(run_directory.time, "sleep", beat)
+    with pytest.raises(ConfigError, match=f"a run is going on there .process {2**22 + 1} on"):
+        RunDirectory(tmp_path).refuse_if_alive(found)
+    here = {key: value for key, value in elsewhere.items() if key != "pid_namespace"}  # as of an older version
+    (tmp_path / "status.json").write_text(json.dumps(here))
+    found = RunDirectory(tmp_path).find()
+    assert found is not None
+    RunDirectory(tmp_path).refuse_if_alive(found)  # of this one, and dead
+
+
 def test_what_another_process_has_taken_over_is_no_longer_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -489,6 +489,9 @@ def test_what_torchrun_says_is_understood() -> None:
     launch = Torchrun.from_environment(found)
     assert launch == Torchrun(5, 8, 1, 4, "a", 29500, agent_serves=True, attempt=2)
     assert not launch.leads and launch.num_machines == 2
+    for num_here in ("0", "3"):
+        with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE={num_here}: .* every machine must have as many"):
+            Torchrun.from_environment(found | {"LOCAL_WORLD_SIZE": num_here})
 
 
 # Their clocks, and the word that travels

@@ -119,9 +119,10 @@ def test_modules_of_one_process_are_on_one_gpu_however_many_there_are(monkeypatc
     ]
 
 
+@pytest.mark.parametrize("setting", ["backend:native, expandable_segments: True", "backend: cudaMallocAsync"])
 @pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-def test_memory_that_cannot_be_shared_rules_ipc_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "backend:native, expandable_segments: True")
+def test_memory_that_cannot_be_shared_rules_ipc_out(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, setting)
     assert f"unset {name}" in str(why_not("ipc", ["cuda:0", "cuda:0"], 0))
     assert choose_transport("auto", ["cuda:0", "cuda:0"], 0)[0] == "gloo"
 

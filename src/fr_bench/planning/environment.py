@@ -143,7 +143,9 @@ def gpu_driver() -> str | None:
 def output_of(*command: str, within_s: float = 10.0) -> str | None:
     """Of a program, without white space around it; None if it cannot be run, fails or takes longer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=within_s, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -239,9 +240,10 @@ def _child_main(surroundings: child.Surroundings, sender: Connection, task: Meas
 
 
 def cache_folder() -> Path:
-    """Where what was measured is kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fr-bench" / "measured_costs"
+    """Where what was measured is kept: of a user without a home, as in some containers, among temporary files."""
+    home = os.path.expanduser("~")
+    default = Path(tempfile.gettempdir() if home == "~" else home, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "fr-bench" / "measured_costs"
 
 
 def _read(path: Path, key: dict[str, Any]) -> NetworkCosts | None:

@@ -12,6 +12,8 @@ from fr_bench.errors import ConfigError
 from fr_bench.processes.torchrun import Torchrun
 
 SHARED_MEMORY = "/dev/shm"
+# What PyTorch's allocator may be set to, and cannot share memory with another process then.
+WITHOUT_CUDA_IPC = ("expandable_segments:True", "backend:cudaMallocAsync")
 ALL_TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
 
 
@@ -116,8 +118,9 @@ def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | No
         if len(distinct) > 1:
             return "ipc joins modules that share one device, and these have several; use nccl or gloo"
         for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):  # the second is its newer name
-            if "expandable_segments:True" in "".join(os.environ.get(name, "").split()):
-                return f"CUDA IPC does not work with expandable_segments:True; unset {name}"
+            for setting in WITHOUT_CUDA_IPC:
+                if setting in "".join(os.environ.get(name, "").split()):
+                    return f"CUDA IPC does not work with {setting}; unset {name}"
     return None
 
 

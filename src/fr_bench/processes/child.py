@@ -118,8 +118,8 @@ def _remove_shared_counters() -> None:
     orderly exit only. They are known by being mapped here, since another container may have processes of our number.
     """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            name = line.split(maxsplit=5)[-1]
+        for line in Path("/proc/self/maps").read_bytes().splitlines():
+            name = os.fsdecode(line.split(maxsplit=5)[-1])  # some library's may be no text
             if name.startswith("/dev/shm/torch_") and not name.endswith("(deleted)"):
                 Path(name).unlink(missing_ok=True)
 

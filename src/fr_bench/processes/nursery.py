@@ -15,19 +15,25 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
-from fr_bench.errors import RunFailed
+from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.processes.child import IGNORED
 from fr_bench.processes.signals import held_back, how_it_ended
 
 ENDS_WITHIN_S = 1.0  # after it has closed its connections
+LONGEST_TMPDIR = 75  # letters; of a socket's address the system allows 107
 
 
 def context() -> ForkServerContext:
-    """The context whose processes have torch and the worker imported; starts the server, unless it is there."""
+    """The context whose processes have torch and the worker imported; starts the server, unless it is there.
+
+    Raises:
+        ConfigError: there is no place for its socket.
+    """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["fr_bench.workers.preload"])
     # A cluster sends its signals to every process of a job, at any time. The server can ignore them no sooner than
@@ -35,7 +41,14 @@ def context() -> ForkServerContext:
     with held_back(IGNORED):
         resource_tracker.ensure_running()
     with held_back(IGNORED):  # again: starting the tracker lets go of two of them
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise ConfigError(
+                f"processes cannot be started ({error}): TMPDIR={folder} must be a folder that files can be made in; "
+                f"its name has {len(folder)} letters, and may have {LONGEST_TMPDIR}."
+            ) from error
     atexit.unregister(_end)
     atexit.register(_end, os.getpid())  # once
     return found
@@ -45,10 +58,15 @@ def start(process: ForkServerProcess) -> None:
     """Starts ``process``, which is of :func:`context`.
 
     Raises:
-        RunFailed: the server has died, as it may while it imports.
+        RunFailed: the server has died, as it may while it imports; or its address is gone.
     """
     try:
         process.start()
+    except FileNotFoundError as error:
+        raise RunFailed(
+            f"the socket of the server that a run's processes are forked from is gone from {tempfile.gettempdir()}, as "
+            "by what tidies up there; the same command tries again"
+        ) from error
     except (EOFError, ConnectionError) as error:
         raise RunFailed(
             f"the server that a run's processes are forked from {_how_the_server_ended()}; the same command tries again"

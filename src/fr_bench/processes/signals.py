@@ -6,8 +6,10 @@ first seconds of a command are what this is for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,9 +29,13 @@ def catch_early() -> None:
 
 
 def stop_early(number: int, _frame: FrameType | None) -> NoReturn:
-    """The handler. It raises nothing, which might be caught in the middle of an import; there is nothing to tidy up."""
+    """The handler. It raises nothing, which might be caught in the middle of an import; there is nothing to tidy up but
+    the folder of the server of processes, which may have been started."""
     message = f"fr-bench: stopped by {signal.Signals(number).name} while no run was under way\n"
-    os.write(2, message.encode())
+    with contextlib.suppress(OSError):
+        os.write(2, message.encode())
+    with contextlib.suppress(Exception):
+        sys.modules["multiprocessing.util"]._run_finalizers()
     os._exit(75)
 
 
@@ -37,7 +43,8 @@ def how_it_ended(exit_code: int | None) -> str:
     """What became of a process that did not do its part, as what follows its name: ``was killed by SIGSEGV``."""
     if exit_code is None or exit_code >= 0:
         return f"ended with exit code {exit_code}" + (", before it was done" if exit_code == 0 else "")
-    how = f"was killed by {signal.Signals(-exit_code).name}"
+    known = {number.value: number.name for number in signal.Signals}
+    how = f"was killed by {known.get(-exit_code, f'signal {-exit_code}')}"
     if -exit_code == signal.SIGKILL:
         how += " (by hand, or by the system for want of memory: see dmesg)"
     return how

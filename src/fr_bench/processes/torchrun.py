@@ -70,7 +70,8 @@ class Torchrun:
             raise ConfigError(
                 f"RANK, WORLD_SIZE and MASTER_PORT must be numbers, as torchrun sets them: {error}"
             ) from None
-        if not 0 <= launch.rank < launch.world_size or launch.world_size % launch.local_world_size:
+        is_even = launch.local_world_size > 0 and launch.world_size % launch.local_world_size == 0
+        if not 0 <= launch.rank < launch.world_size or not is_even:
             raise ConfigError(
                 f"RANK={launch.rank}, WORLD_SIZE={launch.world_size}, LOCAL_WORLD_SIZE={launch.local_world_size}: "
                 "RANK must be below WORLD_SIZE, and every machine must have as many processes"

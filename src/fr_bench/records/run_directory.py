@@ -332,24 +332,37 @@ def _new_status() -> dict[str, Any]:
         "exit_code": None,
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "pid_namespace": _pid_namespace(),
         "heartbeat": now,
         "started": now,
     }
 
 
+def _pid_namespace() -> str | None:
+    """Which processes the numbers of processes here are of: containers with one host name may each have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
 def _is_of_this_machine(status: dict[str, Any]) -> bool:
-    return bool(status.get("host") == socket.gethostname())
+    """Whether its process would be seen here."""
+    namespace = _pid_namespace()
+    is_seen = status.get("pid_namespace", namespace) == namespace  # an older version did not say
+    return is_seen and status.get("host") == socket.gethostname()
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
     """Whether the process of ``status``, of this machine, is there: not just another one that got its number."""
     try:
-        fields = Path(f"/proc/{status['pid']}/stat").read_text().rpartition(")")[2].split()
+        # Bytes, since a program's name, which is in it, may be no text.
+        fields = Path(f"/proc/{status['pid']}/stat").read_bytes().rpartition(b")")[2].split()
         boot_s = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
     except (OSError, KeyError, StopIteration):
         return False
     started_s = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return fields[0] != "Z" and started_s < status["heartbeat"] + 2  # the two clocks differ by a rounded second
+    return fields[0] != b"Z" and started_s < status["heartbeat"] + 2  # the two clocks differ by a rounded second
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def server_url() -> str:
 
 def setting(name: str) -> str | None:
     """From wandb's own settings files, which ``wandb login`` writes; a later file wins."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    folder = Path(os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")))
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read([folder / "settings", Path("wandb") / "settings"])

@@ -103,7 +103,7 @@ def find_credentials() -> str | None:
         return "settings file of wandb"
     for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
         try:
-            if path and netrc.netrc(str(Path(path).expanduser())).authenticators(_host()):
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(_host()):
                 return path
         except (OSError, netrc.NetrcParseError):
             continue
@@ -185,11 +185,13 @@ class WandbSink:
                 config=config,
                 settings=_settings(),
             )
-        except (ValueError, wandb.Error) as error:
-            raise RunFailed(
-                f"W&B could not be started ({mode}): {_reason(error)}. With wandb.mode=offline nothing needs the "
-                "network, and `wandb sync` uploads the run later."
-            ) from error
+        except (ValueError, RuntimeError, OSError, wandb.Error) as error:  # the second for a user without a home
+            advice = (
+                "With wandb.mode=offline nothing needs the network, and `wandb sync` uploads the run later."
+                if mode == "online"
+                else "With wandb.mode=disabled a run does without; metrics.jsonl has everything."
+            )
+            raise RunFailed(f"W&B could not be started ({mode}): {_reason(error)}. {advice}") from error
         id_path.write_text(self._run.id + "\n", encoding="utf-8")
         self._define_metrics()
         self._broken = False
