@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from harness import ListConnection
 
 from fr_bench.checkpoints.checkpointer import Checkpointer, DeviceQueue, Interval
 from fr_bench.errors import Interrupted
-from fr_bench.launching.signal_watch import watch_signals
+from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
 
@@ -33,6 +36,28 @@ def test_where_the_host_runs_ahead_modules_pause_only_where_they_wait_for_the_de
         assert not another.pauses_at(t + 1)
     module_1.begin(9)
     assert board.stop_step == 10
+
+
+@pytest.mark.parametrize(("number", "within_s"), [(signal.SIGTERM, 25), (signal.SIGUSR2, 110), (None, math.inf)])
+def test_a_run_has_as_long_to_save_its_step_as_whoever_stops_it_waits(
+    number: int | None, within_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr("fr_bench.launching.signal_watch.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    watch = SignalWatch(max_time_s=60)
+    assert not watch.is_asked_to_stop
+    if number is None:
+        now_s[0] += 60
+    else:
+        watch.handle(number, None)
+    for later_s, is_impatient in ((20, False), (80, within_s < 100), (20, within_s < 120), (1e6, within_s < math.inf)):
+        now_s[0] += later_s
+        assert watch.is_asked_to_stop and watch.is_impatient is is_impatient
+    if number is None:  # who sends this one waits for 25 s from here
+        watch.handle(signal.SIGTERM, None)
+        assert not watch.is_impatient
+        now_s[0] += 26
+        assert watch.is_impatient
 
 
 def test_a_launchers_handler_is_called_for_a_signal_and_when_the_time_is_up() -> None:

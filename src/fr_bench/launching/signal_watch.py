@@ -12,8 +12,10 @@ from typing import Any
 from fr_bench.errors import Interrupted
 from fr_bench.processes.signals import THAT_STOP, stop_early
 
-# How long modules may take to finish a step and save it once they are asked to stop. Slurm kills 30 s after SIGTERM.
+# How long modules may take to finish a step, or an evaluation, and save it once a signal asks them to. Slurm kills
+# 30 s after SIGTERM, and sends SIGUSR2 two minutes before that, with our settings.
 STOP_WITHIN_S = 25.0
+STOP_WITHIN_S_OF = {signal.SIGUSR2: 110.0}
 # One wish, told twice: `timeout` signals its child and then the group, a cluster the process and then the job.
 SAME_WISH_S = 1.0
 
@@ -32,7 +34,6 @@ class SignalWatch:
         self.received: int | None = None
         self._signaled_at_s = float("inf")  # monotonic
         self._is_insisting = False
-        self._asked_at_s = float("inf")  # monotonic
         self._ends_at_s = time.monotonic() + max_time_s
         self._max_time_s = max_time_s
         self._previous = previous or {}
@@ -43,19 +44,20 @@ class SignalWatch:
         self._is_insisting = self.received is not None and now_s >= self._signaled_at_s + SAME_WISH_S
         if self.received is None:
             self.received, self._signaled_at_s = number, now_s
-        self._asked_at_s = min(self._asked_at_s, now_s)
 
     @property
     def is_asked_to_stop(self) -> bool:
         """Whether the run shall end."""
-        if time.monotonic() >= self._ends_at_s:
-            self._asked_at_s = min(self._asked_at_s, self._ends_at_s)
-        return self._asked_at_s < float("inf")
+        return self.received is not None or time.monotonic() >= self._ends_at_s
 
     @property
     def is_impatient(self) -> bool:
-        """Whether it shall end at once: a second signal came later on, or a step and its checkpoint take too long."""
-        return self._is_insisting or time.monotonic() > self._asked_at_s + STOP_WITHIN_S
+        """Whether it shall end at once: a second signal came later on, or a step and its checkpoint take longer after
+        the first than whoever sent it may wait. Where the time is up nobody does."""
+        if self.received is None:
+            return False
+        within_s = STOP_WITHIN_S_OF.get(signal.Signals(self.received), STOP_WITHIN_S)
+        return self._is_insisting or time.monotonic() > self._signaled_at_s + within_s
 
     @property
     def exit_code(self) -> int:
