@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_settings_become_a_link() -> None:
         ({"k": [2], "latency_us": -1}, r"simulate\.latency_us=-1"),
         ({"k": [2], "straggler": [0]}, r"simulate\.straggler=\[0\]"),
         ({"k": [8, 2], "straggler": [1, 1, 2]}, r"simulate\.straggler=\[1, 1, 2\]: has 3 factors"),
-        ({"k": [2], "methods": ["frr"]}, r"simulate\.methods=frr: .*Did you mean 'fr'"),
+        ({"k": [2], "methods": ["fr k=3"]}, r"simulate\.methods=\['fr k=3'\]: must be a list of names"),
         ({"latency_us": 5}, r"simulate\.latency_us=5: has no effect without simulate\.k"),
         ({"bandwith_gb_s": 5}, r"simulate\.bandwith_gb_s: unknown.*bandwidth_gb_s"),
     ],
@@ -253,6 +254,16 @@ def test_a_mistake_is_named_before_anything_starts(word: str, message: str, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_method_that_is_nobodys_is_named_with_the_nearest(tmp_path: Path) -> None:
+    words = ["model=mlp", "bench.methods=[]", "simulate.k=[2]", "simulate.methods=[interleavd]"]
+    expected = (
+        "simulate.methods=interleavd: must be one of bp, fr, ddg, dni, cdni, dgl, gpipe, 1f1b, interleaved, "
+        "zero_bubble, ddp. Did you mean 'interleaved'?"
+    )
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        main([*words, f"run_dir={tmp_path / 'run'}"])
+
+
 def test_nothing_needs_to_be_measured_beside_a_simulation() -> None:
     assert make_settings({"methods": []}, simulates=True).methods == []
 
@@ -277,6 +288,46 @@ def test_the_predicted_memory_is_that_of_a_run_with_the_same_cuts(
         plan = make_plan(tiny_config(row.method, 3, "ipc", partition=row.cuts))
         assert row.predicted_memory == [sum(found.values()) for found in plan.predicted_memory], row.method
     assert len(rows) == 4 and all(row.speedup_vs_locked for row in rows)
+
+
+class OwnDni(DecoupledNeuralInterfaces):
+    """Nothing else."""
+
+
+class OwnPolicy(FeaturesReplay):
+    @classmethod
+    def policy(cls, **_: Any) -> Policy:
+        return Policy(keeps="graph", gradient="delayed")
+
+
+def test_a_method_of_ones_own_is_simulated_as_what_it_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = {"shrinking": ("fr", "tiny_methods.ShrinkingFR"), "own_dni": ("dni", f"{__name__}.OwnDni")}
+    own["odd"] = ("fr", f"{__name__}.OwnPolicy")
+
+    def config_of(words: Sequence[str]) -> dict[str, Any]:
+        values = dict(word.split("=", 1) for word in words)
+        name, target = own.get(values["method"], (values["method"], None))
+        config = tiny_config(name, int(values["k"]), "ipc")
+        if target is not None:
+            config["method"] |= {"_target_": target, "name": values["method"]}
+        if values["method"] == "shrinking":
+            config["method"]["factor"] = 0.5
+        return config
+
+    settings = make_simulate_settings({"k": [2, 3], "methods": ["fr", "shrinking", "dni", "own_dni"], "latency_us": 50})
+    forecast = make_forecast(settings, [1], config_of)
+    rows = {(row.method, row.k): row for row in forecast.rows}
+    for k in (2, 3):
+        assert rows["shrinking", k] == dataclasses.replace(rows["fr", k], method="shrinking")
+        # What is trained beside it is timed anew.
+        assert rows["own_dni", k].speedup_vs_locked and rows["own_dni", k].predicted_memory
+    assert any(note.startswith("dni, own_dni: steps of the optimizers") for note in forecast.notes)
+    assert "'shrinking' is taken to take as long as FeaturesReplay, which it is made from" in forecast.notes
+    with pytest.raises(ConfigError, match=r"simulate.methods=odd: how long OwnPolicy takes is not known"):
+        make_forecast(make_simulate_settings({"k": [2], "methods": ["odd"]}), [1], config_of)
 
 
 def test_the_command_simulates_alone(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from fr_bench.bench.contenders import ConfigOf
 from fr_bench.bench.json_file import write_json
 from fr_bench.bench.table import ratio
-from fr_bench.bench.time_prediction import costs_of_plan, measured_on
+from fr_bench.bench.time_prediction import SCHEDULES, as_long_as, costs_of_plan, made_from, measured_on
 from fr_bench.components import check_method
-from fr_bench.errors import ConfigError
+from fr_bench.errors import ConfigError, NoSuchChoice, nearest
+from fr_bench.methods.base import Method
 from fr_bench.models import Blocks
 from fr_bench.modules.network import Network
 from fr_bench.planning.balance import Balance
@@ -28,7 +29,7 @@ from fr_bench.planning.plan import Plan, make_plan, predict_modules
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modules
 from fr_bench.records.console import rate
 from fr_bench.report.markdown import table
-from fr_bench.simulation import METHODS, PIPELINES
+from fr_bench.simulation import METHODS, PEERS, PIPELINES
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
 
@@ -88,15 +89,16 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     """
     assert settings.k is not None, "there is something to simulate"
     # On one device each: K may exceed what the machine, or the model, has.
-    names = [name for name in dict.fromkeys(("bp", *settings.methods)) if name in METHODS]
-    plans = {name: make_plan(config_of([f"method={name}", "k=1"])) for name in names}
+    plans = {name: _plan_of(name, config_of) for name in dict.fromkeys(("bp", *settings.methods)) if name not in PEERS}
+    own = {name: _own_method(name, each) for name, each in plans.items() if name not in METHODS}
+    schedules = {name: SCHEDULES[known] for name, known in own.items()}
     plan = plans["bp"]
     blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
-    for name in WITH_COMPANIONS:
-        if name in plans:
-            _check_companions(name, plans[name], blocks, x)
+    with_companions = [name for name in plans if schedules.get(name, name) in WITH_COMPANIONS]
+    for name in with_companions:
+        _check_companions(name, plans[name], blocks, x)
     rows = what_if(
-        _measured_network(plans, blocks, x),
+        _measured_network(plans, blocks, x, with_companions, schedules),
         settings.k,
         settings.methods,
         settings.link(),
@@ -104,7 +106,35 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
         microbatches,
         _memory_of(plans, blocks, x),
     )
-    return Forecast(settings, plan, measured_on(plan), _notes(settings, plan), rows)
+    notes = _notes(settings, plan, [schedules.get(name, name) for name in settings.methods], with_companions)
+    notes += [as_long_as(name, known) for name, known in own.items()]
+    return Forecast(settings, plan, measured_on(plan), notes, rows)
+
+
+def _plan_of(name: str, config_of: ConfigOf) -> Plan:
+    try:
+        return make_plan(config_of([f"method={name}", "k=1"]))
+    except NoSuchChoice as error:
+        known = dict.fromkeys([*METHODS, *PEERS, *error.options])
+        raise ConfigError(
+            f"simulate.methods={name}: must be one of {', '.join(known)}.{nearest(name, known)}"
+        ) from error
+
+
+def _own_method(name: str, plan: Plan) -> type[Method]:
+    """The method of ours whose schedule a user's own has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    method, _ = check_method(plan.config["method"])
+    known = made_from(method)
+    if known is None or SCHEDULES[known] not in METHODS:
+        raise ConfigError(
+            f"simulate.methods={name}: how long {method.__name__} takes is not known; of your own methods only those "
+            "can be simulated that are made from one of ours (not from a pipeline) and have its policy."
+        )
+    return known
 
 
 def _check_companions(name: str, plan: Plan, blocks: Blocks, x: Tensor) -> None:
@@ -119,7 +149,9 @@ def _check_companions(name: str, plan: Plan, blocks: Blocks, x: Tensor) -> None:
         raise ConfigError(f"simulate.methods: leave {name} out, with simulate.methods=[...]: {error}") from error
 
 
-def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> MeasuredNetwork:
+def _measured_network(
+    plans: dict[str, Plan], blocks: Blocks, x: Tensor, with_companions: Sequence[str], schedules: dict[str, str]
+) -> MeasuredNetwork:
     plan = plans["bp"]
     costs = costs_of_plan(plan, ASKED_BY, has_companion=False)
     trained = [[p for p in block.parameters() if p.requires_grad] for _, block in blocks]
@@ -136,10 +168,9 @@ def _measured_network(plans: dict[str, Plan], blocks: Blocks, x: Tensor) -> Meas
         load_s=costs.load,
         policies=policies,
         companions={
-            name: costs_of_plan(plans[name], ASKED_BY, has_companion=True).companions
-            for name in WITH_COMPANIONS
-            if name in plans
+            name: costs_of_plan(plans[name], ASKED_BY, has_companion=True).companions for name in with_companions
         },
+        schedules=schedules,
     )
 
 
@@ -173,13 +204,15 @@ def _buffers(config: dict[str, Any]) -> str:
     return "ipc" if config["transport"] in ("auto", "serial") else config["transport"]
 
 
-def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
+def _notes(
+    settings: SimulateSettings, plan: Plan, schedules: Sequence[str], with_companions: Sequence[str]
+) -> list[str]:
     notes = [
         "costs are uncontended: devices are taken to be like the one measured, and not to slow each other down",
         "cuts are balanced under these costs and each method's own work, whatever partition is",
         "sending and receiving take no computing time",
     ]
-    methods = set(settings.methods)
+    methods = set(schedules)
     if settings.bandwidth_gb_s is None:
         notes.append("links are as wide as can be: simulate.bandwidth_gb_s is not set")
     if methods & set(PIPELINES):
@@ -191,8 +224,10 @@ def _notes(settings: SimulateSettings, plan: Plan) -> list[str]:
         notes.append("ddp: 1/K of the batch takes 1/K of its time; small shares take more")
     if "ddg" in methods:
         notes.append("ddg: copies of weights for the stash take no time")
-    if asked := [name for name in WITH_COMPANIONS if name in methods]:
-        notes.append(f"{', '.join(asked)}: steps of the optimizers of what is trained beside the modules take no time")
+    if with_companions:
+        notes.append(
+            f"{', '.join(with_companions)}: steps of the optimizers of what is trained beside the modules take no time"
+        )
     if plan.config["compile"]:
         notes.append("blocks were timed as they are, not compiled")
     if methods & set(METHODS) and unpredictable(plan.config) is None:

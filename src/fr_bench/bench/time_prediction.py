@@ -78,7 +78,7 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     """
     config = plan.config
     method, hyper_parameters = check_method(config["method"])
-    known = _schedule_of(method)
+    known = made_from(method)
     if known is None or plan.num_replicas > 1:
         return None
     blocks, x = blocks_on_meta(config, plan.sample), batch_on_meta(config, plan.sample)
@@ -105,12 +105,16 @@ def predict_time(plan: Plan) -> TimePrediction | None:
     if known is DecoupledDelayedGradients and plan.k > 1:
         notes.append("copies of weights for the stash are not counted")
     if method is not known:
-        name = config["method"]["name"]
-        notes.append(f"'{name}' is taken to take as long as {known.__name__}, which it is made from")
+        notes.append(as_long_as(config["method"]["name"], known))
     return TimePrediction(step_s, fill_s, measured_on(plan), costs.measured_at, [*sharing, *notes])
 
 
-def _schedule_of(method: type[Method]) -> type[Method] | None:
+def as_long_as(name: str, known: type[Method]) -> str:
+    """The note on a user's own method."""
+    return f"'{name}' is taken to take as long as {known.__name__}, which it is made from"
+
+
+def made_from(method: type[Method]) -> type[Method] | None:
     """The method whose schedule, by SCHEDULES, is that of ``method``; None if none is."""
     known = next((base for base in method.__mro__ if base in SCHEDULES), None)
     says_policy = next(base for base in method.__mro__ if "policy" in vars(base))

@@ -40,6 +40,7 @@ class MeasuredNetwork:
         policies: of the methods, by name; what is not among them is taken to do a forward and a backward, as BP does.
         companions: by name of a method that trains a network beside the model: by block, its seconds a mini-batch if
             a module below the top ends there (see NetworkCosts).
+        schedules: by name of a user's own method, the name of the one whose schedule it has.
     """
 
     blocks: Sequence[BlockCost]
@@ -50,6 +51,11 @@ class MeasuredNetwork:
     load_s: float = 0.0
     policies: Mapping[str, Policy] = field(default_factory=dict)
     companions: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    schedules: Mapping[str, str] = field(default_factory=dict)
+
+    def schedule_of(self, method: str) -> str:
+        """As ``make_schedule`` knows it."""
+        return self.schedules.get(method, method)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def what_if(
     Args:
         network: what was measured.
         ks: numbers of devices.
-        methods: names as in ``make_schedule``.
+        methods: names as in ``make_schedule``, or in the network's ``schedules``.
         link: between neighbours; of ``ddp``'s ring.
         straggler: factors on the compute times of devices 1, 2, ...; those beyond are not slow.
         microbatches: of the pipelines, in multiples of K, of which those that divide the batch are tried.
@@ -138,7 +144,7 @@ class _Question:
             speedup_vs_locked=self._over_locked(k, step_s),
             efficiency=predicted.efficiency,
             waiting_share=[wait_s / step_s for wait_s in predicted.wait_s],
-            predicted_memory=self.memory_of(method, cuts) if method in METHODS else None,
+            predicted_memory=self.memory_of(method, cuts) if self.network.schedule_of(method) in METHODS else None,
         )
 
     def _cuts(self, method: str, k: int) -> list[int]:
@@ -148,7 +154,8 @@ class _Question:
         num_stages, num_blocks = k * CHUNKS.get(method, 1), len(self.network.blocks)
         if num_stages > num_blocks:
             raise _Impossible(f"needs {num_stages} stages, and the model has {num_blocks} blocks")
-        if method in WITH_COMPANIONS and k > 1 and method not in self.network.companions:
+        has_companion = self.network.schedule_of(method) in WITH_COMPANIONS and k > 1
+        if has_companion and method not in self.network.companions:
             raise _Impossible("what the network costs that it trains beside was not measured")
         costs = NetworkCosts(list(self.network.blocks), list(self._companions(method)))
         policy = self._policy(method)
@@ -181,7 +188,8 @@ class _Question:
                 raise _Impossible(f"needs equal shares, and {k} does not divide a batch of {self.network.batch_size}")
             return data_parallel(setup, self.network.parameter_bytes, k)
         recomputes = self._policy(method).recomputes
-        return make_schedule(method, setup, recomputes=recomputes, num_microbatches=num_microbatches)
+        name = self.network.schedule_of(method)
+        return make_schedule(name, setup, recomputes=recomputes, num_microbatches=num_microbatches)
 
     def _setup(self, method: str, k: int, cuts: Sequence[int]) -> Setup:
         network = self.network
