@@ -364,6 +364,14 @@ def test_a_sweep_that_nobody_hears_ends_with_a_signal_all_the_same(tmp_path: Pat
     assert [(job["number"], job["state"], job["exit_code"]) for job in jobs] == [(0, "interrupted", 75)]
 
 
+def test_a_log_tells_where_the_next_attempt_begins(tmp_path: Path) -> None:
+    log, words = tmp_path / "run" / "rank_2.log", bad_day(tmp_path, "exit")
+    for attempt in (1, 2):
+        run_here(tmp_path, *words)
+        assert log.read_text().count("SystemExit") == attempt
+        assert len(re.findall(r"^--- \S+ \S+: the run goes on ---$", log.read_text(), re.MULTILINE)) == attempt - 1
+
+
 def test_a_log_that_cannot_be_opened_ends_the_run_in_one_line(tmp_path: Path) -> None:
     log = tmp_path / "run" / "rank_2.log"
     log.mkdir(parents=True)

@@ -10,6 +10,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import MutableSequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def die_with_parent() -> None:
 
 
 def redirect_output(log_path: str) -> None:
-    """Sends everything this process and its libraries print to ``log_path``.
+    """Sends everything this process and its libraries print to ``log_path``, behind what earlier ones of the run did.
 
     Raises:
         RunFailed: it cannot be written to.
@@ -143,6 +144,9 @@ def redirect_output(log_path: str) -> None:
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise RunFailed(f"{log_path}, for what a process prints: {error.strerror}; remove or rename it") from error
+    if os.fstat(log).st_size:
+        with contextlib.suppress(OSError):  # its disk may be full
+            os.write(log, time.strftime("\n--- %Y-%m-%d %H:%M:%S: the run goes on ---\n").encode())
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
