@@ -189,7 +189,7 @@ class PairGraph:
     def backward(self, d: Tensor) -> Tensor | None:
         """Sets the leaves' ``grad``; returns the input's gradient, the caller's own, where it is wanted.
 
-        The leaves' gradients hold until this pass is used again.
+        The leaves' gradients hold until the module's next pass, whose graph may use the same memory: step before it.
         """
         self._owner = lambda: None
         self._d.copy_(d)
