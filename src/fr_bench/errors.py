@@ -102,7 +102,7 @@ class ToldElsewhere(FrBenchError):
 def place_of(error: BaseException) -> str:
     """``file:line`` where ``error`` came from: in the user's own code, if that called what raised it, else in ours,
     else in a library. Empty where nobody raised it."""
-    ours, pythons = str(Path(__file__).parent), sysconfig.get_path("stdlib")
+    ours, pythons = f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}"
 
     def nearness(frame: traceback.FrameSummary) -> tuple[bool, bool]:
         name = frame.filename
