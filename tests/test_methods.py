@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -34,6 +36,7 @@ from fr_bench.modules.running_means import RunningMeans
 from fr_bench.notebook import load_model, load_test_set
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.diagnostics import GradientSums
+from fr_bench.training.extent import Extent
 
 
 class GradientLog:
@@ -387,6 +390,36 @@ def test_an_evaluation_is_due_every_so_many_epochs_and_at_the_end(tmp_path: Path
     run = run_serial(tiny_config("bp", 1, epochs=5, eval_every=2, diagnostics=sigma), tmp_path)
     steps = {kind: [record["step"] for record in run.of(kind)] for kind in ("time", "memory", "eval")}
     assert steps == {"time": [5, 10, 15, 20, 25], "memory": [10, 20, 25], "eval": [10, 20, 25]}
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "expected"),
+    [(0.5, [2, 5, 8, 10]), (0.4, [2, 4, 6, 8, 10]), (0.001, [*range(1, 11)]), (1.2, [6, 10]), (3, [10])],
+)
+@pytest.mark.parametrize("method", ["fr", "bp"])
+def test_evaluations_between_the_ends_of_epochs_change_nothing(
+    method: str, eval_every: float, expected: list[int], tmp_path: Path
+) -> None:
+    plain = run_serial(tiny_config(method, 3), tmp_path / "plain")
+    run = run_serial(tiny_config(method, 3, eval_every=eval_every), tmp_path / "run")
+    assert [record["step"] for record in run.of("eval")] == expected
+    assert run.losses == plain.losses and run.evaluations[-1][2:] == plain.evaluations[-1][2:]
+    assert all(torch.equal(value, run.weights[name]) for name, value in plain.weights.items())
+    trained_on = [record["train_loss"] for record in run.of("eval")]
+    steps = [0, *expected]
+    means = [fmean(plain.losses[since:until]) for since, until in pairwise(steps)]
+    assert trained_on == pytest.approx(means)
+
+
+def test_every_nth_evaluation_is_at_the_end_of_an_epoch() -> None:
+    """Of 391 steps, which neither 10 nor 0.3 divides."""
+    for eval_every, ends in (
+        (0.1, {391 * epoch for epoch in range(1, 301)}),
+        (0.3, {391 * 3 * i for i in range(1, 101)}),
+    ):
+        extent = Extent(391 * 300, 391, eval_every, 1, trace=0, profile=0, profile_folder=Path())
+        found = [step for step in range(1, extent.num_steps + 1) if extent.evaluates(step)]
+        assert ends <= set(found) and len(found) == round(300 / eval_every)
 
 
 def test_the_steps_of_a_run_cut_short_are_the_first_of_the_whole_one(tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ SMALLEST = {
     "epochs": 1,
     "max_steps": 1,
     "batch_size": 1,
-    "eval_every": 1,
     "threads": 1,
     "log_every": 1,
     "trace": 0,
@@ -94,7 +93,7 @@ class Config:
     epochs: int = MISSING
     max_steps: int | None = MISSING
     batch_size: int = MISSING
-    eval_every: int = MISSING
+    eval_every: int | float = MISSING
     precision: str = MISSING
     device: str = MISSING
     devices: list[int] | None = MISSING
@@ -151,6 +150,8 @@ def check(config: dict[str, Any]) -> None:
         raise ConfigError(f"memory_limit_gb={config['memory_limit_gb']:g}: must be above 0, or null for no limit.")
     _check_sigma(**config["diagnostics"]["sigma"])
     _check_checkpoint(**config["checkpoint"])
+    if config["eval_every"] <= 0:
+        raise ConfigError(f"eval_every={config['eval_every']:g}: must be above 0 (epochs).")
     if config["max_time"] is not None and config["max_time"] <= 0:
         raise ConfigError(f"max_time={config['max_time']:g}: must be above 0 (minutes), or null for no limit.")
     timeout_s = config["hang_timeout"]

@@ -26,8 +26,13 @@ from yaml import YAMLError
 from fr_bench.errors import ConfigError, NoSuchChoice, called, meant, nearest, suggestion
 from fr_bench.settings.config import COMPONENTS
 
+NUMBER = "Union[int, float]"
 WHAT_IS_MEANT = {"Integer": "an integer", "Float": "a number", "string": "a text", "bool": "true or false"}
-WRONG_TYPE = r"could not be converted to (\w+)|Cannot convert .* to (string)|not a valid (bool)"
+WHAT_IS_MEANT[NUMBER] = "a number"
+WRONG_TYPE = (
+    r"could not be converted to (\w+)|Cannot convert .* to (string)|not a valid (bool)|incompatible with type hint "
+    rf"'({re.escape(NUMBER)})'"
+)
 # Hydra raises some as a plain ValueError, OmegaConf lets an AttributeError through.
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, AttributeError, YAMLError)
 GLOBAL_GROUPS = ("experiment", "debug", "local")

@@ -17,7 +17,7 @@ class Extent:
     Attributes:
         num_steps: iterations of the run.
         steps_per_epoch: iterations of an epoch.
-        eval_every: epochs between evaluations; the end of the run is evaluated in any case.
+        eval_every: epochs between evaluations, or a fraction of one; the end of the run is evaluated in any case.
         log_every: iterations between ``train`` records.
         trace: iterations to record span by span, from the first in which all modules learn; 0 where there is a trace.
         profile: iterations to record with torch.profiler, outside the training clock and behind those of ``trace``.
@@ -26,7 +26,7 @@ class Extent:
 
     num_steps: int
     steps_per_epoch: int
-    eval_every: int
+    eval_every: float
     log_every: int
     trace: int
     profile: int
@@ -51,7 +51,16 @@ class Extent:
 
     def evaluates(self, step: int) -> bool:
         """Whether the run evaluates after ``step`` iterations."""
-        return step % (self.steps_per_epoch * self.eval_every) == 0 or step == self.num_steps
+        return step == self.next_evaluation(step - 1)
+
+    def next_evaluation(self, step: int) -> int:
+        """The first step after ``step`` at which the run evaluates. Parts of an epoch that are no whole steps are
+        rounded one by one, so that with 1/n every n-th is at the end of an epoch."""
+        period = max(1.0, self.steps_per_epoch * self.eval_every)
+        number = int(step / period)
+        while round(number * period) <= step:
+            number += 1
+        return min(round(number * period), self.num_steps)
 
     def to_trace(self, start: int, num_modules: int) -> range:
         """The iterations to trace of a run that begins with ``start``: from the first in which all modules learn, if it

@@ -237,8 +237,7 @@ class Trainer:
     def _next_pause(self, t: int) -> int:
         """The step after which the loop leaves the training clock: an evaluation, a diagnostic's turn, or a profile's
         begin or end."""
-        period = self.extent.steps_per_epoch * self.extent.eval_every
-        stop = min((t // period + 1) * period, self.extent.num_steps)
+        stop = self.extent.next_evaluation(t)
         if self._to_profile and t < self._to_profile.stop:
             stop = min(stop, self._to_profile.stop if t in self._to_profile else self._to_profile.start)
         if self.direction is None:
