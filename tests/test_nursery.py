@@ -187,10 +187,17 @@ def test_locks_that_a_library_makes_in_a_process_end_with_it(tmp_path: Path) -> 
 
 
 def test_a_library_whose_name_is_no_text_keeps_no_process_from_ending(tmp_path: Path) -> None:
-    path = tmp_path / os.fsdecode(b"lib\xff")
-    path.write_bytes(bytes(4096))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-        tidy_up()
+    library, counter = tmp_path / os.fsdecode(b"lib\xff"), Path(f"/dev/shm/torch_{os.getpid()}_fr_bench_3")
+    try:
+        with contextlib.ExitStack() as stack:
+            for path in (library, counter):
+                path.write_bytes(bytes(4096))
+                file = stack.enter_context(path.open("r+b"))
+                stack.enter_context(mmap.mmap(file.fileno(), 4096))
+            tidy_up()
+        assert library.exists() and not counter.exists()
+    finally:
+        counter.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
