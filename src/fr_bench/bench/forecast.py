@@ -30,7 +30,7 @@ from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta, trace_modul
 from fr_bench.records.console import rate
 from fr_bench.report.markdown import table
 from fr_bench.simulation import METHODS, PEERS, PIPELINES
-from fr_bench.simulation.settings import SimulateSettings
+from fr_bench.simulation.settings import NAMES, SimulateSettings
 from fr_bench.simulation.what_if import MeasuredNetwork, MemoryOf, WhatIf, what_if
 
 ASKED_BY = "simulate.k"
@@ -91,10 +91,10 @@ def make_forecast(settings: SimulateSettings, microbatches: Sequence[int], confi
     # On one device each: K may exceed what the machine, or the model, has.
     plans = {name: _plan_of(name, config_of) for name in dict.fromkeys(("bp", *settings.methods)) if name not in PEERS}
     own = {name: _own_method(name, each) for name, each in plans.items() if name not in METHODS}
-    schedules = {name: SCHEDULES[known] for name, known in own.items()}
+    schedules = {name: SCHEDULES[own[name]] if name in own else name for name in plans}
     plan = plans["bp"]
     blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
-    with_companions = [name for name in plans if schedules.get(name, name) in WITH_COMPANIONS]
+    with_companions = [name for name, schedule in schedules.items() if schedule in WITH_COMPANIONS]
     for name in with_companions:
         _check_companions(name, plans[name], blocks, x)
     rows = what_if(
@@ -115,7 +115,7 @@ def _plan_of(name: str, config_of: ConfigOf) -> Plan:
     try:
         return make_plan(config_of([f"method={name}", "k=1"]))
     except NoSuchChoice as error:
-        known = dict.fromkeys([*METHODS, *PEERS, *error.options])
+        known = dict.fromkeys([*NAMES, *error.options])
         raise ConfigError(
             f"simulate.methods={name}: must be one of {', '.join(known)}.{nearest(name, known)}"
         ) from error

@@ -12,9 +12,11 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from fr_bench.methods.base import Method
@@ -65,6 +67,16 @@ def take(
 def weights_of(module: Module) -> dict[str, Tensor]:
     """Copies of parameters and buffers, contiguous, by name: each has memory of its own, also where two are tied."""
     return {name: to_cpu(value).contiguous() for name, value in module.network.state_dict().items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """What :func:`weights_of` gave, from its file, whatever that is called: safetensors' own function wants a name that
+    is text.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read, or is damaged.
+    """
+    return load(path.read_bytes())
 
 
 def restore(

@@ -219,12 +219,13 @@ def read_weights(folder: Path) -> dict[str, Any]:
         ConfigError: there are none, or a file is damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+
+    from fr_bench.checkpoints import snapshot
 
     weights: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.name), path.name)):  # by number
         try:
-            weights = load(path.read_bytes()) | weights  # of processes with the whole network the first counts
+            weights = snapshot.read_weights(path) | weights  # of processes with the whole network the first counts
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
     if not weights:

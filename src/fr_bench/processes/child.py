@@ -158,14 +158,16 @@ def report_error(reporter: Reporter, task: ProcessTask, error: BaseException, pr
 
     module = getattr(error, "module", None) or task.modules[0]
     expected = isinstance(error, FrBenchError)
-    text = " ".join(str(error).split())
-    place = place_of(error)
+    message = str(error)
+    if not expected:
+        place = place_of(error)
+        message = f"{type(error).__name__}: {' '.join(message.split())}" + (f" ({place})" if place else "")
     with contextlib.suppress(OSError):  # the parent may be gone; so are we, in a moment
         reporter.send(
             "error",
             module=module,
             step=progress[module - 1],
-            message=str(error) if expected else f"{type(error).__name__}: {text}{place and f' ({place})'}",
+            message=message,
             peer_lost=is_lost_peer(error),
             is_config=isinstance(error, ConfigError),
             is_expected=expected,

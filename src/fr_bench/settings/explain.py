@@ -27,8 +27,9 @@ from fr_bench.errors import ConfigError, NoSuchChoice, called, meant, nearest, s
 from fr_bench.settings.config import COMPONENTS
 
 NUMBER = "Union[int, float]"
-WHAT_IS_MEANT = {"Integer": "an integer", "Float": "a number", "string": "a text", "bool": "true or false"}
-WHAT_IS_MEANT[NUMBER] = "a number"
+WHAT_IS_MEANT = {
+    "Integer": "an integer", "Float": "a number", NUMBER: "a number", "string": "a text", "bool": "true or false",
+}  # fmt: skip
 WRONG_TYPE = (
     r"could not be converted to (\w+)|Cannot convert .* to (string)|not a valid (bool)|incompatible with type hint "
     rf"'({re.escape(NUMBER)})'"

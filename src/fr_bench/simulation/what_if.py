@@ -40,7 +40,7 @@ class MeasuredNetwork:
         policies: of the methods, by name; what is not among them is taken to do a forward and a backward, as BP does.
         companions: by name of a method that trains a network beside the model: by block, its seconds a mini-batch if
             a module below the top ends there (see NetworkCosts).
-        schedules: by name of a user's own method, the name of the one whose schedule it has.
+        schedules: by name of a method, that of the one whose schedule it has, if it is a user's own.
     """
 
     blocks: Sequence[BlockCost]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from fr_bench.checkpoints import snapshot
@@ -87,7 +86,7 @@ def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
         number = player.module.number
         state = _load_state(checkpoint.folder, number)
         with player.on_stream():  # where a graph's forward runs its backward will, too, and there its memory is reused
-            player.module.network.load_state_dict(load_weights(checkpoint.folder / weights_file(number)))
+            player.module.network.load_state_dict(snapshot.read_weights(checkpoint.folder / weights_file(number)))
             for part in ("method", "gradients"):
                 state[part] = _to_device(state[part], player.device)
             meter = trainer.meter if player.module.is_top else None
@@ -105,7 +104,7 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for number in checkpoint.numbers:
         state = _load_state(checkpoint.folder, number)
         # Of replicas the first counts, as in the final weights.
-        weights = load_weights(checkpoint.folder / weights_file(number)) | weights
+        weights = snapshot.read_weights(checkpoint.folder / weights_file(number)) | weights
         optimizer = state["optimizer"] | optimizer
         if state["meter"] is not None:
             meters.append(state["meter"])
@@ -119,11 +118,6 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.load_state_dict(index, {"trained_ns": 0, "reported_step": checkpoint.step, "direction": None})
     if trainer.direction is not None:  # until the pipe is full again some modules do not learn
         trainer.direction.leave_out(checkpoint.step + trainer.direction.windows.first)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """What is in a file of weights, by name; unlike safetensors' own function for whatever the folder is called."""
-    return load(path.read_bytes())
 
 
 def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
