@@ -185,7 +185,7 @@ class WandbSink:
                 config=config,
                 settings=_settings(),
             )
-        except (ValueError, RuntimeError, OSError, wandb.Error) as error:  # the second for a user without a home
+        except (ValueError, RuntimeError, wandb.Error) as error:  # the second for a user without a home
             advice = (
                 "With wandb.mode=offline nothing needs the network, and `wandb sync` uploads the run later."
                 if mode == "online"
