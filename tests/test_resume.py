@@ -20,6 +20,7 @@ import pytest
 import torch
 from harness import as_owner_alone, assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
+from tiny_models import partly_frozen
 from torch import nn
 
 from fr_bench.checkpoints import snapshot
@@ -32,6 +33,9 @@ from fr_bench.launching.launch import Run, check_plan, run_training
 from fr_bench.launching.resume import decide
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.module import Module
+from fr_bench.modules.network import Network
+from fr_bench.modules.optimizer_state import load_state
+from fr_bench.modules.passes import Passes
 from fr_bench.notebook import load_model
 from fr_bench.planning.plan import make_plan
 from fr_bench.records import run_directory
@@ -153,6 +157,34 @@ def test_what_an_optimizer_keeps_by_group_goes_back_to_the_device_that_it_was_on
     devices = {key: value.device.type for key, value in group.items() if isinstance(value, torch.Tensor)}
     assert devices == {"made": "meta", "made later": "meta", "counter": "cpu"}
     assert (group["number"], group["lr"]) == (3, 0.1)
+
+
+def test_what_nadam_reads_in_every_step_stays_on_the_host() -> None:
+    """On a GPU, for which `meta` stands, every step would wait for it."""
+    settings = {"lr": 0.01, "foreach": False}
+    saved = torch.optim.NAdam([weight := nn.Parameter(torch.ones(2))], **settings)
+    weight.grad = torch.ones(2)
+    saved.step()
+    optimizer = torch.optim.NAdam([weight := nn.Parameter(torch.ones(2, device="meta"))], **settings)
+    load_state(optimizer, saved.state_dict())
+    devices = {key: value.device.type for key, value in optimizer.state[weight].items()}
+    assert devices == {"step": "cpu", "mu_product": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+    weight.grad = torch.ones(2, device="meta")
+    optimizer.step()  # which reads no number on the GPU: meta has none
+
+
+def test_copies_of_weights_in_a_checkpoint_go_to_the_device_of_the_weights() -> None:
+    """Those of DDG's graphs: scalars come on the host, and `meta` stands for a GPU."""
+    with torch.device("meta"):
+        network = Network(partly_frozen((3, 8, 8), 4)[:2], seed=0)
+        x = torch.empty(2, 3, 8, 8)
+    saved = {name: torch.ones((), dtype=p.dtype) if p.dim() == 0 else p for name, p in network.named_parameters()}
+    live = Passes(network, "fp32", is_bottom=True, is_top=False).run_on_copies(x, 0, 0, saved, False)
+    live.h.sum().backward()
+    copies = live.copies or {}
+    assert "block1.scale" in copies
+    assert all(copy.device.type == "meta" for copy in copies.values())
+    assert all((copies[name].grad is not None) is p.requires_grad for name, p in network.named_parameters())
 
 
 def test_what_is_summed_between_two_records_goes_on(tmp_path: Path) -> None:

@@ -119,6 +119,15 @@ def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, gpu: di
     assert_same_run(tmp_path / "alone", tmp_path / "run")
 
 
+def test_graphs_on_weights_without_dimensions_go_on(gpu: dict[str, Any], tmp_path: Path) -> None:
+    """A checkpoint leaves such weights, of which DDG keeps copies, on the host."""
+    config = tiny_config("ddg", 3, model={"_target_": "tiny_models.partly_frozen", "name": "partly_frozen"}, **gpu)
+    train_here(config, tmp_path / "alone")
+    train_here(config, tmp_path / "run", stop_at=4)
+    train_here(config, tmp_path / "run")
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
 def test_what_an_optimizer_keeps_by_group_goes_on(gpu: dict[str, Any], tmp_path: Path) -> None:
     """Numbers, and tensors on the GPU."""
     config = tiny_config("fr", 2, optimizer={"_target_": "tiny_models.Counting", "name": "counting", "lr": 0.02}, **gpu)

@@ -10,11 +10,18 @@ from torch import Tensor
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Puts back what ``state_dict()`` of an optimizer like this one gave, each tensor with the type that it had: torch
-    gives them the parameters', and what NAdam multiplies up is float32 beside parameters of float64, too."""
+    gives them the parameters', and what NAdam multiplies up is float32 beside parameters of float64, too. NAdam keeps
+    that on the host, and reads it in every step: on the parameters' device, where torch puts it, it would be waited
+    for."""
     optimizer.load_state_dict(state)
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    order = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     for index, saved in state["state"].items():
-        now = optimizer.state[order[index]]
+        parameter, group = order[index]
+        now = optimizer.state[parameter]
         for key, value in saved.items():
-            if isinstance(value, Tensor) and isinstance(now.get(key), Tensor) and now[key].dtype != value.dtype:
+            if not isinstance(value, Tensor) or not isinstance(now.get(key), Tensor):
+                continue
+            if key == "mu_product" and not group.get("capturable"):
+                now[key] = value.cpu()
+            elif now[key].dtype != value.dtype:
                 now[key] = value.to(now[key].device)

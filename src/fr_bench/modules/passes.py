@@ -234,7 +234,9 @@ class Passes:
 
     def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         own, of = self._parameters, self._parameters if of is None else of
-        return {name: of[name].detach().clone().requires_grad_(own[name].requires_grad) for name in own}
+        # Of a checkpoint, scalars are still on the host.
+        copies = {name: of[name].detach().to(own[name].device, copy=True) for name in own}
+        return {name: copy.requires_grad_(own[name].requires_grad) for name, copy in copies.items()}
 
 
 def _first_cause(error: RuntimeError) -> RuntimeError:
