@@ -628,7 +628,7 @@ def test_blocks_that_draw_in_evaluations_too_are_the_same_wherever_they_are_cut(
     assert_same(run_processes(config | {"transport": "ipc"}, tmp_path / "ipc"), run_serial(config, tmp_path / "serial"))
 
 
-@pytest.mark.parametrize("of", ["torch", "python"])
+@pytest.mark.parametrize("of", ["torch", "python", "numpy"])
 def test_a_module_may_be_skipped_whole(of: str, tmp_path: Path) -> None:
     """Module 3 is one block, which half of the batches skip; in DGL nothing comes back through it then."""
     model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": of}

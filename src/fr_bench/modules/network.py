@@ -171,7 +171,8 @@ class Network(nn.Module):
         return unreached
 
     def _unreached_from(self, h: Tensor) -> list[str]:
-        reached = {id(node.variable) for node in _nodes_behind(h) if hasattr(node, "variable")}  # those of leaves
+        nodes = _nodes_behind(h) if h.requires_grad else ()  # of a batch that skips all blocks it may not
+        reached = {id(node.variable) for node in nodes if hasattr(node, "variable")}  # those of leaves
         trained = {name: [p for p in block.parameters() if p.requires_grad] for name, block in self._named_blocks()}
         return [name for name, ps in trained.items() if ps and not any(id(p) in reached for p in ps)]
 
