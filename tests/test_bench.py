@@ -500,6 +500,15 @@ def test_the_share_is_that_of_a_minute_and_stands_in_a_table_of_its_own() -> Non
 # The real thing
 
 
+def test_what_is_accounted_for_is_all_that_a_module_holds(tmp_path: Path) -> None:
+    """The buffers of messages, too."""
+    settings = make_settings({"methods": ["fr"], "k": [2], "warmup": 1, "steps": 2})
+    (fr,) = (each for each in make_contenders(settings, config_of) if each.label == "fr K=2")
+    found = measuring.measure(fr, settings, tmp_path / "run", SignalWatch()).accounted_bytes
+    for num_bytes, predicted in zip(found, fr.plan.predicted_memory, strict=True):
+        assert abs(num_bytes - sum(predicted.values())) < predicted["buffers"] / 4
+
+
 def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:
     command = ["bench", "model=mlp", "batch_size=16", "bench.k=[2]", "bench.rounds=2"]
     command += [

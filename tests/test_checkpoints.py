@@ -28,12 +28,17 @@ from harness import (
 )
 from test_faults import RunDirectory, run_here, wait_until
 
+from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.checkpointer import Checkpointer, Interval, write
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.errors import Interrupted
+from fr_bench.launching.checkpoint_book import CheckpointBook
 from fr_bench.launching.launch import run_training
+from fr_bench.planning.plan import make_plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
+from fr_bench.records.collector import TrainingClock
+from fr_bench.workers.worker import build_modules
 
 # Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
 SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]
@@ -180,8 +185,51 @@ def test_when_a_checkpoint_is_due() -> None:
     assert not interval.is_due(19, last_step=14, seconds_since=119.0)
     assert interval.is_due(19, last_step=14, seconds_since=120.0)
     assert not interval.is_due(19, last_step=14, seconds_since=120.0, is_writing=True)
+    assert Interval(every=None, minutes=2.0, num_steps=95).is_due(95, last_step=94, seconds_since=0.0)
     off = Interval(every=None, minutes=None, num_steps=95)
     assert not any(off.is_due(step, 0, 1e9) for step in range(1, 96))
+
+
+def test_a_checkpoint_has_the_training_time_of_its_step_though_it_is_written_later(tmp_path: Path) -> None:
+    (metrics := tmp_path / "metrics.jsonl").touch()
+    clock, plan = TrainingClock(2), make_plan(tiny_config("fr", 2))
+    book = CheckpointBook(plan, tmp_path, metrics, Board(), clock, print)
+
+    def train(from_ns: int, to_ns: int) -> None:
+        clock.begin(from_ns)
+        clock.end([1, 2], to_ns)
+
+    folder_of(tmp_path, 4).mkdir(parents=True)
+    train(0, 3_000_000_000)
+    book.add({"event": "checkpoint_taken", "step": 4, "modules": [1, 2]})
+    train(5_000_000_000, 9_000_000_000)
+    written = [{"module": k, "files": {}} for k in (1, 2)]
+    book.add({"event": "checkpoint_written", "step": 4, "written": written})
+    assert json.loads((folder_of(tmp_path, 4) / "manifest.json").read_text())["train_time"] == 3.0
+    assert clock.closed_s == 7.0
+
+
+def test_what_was_copied_stays_while_it_is_written() -> None:
+    """Momentum goes on in place meanwhile."""
+    (module,) = build_modules(make_plan(tiny_config("bp", 1)), [1])
+    x = torch.ones(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        live = module.play(x, 0)
+        module.backward(live, loss=live.h.sum())
+        module.step(0)
+
+    def momenta(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return {name: of_one["momentum_buffer"] for name, of_one in state["optimizer"].items()}
+
+    step()
+    others: Any = SimpleNamespace(state_dict=dict)
+    taken = snapshot.take(module, others, others, None, {})
+    before = {name: momentum.clone() for name, momentum in momenta(taken.state).items()}
+    step()
+    now = momenta(snapshot.take(module, others, others, None, {}).state)
+    for name, momentum in momenta(taken.state).items():
+        assert torch.equal(momentum, before[name]) and not torch.equal(momentum, now[name])
 
 
 def test_minutes_count_from_the_last_checkpoint_and_the_next_waits_until_that_is_written(

@@ -869,6 +869,14 @@ def test_ctrl_c_gives_130(launch):
     assert train(*SMALL) == 130
 
 
+def test_so_does_ctrl_c_in_any_command(monkeypatch, tmp_path):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fr_bench.cli._dispatch", stop)
+    assert main(["report", str(tmp_path)]) == 130
+
+
 def test_the_process_exits_with_the_code(tmp_path):
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": ""}
     done = subprocess.run(

@@ -77,8 +77,9 @@ def test_stopped_and_started_again_it_is_the_run_left_alone(tmp_path: Path) -> N
 
 
 def test_memory_is_measured_and_not_predicted(tmp_path: Path) -> None:
-    result = run_serial(config_of("fr", 2), tmp_path)
-    assert all(account["activations"] > 0 and "predicted" not in account for account in result.of("memory"))
+    accounts = run_serial(config_of("fr", 2), tmp_path).of("memory")
+    assert {account["module"] for account in accounts} == {1, 2}
+    assert all(account["activations"] > 0 and "predicted" not in account for account in accounts)
 
 
 @pytest.mark.parametrize(

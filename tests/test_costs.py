@@ -226,7 +226,10 @@ def test_memory_added_up_by_block_is_that_of_the_traced_module(
     memory_model = MemoryModel(3, method_node.func, method_node.keywords, optimizer, "serial", 4)  # type: ignore[attr-defined]
     memory = BlockMemory(memory_model, blocks, x, "cpu")
     for k, part in enumerate(module_slices(plan.cuts, len(blocks)), start=1):
-        assert memory(part.start, part.stop, k) == pytest.approx(sum(plan.predicted_memory[k - 1].values()), rel=0.01)
+        predicted = plan.predicted_memory[k - 1]
+        assert memory(part.start, part.stop, k) == pytest.approx(sum(predicted.values()), rel=0.01)
+        state_bytes = memory(part.start, part.stop, k) - memory(part.start, part.stop, k, frozen=True)
+        assert state_bytes == predicted["optimizer"] > 0
 
 
 def test_a_device_needs_the_memory_of_all_its_modules_and_each_machine_has_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import resource
 import time
 import weakref
@@ -16,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
-from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
+from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.passes import Pass
 from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.plan import make_plan
-from fr_bench.training.memory import Peak, PeakMemory, unexplained
+from fr_bench.training.memory import Peak, PeakMemory, peak_resident_bytes, unexplained
+from fr_bench.workers.worker import build_modules
 
 RESNET20 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
 
@@ -209,8 +211,31 @@ def test_a_hand_count_of_fr_and_ddg(tmp_path: Path) -> None:
 
 def test_momentum_is_the_state_of_sgd_and_a_frozen_module_has_none(tmp_path: Path) -> None:
     accounts = last_accounts(run_serial(tiny_config("bp", 2, freeze=[1]), tmp_path), 2)
-    assert accounts[0]["optimizer"] == 0
-    assert accounts[1]["optimizer"] == accounts[1]["gradients"] > 0
+    assert accounts[0]["optimizer"] == accounts[0]["predicted_optimizer"] == 0
+    assert accounts[1]["optimizer"] == accounts[1]["predicted_optimizer"] == accounts[1]["gradients"] > 0
+
+
+@pytest.mark.parametrize("method", ["fr", "ddg"])
+def test_parameters_that_want_no_gradient_have_none(method: str, tmp_path: Path) -> None:
+    """Nor a state, but they are in DDG's copies."""
+    model = {"_target_": "tiny_models.partly_frozen", "name": "partly_frozen"}
+    config = tiny_config(method, 3, model=model)
+    parameters = dict(build_modules(make_plan(config), [2])[0].network.named_parameters())
+    trained = sum(4 * p.numel() for p in parameters.values() if p.requires_grad)
+    accounts = last_accounts(run_serial(config, tmp_path), 3)
+    assert 0 < accounts[1]["gradients"] == trained < sum(4 * p.numel() for p in parameters.values())
+    for account in accounts:
+        for category in ("gradients", "optimizer", "stash"):
+            assert account[category] == account[f"predicted_{category}"], category
+
+
+def test_the_peak_of_a_process_is_not_what_it_has_now() -> None:
+    before = peak_resident_bytes()
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with mmap.mmap(-1, before - now + 100 * 2**20) as memory:
+        for page in range(0, len(memory), resource.getpagesize()):
+            memory[page] = 1
+    assert peak_resident_bytes() >= before + 50 * 2**20
 
 
 @pytest.mark.parametrize(("optimizer", "copies", "fixed"), [(torch.optim.SGD, 0, 0), (torch.optim.Adam, 2, 4)])
@@ -218,6 +243,18 @@ def test_the_state_of_an_optimizer_is_found_on_a_small_parameter(optimizer: Any,
     parameters = [nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.randn(3))]
     expected = copies * (35 + 3) * 4 + 2 * fixed
     assert optimizer_state_bytes(lambda p: optimizer(p, lr=0.1), parameters) == expected
+
+
+def test_the_peak_of_what_is_saved_is_that_of_all_kinds_together() -> None:
+    peak = PeakOfSaved([])
+    peak.hold(first := torch.zeros(10))
+    peak.hold(second := torch.zeros(2), "buffers")
+    del first
+    peak.hold(third := torch.zeros(5), "buffers")
+    assert peak.num_bytes == {"activations": 40, "buffers": 8}
+    peak.hold(torch.zeros(6))  # 52 bytes with those two
+    assert peak.num_bytes == {"activations": 24, "buffers": 28}
+    del second, third
 
 
 def test_what_is_counted_is_let_go_without_a_backward() -> None:

@@ -488,6 +488,7 @@ def test_sigma_of_bp_is_one_exactly_and_so_is_module_k_of_every_method(tmp_path:
     sigma = {"sigma": {"every": 2, "window": 2}}
     for method in METHODS:
         events = run_serial(tiny_config(method, 3, diagnostics=sigma), tmp_path / method).of("direction")
+        assert {event["module"] for event in events} == {1, 2, 3}
         for event in events:
             if method == "bp" or event["module"] == 3:
                 assert event["dot"] == event["true"] == event["used"] > 0
@@ -530,6 +531,7 @@ def test_sigma_is_over_linear_weights_too_but_not_over_biases_and_norms(
     model = {"_target_": "fr_bench.models.mlp.mlp", "name": "mlp", "width": 12, "depth": 3}
     sigma = {"sigma": {"every": 2, "window": 1}}
     events = run_serial(tiny_config("bp", 2, model=model, diagnostics=sigma), tmp_path).of("direction")
+    assert [event["module"] for event in events[:2]] == [1, 2]
     for event in events[:2]:
         weights = [g.double() for g in log.gradients[event["module"], 0] if g.dim() == 2]
         assert event["true"] == pytest.approx(sum(float((g * g).sum()) for g in weights), rel=1e-5)
@@ -565,6 +567,8 @@ def test_every_block_draws_random_numbers_of_its_own_for_every_batch() -> None:
     first, again, other = (network(torch.ones(10_000), batch) for batch in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert (first == 0).float().mean() == pytest.approx(0.75, abs=0.03)  # with the same numbers it were half of them
+    of_another_seed = Network([("one", torch.nn.Dropout(0.5)), ("two", torch.nn.Dropout(0.5))], seed=1)
+    assert not torch.equal(first, of_another_seed(torch.ones(10_000), 5))
 
 
 @pytest.mark.parametrize("of", ["torch", "python", "numpy"])

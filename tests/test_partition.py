@@ -107,6 +107,11 @@ def test_ties_go_to_the_smallest_cuts() -> None:
     assert balanced_cuts(lambda first, last, k: last - first, 5, 3) == [1, 3]
 
 
+def test_of_cuts_with_the_same_slowest_module_the_most_even_ones_are_taken() -> None:
+    """2, 2 and 3 blocks, not 1, 3 and 3, whose first cut is smaller."""
+    assert balanced_cuts(lambda first, last, k: last - first, 7, 3) == [2, 4]
+
+
 def test_a_module_that_may_not_be_is_never_made() -> None:
     """Block 1 has nothing to train: a module of it alone would cost nothing, and be refused."""
     cost = lambda first, last, k: math.inf if last == 1 else float(last - first)  # noqa: E731

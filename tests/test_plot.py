@@ -595,9 +595,9 @@ def test_legends_lie_under_the_panels_and_inside_the_figure(style, tmp_path):
     for seed, method in enumerate(("bp", "dni", "cdni", "ddg", "fr")):
         settings = {"optimizer": {"lr": 0.1 + seed / 7}, "freeze": [1], "batch_size": 3 + seed}
         write_run(tmp_path / method, method, k=2, settings=settings)
-    for drawing in draw(tmp_path, style).values():
-        if isinstance(drawing, Omission):
-            continue
+    drawings = [drawing for drawing in draw(tmp_path, style).values() if not isinstance(drawing, Omission)]
+    assert len(drawings) >= 6
+    for drawing in drawings:
         drawing.figure.draw_without_rendering()
         box = drawing.figure.legends[0].get_window_extent()
         assert box.x0 >= 0 and box.x1 <= drawing.figure.bbox.width and box.y0 >= 0, drawing.name

@@ -223,10 +223,10 @@ def test_a_run_that_goes_on_is_not_profiled_a_second_time(tmp_path: Path) -> Non
     train_here(config, tmp_path / "alone")
     steps = [record["step"] for record in read_records(tmp_path / "alone") if record["kind"] == "profile"]
     assert len(steps) == 1 and steps[0] < 9
-    train_here(config, tmp_path / "run", stop_at=steps[0] + 1)
-    train_here(config, tmp_path / "run")
-    again = [record["step"] for record in read_records(tmp_path / "run") if record["kind"] == "profile"]
-    assert again == steps
+    for stop_at in (steps[0] - 1, steps[0] + 1):  # the checkpoint is of the step that follows
+        train_here(config, run := tmp_path / str(stop_at), stop_at=stop_at)
+        train_here(config, run)
+        assert [record["step"] for record in read_records(run) if record["kind"] == "profile"] == steps
     train_here(config, tmp_path / "early", stop_at=1)
     train_here(config, tmp_path / "early")
     assert [record["kind"] for record in read_records(tmp_path / "early")].count("profile") == 1

@@ -126,6 +126,17 @@ def test_a_clipped_gradient_is_that_of_all_replicas(tmp_path: Path) -> None:
     assert two.losses == pytest.approx(one.losses, abs=1e-12) and two.losses != pytest.approx(free.losses, abs=1e-6)
 
 
+def test_so_is_that_of_a_synthesizer(tmp_path: Path) -> None:
+    def config_with(replicas: int, clip_norm: float) -> dict[str, Any]:
+        config = config_of("dni", 2, "gloo", replicas=replicas)
+        config["method"]["clip_norm"] = clip_norm
+        return config
+
+    one, two = (run_processes(config_with(replicas, 1e-3), tmp_path / str(replicas)) for replicas in (1, 2))
+    assert_close(two, one)
+    assert run_processes(config_with(1, 1.0), tmp_path / "free").losses != pytest.approx(one.losses, abs=1e-9)
+
+
 def test_sigma_is_that_of_all_replicas(tmp_path: Path) -> None:
     changes = {"diagnostics": {"sigma": {"every": 3, "window": 2}}}
     one = run_processes(config_of("fr", 2, "gloo", **changes), tmp_path / "one").of("sigma")

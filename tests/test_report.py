@@ -261,9 +261,10 @@ def test_the_difference_to_bp_is_paired_by_seed(tmp_path, capsys):
     assert rows[1]["difference_to_bp_mean"] == rows[1]["difference_to_bp_seeds"] == ""
 
 
-def test_there_is_no_difference_to_a_bp_that_has_not_finished(tmp_path, capsys):
-    write_run(tmp_path / "bp", "bp", k=1, state="running")
-    write_run(tmp_path / "fr", "fr")
+@pytest.mark.parametrize("unfinished", ["bp", "fr"])
+def test_there_is_no_difference_of_runs_that_have_not_finished(unfinished, tmp_path, capsys):
+    for method, k in (("bp", 1), ("fr", 2)):
+        write_run(tmp_path / method, method, k=k, state="running" if method == unfinished else "finished")
     assert report(tmp_path) == 0
     assert "paired difference to BP" not in capsys.readouterr().out
 

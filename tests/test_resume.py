@@ -32,6 +32,7 @@ from fr_bench.launching.earlier_records import bring_records
 from fr_bench.launching.launch import Run, check_plan, run_training
 from fr_bench.launching.resume import decide
 from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
 from fr_bench.modules.optimizer_state import load_state
@@ -112,17 +113,25 @@ def test_epochs_too_short_for_module_1_to_learn_leave_no_gradient_in_flight(tmp_
 def test_what_draws_from_the_default_generators_goes_on_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a user's method may; our own random numbers are keyed."""
-    original = Module.step
+    """As a user's method may; our own random numbers are keyed, in every block of a pass. So what counts is what is
+    drawn between the start and the first pass."""
+    original = FeaturesReplay.play_lower
+    drawn: list[float] = []
 
-    def step(module: Module, t: int) -> None:
-        for parameter in module.network.parameters():
-            if parameter.grad is not None:
-                parameter.grad += 0.01 * torch.randn_like(parameter.grad)
-        original(module, t)
+    def play_lower(method: FeaturesReplay, x: torch.Tensor, t: int) -> torch.Tensor:
+        drawn.append(float(torch.rand(())))
+        return original(method, x * drawn[-1], t)
 
-    monkeypatch.setattr(Module, "step", step)
-    assert_goes_on_exactly(tiny_config("fr", 2), tmp_path, [5])
+    monkeypatch.setattr(FeaturesReplay, "play_lower", play_lower)
+    config = tiny_config("fr", 2)
+    train_here(config, tmp_path / "alone")
+    alone, drawn = drawn, []
+    train_here(config, tmp_path / "run", stop_at=5)
+    assert len(drawn) == 6
+    torch.manual_seed(77)
+    train_here(config, tmp_path / "run")
+    assert drawn == alone
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
 
 
 def test_groups_of_parameters_go_on_with_their_own_state_and_rates(tmp_path: Path) -> None:
@@ -206,7 +215,7 @@ def test_a_run_that_is_cut_off_again_and_again_is_the_run_left_alone(method: str
     """It goes back to its last checkpoint, and what it had logged behind that is not there twice."""
     config = tiny_config(method, 3, checkpoint={"every": 2, "keep": 2})
     train_here(config, tmp_path / "alone")
-    for step in (1, 5, 6):
+    for step in (1, 5, 7):  # the last goes on from a checkpoint of an attempt that went on, too
         train_here(config, tmp_path / "run", cut_off_at=step)
     train_here(config, tmp_path / "run")
     assert_same_run(tmp_path / "alone", tmp_path / "run")
@@ -1090,12 +1099,14 @@ def test_a_profile_record_that_lacks_what_is_added_up_goes(key: str, tmp_path: P
     assert not [record for record in read_records(run) if record["kind"] == "profile"]
 
 
-@pytest.mark.parametrize(("num_left", "last"), [(None, 0), (0, 0), (4, 4), (6, None), (7, None)])
+@pytest.mark.parametrize(
+    ("log_every", "num_left", "last"), [(2, None, 0), (2, 0, 0), (2, 4, 4), (2, 6, None), (2, 7, None), (1, 6, 6)]
+)
 def test_records_that_are_no_longer_there_are_missed(
-    num_left: int | None, last: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log_every: int, num_left: int | None, last: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of `train` records every two steps, with a checkpoint after seven."""
-    config, run = tiny_config("bp", 2, log_every=2), tmp_path / "run"
+    """With a checkpoint after seven steps."""
+    config, run = tiny_config("bp", 2, log_every=log_every), tmp_path / "run"
     train_here(config, run, stop_at=6)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     if num_left is None:

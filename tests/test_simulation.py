@@ -173,6 +173,12 @@ def test_the_bubble_of_gpipe(k, m):
     assert simulate(one_f_one_b(equal(k), m)).step_time_s == pytest.approx(prediction.step_time_s)
 
 
+def test_the_images_of_a_batch_are_loaded_once():
+    """In parts, one for each micro-batch: half a second beside 3 of computing."""
+    setup = Setup((ModuleTimes(1, 1, 2, load_s=0.5), ModuleTimes(1, 1, 2)), (0.0,))
+    assert simulate(gpipe(setup, 4)).busy_s == pytest.approx([3.5, 3.0])
+
+
 @pytest.mark.parametrize(("k", "m"), [(2, 2), (4, 4), (4, 8), (8, 16)])
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 def test_interleaving_divides_the_bubble_by_the_chunks(k, m, chunks):

@@ -38,6 +38,27 @@ def test_where_the_host_runs_ahead_modules_pause_only_where_they_wait_for_the_de
     assert board.stop_step == 10
 
 
+def test_a_wish_to_stop_in_the_last_iteration_is_granted_by_the_end(tmp_path: Path) -> None:
+    board, reporter = Board(), Reporter(ListConnection(), [-1])  # type: ignore[arg-type]
+    module_1 = Checkpointer(board, Interval(None, None, num_steps=10), tmp_path, reporter, 0, True)
+    board.request_stop()
+    module_1.begin(9)
+    assert board.stop_step is None
+    module_1.begin(8)
+    assert board.stop_step == 9
+
+
+def test_a_signal_sent_twice_at_once_is_one_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `timeout` sends it, to its child and to the group."""
+    now_s = [1000.0]
+    monkeypatch.setattr("fr_bench.launching.signal_watch.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    watch = SignalWatch()
+    for later_s, is_impatient in ((0.0, False), (0.5, False), (1.0, True)):
+        now_s[0] += later_s
+        watch.handle(signal.SIGTERM, None)
+        assert watch.is_impatient is is_impatient
+
+
 @pytest.mark.parametrize(("number", "within_s"), [(signal.SIGTERM, 25), (signal.SIGUSR2, 110), (None, math.inf)])
 def test_a_run_has_as_long_to_save_its_step_as_whoever_stops_it_waits(
     number: int | None, within_s: float, monkeypatch: pytest.MonkeyPatch

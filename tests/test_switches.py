@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from harness import Result, assert_close, assert_same, run_serial, tiny_config
 
 from fr_bench.planning.plan import make_plan
+from fr_bench.processes.torch_settings import configure_torch
 from fr_bench.workers.worker import build_modules
 
 
@@ -30,6 +31,16 @@ def test_what_changes_the_order_of_sums_changes_the_last_bits_alone(setting: dic
     plain = run(tmp_path / "plain", precision="fp64")
     switched = run(tmp_path / "switched", precision="fp64", **setting)
     assert_close(switched, plain)
+
+
+def test_a_process_has_as_many_threads_as_it_is_given() -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            configure_torch("cpu", threads, "fp32", deterministic=False)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_under_bf16_losses_are_near_those_in_float32_and_weights_stay_float32(tmp_path: Path) -> None:

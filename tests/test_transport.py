@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
+from threading import Thread
+
 import pytest
 import torch
 from harness import tiny_config
@@ -11,7 +14,16 @@ from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.planning.site import find_site
 from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices, why_not
 from fr_bench.transport.channel import LocalChannel
+from fr_bench.transport.ipc import DEPTH, RingPorts, RingReceiver, RingSender
 from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
+
+
+def ring() -> tuple[RingSender, RingReceiver]:
+    ports, spec, cpu = RingPorts.create(get_context("spawn")), TensorSpec.of(torch.zeros(2)), torch.device("cpu")
+    sender = RingSender(ports, spec, "gradients from module 2 to 1", cpu)
+    receiver = RingReceiver(ports, spec, "gradients from module 2 to 1", cpu)
+    sender.connect()
+    return sender, receiver
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -53,6 +65,30 @@ def test_a_message_about_another_batch_is_refused() -> None:
     channel.send(torch.zeros(2), batch=4)
     with pytest.raises(TransportError, match="batch 4 arrived where batch 3 was expected"):
         channel.receive(3)
+
+
+def test_so_is_one_in_shared_memory() -> None:
+    sender, receiver = ring()
+    sender.send(torch.zeros(2), 4)
+    with pytest.raises(TransportError, match="batch 4 arrived where batch 3 was expected"):
+        receiver.receive(3)
+
+
+def test_who_sends_waits_until_there_is_room() -> None:
+    """What has not been received is not written over."""
+    sender, receiver = ring()
+
+    def send() -> None:
+        for batch in range(DEPTH + 1):
+            sender.send(torch.full((2,), float(batch)), batch)
+
+    thread = Thread(target=send, daemon=True)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert [float(receiver.receive(batch)[0]) for batch in range(DEPTH + 1)] == list(range(DEPTH + 1))
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
