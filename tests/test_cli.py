@@ -16,8 +16,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from fr_bench.cli import COMMANDS, main
+from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.settings.compose import job_folder
+from fr_bench.sweeps.outcomes import Outcome, exit_code
 
 SMALL = ["model=mlp", "dataset=digits"]
 CONF = Path(__file__).parents[1] / "conf"
@@ -889,3 +891,35 @@ def test_the_process_exits_with_the_code(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "fr-bench: k=0: must be an integer of at least 1.\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--experimental-rerun=job.pickle"], "--experimental-rerun: runs keep config.yaml"),
+        (["--resolve"], "--resolve goes with"),
+        (["-m", "--info"], "--multirun and --info exclude each other"),
+        (["--cfg", "job", "--info"], "--cfg and --info exclude each other"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
+        (["--run", "-m"], "--run and --multirun exclude each other"),
+    ],
+)
+def test_flags_that_go_nowhere_are_refused(words, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(words)
+
+
+def test_a_job_that_its_launcher_stops_before_it_began_is_resumable(launch) -> None:
+    launch.train = fails(SystemExit(-1))  # as submitit's handler does once the job is back in the queue
+    assert train(*SMALL) == 75
+
+
+def test_the_exit_code_of_a_command_is_that_of_its_jobs() -> None:
+    def codes(*numbers):
+        return [Outcome(n, [], "", exit_code=code) for n, code in enumerate(numbers)]
+
+    assert exit_code(codes(0, 75, 1), 3, 0) == 75 and exit_code(codes(1, 130), 4, 1) == 130
+    assert exit_code(codes(2), 1, 0) == 2 and exit_code(codes(0), 1, 1) == 0
+    assert exit_code(codes(0, 2), 2, 0) == 1 and exit_code(codes(0), 2, 0) == 1
+    assert exit_code([], 2, 130) == 130 and exit_code(codes(0), 2, 130) == 130
+    assert exit_code(codes(0, 0), None, 0) == 0 and exit_code([], None, 1) == 1

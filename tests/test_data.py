@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -9,14 +10,17 @@ import io
 import itertools
 import multiprocessing
 import pickle
+import socket
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tarfile import ReadError
 from typing import Any
 
 import numpy as np
@@ -42,13 +46,16 @@ from fr_bench.data import (
     TrainTensor,
     build_dataset,
     cifar,
+    download,
     fashion_mnist,
     outline_dataset,
     prepare_dataset,
 )
 from fr_bench.data import digits as digits_file
 from fr_bench.data.augmentation import Augmentation
+from fr_bench.data.checks import check_dataset
 from fr_bench.data.dataset import channel_statistics
+from fr_bench.data.download import NotThere, obtain
 from fr_bench.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -631,3 +638,67 @@ def test_the_doctor_says_which_data_sets_are_there(clothes, tmp_path, monkeypatc
     assert f"found: {tmp_path}/data/FashionMNIST/raw" in rows["data set fashion_mnist"]
     assert "which the first run unpacks" in rows["data set cifar100"]
     assert f"{tmp_path}/data/cifar-10-python.tar.gz" in rows["data set cifar10"]
+
+
+def test_a_padding_that_is_true_is_refused() -> None:
+    with pytest.raises(ConfigError, match="crop_padding=True: must be a number of pixels"):
+        Augmentation.from_config({"crop_padding": True})
+
+
+def test_a_declared_validation_set_stays_unless_others_are_held_out(monkeypatch) -> None:
+    whole = Outline.of(mine())
+    monkeypatch.setattr(sys.modules["test_data"].mine, "outline", whole, raising=False)
+    config = {"_target_": "test_data.mine", "name": "mine"}
+    assert outline_dataset(config).num_validation == 3
+    assert outline_dataset(config | {"validation": 2}).num_validation == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"std": (0.0,)}, "std must be above 0"),
+        ({"num_classes": True}, "num_classes=True must be an integer"),
+        ({"mean": (0.5, 0.5)}, "a number for each of 1 channels"),
+    ],
+)
+def test_what_a_data_set_says_of_itself_is_checked(changes, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_dataset(dataclasses.replace(mine(), **changes), "mine")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_tokens_and_labels_may_be_integers_of_any_size(dtype) -> None:
+    split = Split(torch.ones(4, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
+    check_dataset(Dataset(split, split, None, 2), "mine")
+
+
+def test_a_std_without_images_is_refused() -> None:
+    split = Split(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"mean=\(\) and std=\(0.5,\) are for images"):
+        check_dataset(Dataset(split, split, None, 2, std=(0.5,)), "mine")
+
+
+def test_a_download_leaves_the_timeout_of_sockets_as_it_was(tmp_path, monkeypatch) -> None:
+    during = []
+
+    def download_url(_: str, root: str, name: str, __: str) -> None:
+        during.append(socket.getdefaulttimeout())
+        (Path(root) / name).write_text("x")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
+    before = socket.getdefaulttimeout()
+    download.fetch("http://127.0.0.1:1/x", tmp_path / "x", "0")
+    assert during == [download.TIMEOUT_S] and socket.getdefaulttimeout() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IncompleteRead(b""), EOFError("cut"), ReadError("no"), RuntimeError("md5"), OSError(5, "gone")],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_goes_wrong_with_a_download_says_what_to_put_where(error, tmp_path) -> None:
+    def fill() -> None:
+        raise error
+
+    with pytest.raises(NotThere, match=r"fetching it failed.*Put it there; dataset=digits works"):
+        obtain("X", tmp_path, fill, "Put it there")

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from fr_bench.cli import main
 from fr_bench.commands import doctor
@@ -120,3 +121,25 @@ def test_a_user_without_a_home_has_a_cache_and_no_key(monkeypatch: pytest.Monkey
 
 def test_what_a_program_says_need_not_be_text() -> None:
     assert output_of("printf", r"a\377") == "a\ufffd"
+
+
+def test_gpus_and_their_links_are_listed(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: {a, b} != {0, 1})
+    assert doctor.links() == [[0, 2], [1, 2], [2, 0], [2, 1]]
+    gpu = {"name": "G", "memory_bytes": 2**30, "capability": "9.0"}
+    rows = doctor._gpu_rows({"gpus": [gpu] * 3, "links": doctor.links(), "driver": "555.1"})
+    assert [name for name, _ in rows] == ["GPU 0", "GPU 1", "GPU 2", "GPU links", "driver"]
+    assert rows[3][1] == "0 to 2, 1 to 2, 2 to 0, 2 to 1" and rows[4][1] == "555.1"
+    assert "main memory" in dict(doctor._gpu_rows({"gpus": [gpu] * 2, "links": [], "driver": None}))["GPU links"]
+    assert doctor._gpu_rows({"gpus": [], "driver": None}) == [("GPUs", "none that torch sees")]
+    assert doctor._gpu_rows({"gpus": [], "driver": "555.1"})[0][1].endswith("although there is a driver (555.1)")
+
+
+def test_the_doctor_says_what_wandb_mode_demands(monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert doctor.wandb_state()["mode_from_environment"] == "offline"
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    assert "WANDB_MODE=ofline: must be one of" in doctor.wandb_state()["mode_from_environment"]
+    monkeypatch.delenv("WANDB_MODE")
+    assert doctor.wandb_state()["mode_from_environment"] is None

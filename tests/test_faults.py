@@ -25,6 +25,7 @@ from fr_bench.checkpoints.files import whole_folders
 from fr_bench.errors import Diverged
 from fr_bench.launching import supervisor
 from fr_bench.launching.launch import as_told
+from fr_bench.processes.events import first_of_own
 
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
@@ -441,3 +442,25 @@ def test_in_one_process_too_the_first_module_that_diverged_is_named_not_those_be
         train_here(tiny_config("fr", 3, model=model, log_every=7), tmp_path / "run")
     assert (caught.value.step, caught.value.module) == (4, 2)
     assert read_records(tmp_path / "run") == []  # nothing was evaluated after step 5
+
+
+def test_what_diverges_after_another_error_is_not_its_cause() -> None:
+    def error(time_ns, order=None, lost=False):
+        return {"time_ns": time_ns, "peer_lost": lost, "diverged_order": order}
+
+    assert first_of_own([error(3, (1, 0)), error(2), error(1, lost=True)]) == error(2)
+    assert first_of_own([error(2, (5, 0)), error(3, (1, 0)), error(4)]) == error(3, (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("EMFILE", "`ulimit -n`"), ("ENFILE", "`ulimit -n`"),
+        ("EAGAIN", "gives no more processes, threads or memory"),
+        ("ENOMEM", "gives no more processes, threads or memory"),
+        ("ENOSPC", "cannot be written"),
+    ],
+)  # fmt: skip
+def test_what_the_system_refuses_is_told_by_its_number(number, words, tmp_path) -> None:
+    code = getattr(errno, number)
+    assert words in str(as_told(OSError(code, os.strerror(code)), tmp_path))

@@ -27,8 +27,8 @@ from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
-from fr_bench.launching.differences import differences
-from fr_bench.launching.earlier_records import bring_records
+from fr_bench.launching.differences import MOVABLE, differences, in_short
+from fr_bench.launching.earlier_records import bring_records, resumable_records
 from fr_bench.launching.launch import Run, check_plan, run_training
 from fr_bench.launching.resume import decide
 from fr_bench.measuring.stopwatch import Stopwatch
@@ -1153,3 +1153,61 @@ def test_a_run_that_could_go_on_for_longer_says_how(tmp_path: Path) -> None:
         check_plan(tiny_config("fr", 2, epochs=9, run_dir=str(run)))
     with pytest.raises(ConfigError, match=r"choose another run_dir[.]$"):
         check_plan(tiny_config("fr", 2, optimizer={"lr": 0.5}, epochs=9, run_dir=str(run)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 9), ("max_steps", 3), ("k", 3), ("replicas", 2), ("transport", "gloo"), ("device", "cuda"),
+        ("devices", [1]), ("threads", 9), ("cuda_graphs", True), ("streams", "other"),
+        ("diagnostics", {"sigma": {"every": 9, "window": 1}}), ("method", {"name": "another"}),
+    ],
+)  # fmt: skip
+def test_each_setting_that_may_change_elsewhere_makes_another_run_here(key, value) -> None:
+    before = tiny_config("fr", 2)
+    now = before | {key: value}
+    assert differences(before, now) and not differences(before, now, MOVABLE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("partition", [1]), ("module_lr", [1.0, 2.0]), ("freeze", [1]), ("memory_limit_gb", 3.0)]
+)
+def test_what_goes_with_k_may_change_with_it_or_the_method_alone(key, value) -> None:
+    before = tiny_config("fr", 2)
+    now = before | {key: value}
+    assert differences(before, now, MOVABLE)
+    assert not differences(before, now | {"k": 3}, MOVABLE)
+    assert not differences(before, now | {"method": {"name": "another"}}, MOVABLE)
+
+
+def test_asking_for_the_cuts_in_use_is_no_difference() -> None:
+    before = tiny_config("fr", 3)
+    now = before | {"partition": [1, 2]}
+    assert differences(before, now, MOVABLE, cuts=[1, 2]) == []
+    assert differences(before, now, MOVABLE, cuts=[1, 3]) != []
+
+
+def test_of_many_differences_the_first_are_named_and_the_others_counted() -> None:
+    assert in_short(list("abcdefgh")) == "a; b; c; d; e; f; and 2 more"
+    assert in_short(list("abcdef")) == "a; b; c; d; e; f"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "goes"),
+    [
+        ("eval", {}, False), ("eval", {"test_error": None}, True), ("eval", {"validation_error": "x"}, True),
+        ("memory", {}, False), ("memory", {"peak": "x"}, True), ("memory", {"module": 1.0}, True),
+        ("time", {}, False), ("time", {"wait_s": None}, True), ("time", {"send_s": None}, True),
+        ("time", {"iterations": 1e301}, True), ("train", {"step": 1.0}, True), ("train", {"module": True}, True),
+    ],
+)  # fmt: skip
+def test_a_record_of_which_something_cannot_be_added_up_goes(kind, change, goes, tmp_path) -> None:
+    whole = {"kind": kind, "step": 1, "epoch": 1.0, "train_time": 1.0}
+    whole |= {
+        "eval": {"test_error": 0.1, "validation_error": 0.1},
+        "memory": {"module": 1, "peak": 1},
+        "time": {"module": 1, "play_s": 0.1, "learn_s": 0.1, "wait_s": 0.1, "send_s": 0.1},
+    }.get(kind, {})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(whole | change) + "\n")
+    assert resumable_records(path) == ([] if goes else [whole | change])

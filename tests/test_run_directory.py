@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -290,3 +291,35 @@ def test_every_file_has_its_place(tmp_path: Path) -> None:
     assert rank_log(tmp_path, 3) == tmp_path / "rank_3.log"
     assert run.checkpoints == tmp_path / "checkpoints"
     assert run.wandb == tmp_path / "wandb"
+
+
+def test_a_process_that_has_ended_and_is_not_yet_waited_for_is_gone(tmp_path) -> None:
+    assert RunDirectory(tmp_path).create() is None
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": child.pid}))
+    found = RunDirectory(tmp_path).find()
+    assert found is not None
+    RunDirectory(tmp_path).refuse_if_alive(found)
+    child.wait()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json"])
+def test_no_file_of_a_run_is_overwritten(name, tmp_path) -> None:
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(ConfigError, match=f"holds {name}, which this run would overwrite"):
+        RunDirectory(tmp_path).create()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("key", ["pid", "host", "started"])
+def test_a_run_is_taken_over_by_a_process_that_differs_in_anything(key, tmp_path) -> None:
+    """In a restarted container process numbers are the same."""
+    run = RunDirectory(tmp_path)
+    run.create()
+    path = tmp_path / "status.json"
+    status = json.loads(path.read_text())
+    path.write_text(json.dumps(status | {key: "elsewhere" if key == "host" else status[key] + 1}))
+    with pytest.raises(TakenOver):
+        run.set_status("failed")

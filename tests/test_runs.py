@@ -10,6 +10,7 @@ import yaml
 from run_files import records_of_a_run, write_run
 
 from fr_bench.records import runs
+from fr_bench.records.reading import number, read_lines
 from fr_bench.records.runs import find_runs, read_records
 from fr_bench.report.groups import make_groups
 from fr_bench.report.measures import (
@@ -558,3 +559,20 @@ def test_of_several_references_the_one_that_shares_most_settings_counts(tmp_path
     groups = list(groups_of(tmp_path, problems).values())
     (fr,) = (group for group in groups if group.method == "fr")
     assert speedup_over(fr, baseline(fr, groups, 1)).mean == pytest.approx(4.0)
+
+
+def test_true_is_no_number_and_a_profile_names_its_module(tmp_path) -> None:
+    assert number({"a": True}, "a") is None and number({"a": 1}, "a") == 1
+    position = {"step": 1, "epoch": 1.0, "train_time": 1.0}
+    path = tmp_path / "metrics.jsonl"
+    kinds = ("memory", "time", "method", "sigma", "profile")
+    path.write_text("".join(json.dumps({"kind": kind} | position) + "\n" for kind in kinds))
+    assert [line.problem for line in read_lines(path)] == [f"a {kind} record that names no module" for kind in kinds]
+
+
+@pytest.mark.parametrize(("kind", "key"), [("train", "loss"), ("eval", "train_loss"), ("eval", "test_loss")])
+def test_a_loss_that_is_none_is_a_divergence(kind, key, tmp_path) -> None:
+    records = records_of_a_run(1)
+    next(record for record in reversed(records) if record["kind"] == kind)[key] = None
+    write_run(tmp_path / "run", k=1, records=records)
+    assert find_runs([str(tmp_path)], lambda _: None)[0].end == "diverged"

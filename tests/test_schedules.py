@@ -62,3 +62,10 @@ def test_impossible_schedules_are_refused() -> None:
             MultiStep(milestones=strange)
     with pytest.raises(ConfigError, match="warmup_epochs"):
         Constant(warmup_epochs=-1)
+
+
+@pytest.mark.parametrize(("make", "key"), [(MultiStep, "gamma"), (Cosine, "final")])
+def test_a_negative_factor_is_refused(make, key) -> None:
+    with pytest.raises(ConfigError, match=rf"schedule\.{key}=-0\.1: must be 0 or more"):
+        make(**{key: -0.1})
+    assert make(**{key: 0}).factor(0, 5, 10) == 1

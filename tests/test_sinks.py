@@ -10,9 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from ssl import SSLError
+from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pytest
 import wandb
@@ -24,8 +28,8 @@ from fr_bench.launching.resume import decide
 from fr_bench.records import wandb_sink
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.sinks import JsonLinesSink, Record, SinkGroup
-from fr_bench.records.wandb_server import why_unreachable
-from fr_bench.records.wandb_sink import WandbSink, check_wandb, resolve_mode
+from fr_bench.records.wandb_server import server_url, why_unreachable
+from fr_bench.records.wandb_sink import WandbSink, check_wandb, find_credentials, resolve_mode
 
 CONFIG: dict[str, Any] = {
     "method": {"name": "fr"},
@@ -431,3 +435,68 @@ def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(
     losses = [row["train/loss"] for row in history(tmp_path / "run") if "train/loss" in row]
     records = [json.loads(record) for record in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses == [record["loss"] for record in records if record["kind"] == "train"] and len(losses) == 3
+
+
+@pytest.mark.parametrize(
+    "where", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "settings", "NETRC", ".netrc", "_netrc"]
+)
+def test_each_place_of_a_key_is_known(where, tmp_path, monkeypatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert find_credentials() is None
+    line = "machine api.wandb.ai login user password 12345\n"
+    if where.startswith("WANDB"):
+        monkeypatch.setenv(where, "x")
+    elif where == "settings":
+        (tmp_path / "settings").write_text("[default]\napi_key = x\n")
+    else:
+        (tmp_path / where).write_text(line)
+        if where == "NETRC":
+            monkeypatch.setenv("NETRC", str(tmp_path / where))
+    assert find_credentials() is not None
+
+
+def test_the_settings_of_the_folder_win_over_those_of_the_home(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("users", "wandb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings").write_text(f"[default]\nbase_url = https://{name}.example.org\n")
+    assert server_url() == "https://wandb.example.org"
+
+
+@pytest.mark.parametrize(
+    ("error", "reachable"),
+    [
+        *[(HTTPError("http://x", code, "", None, None), True) for code in (401, 404, 500)],
+        *[(HTTPError("http://x", code, "", None, None), False) for code in (502, 503, 504)],
+        (URLError(SSLError("certificate verify failed")), True),
+        (URLError("no route"), False),
+        (ConnectionResetError("reset"), False),
+        (BadStatusLine("?"), True),
+    ],
+)  # fmt: skip
+def test_what_counts_as_an_answer(error, reachable, monkeypatch) -> None:
+    def urlopen(*_, **__):
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    assert (why_unreachable(60) is None) == reachable
+
+
+def test_what_the_config_says_of_the_wandb_run_reaches_it(tmp_path, monkeypatch) -> None:
+    asked, metrics = {}, {}
+    run = SimpleNamespace(id="x", define_metric=lambda name, **how: metrics.update({name: how}))
+    fake = SimpleNamespace(init=lambda **settings: asked.update(settings) or run, Error=RuntimeError)
+    monkeypatch.setattr(wandb_sink, "_import", lambda: fake)
+    config = {"method": {"name": "fr"}, "model": {"name": "m"}, "dataset": {"name": "d"}, "k": 2, "seed": 3}
+    given = {"project": "p", "entity": "e", "group": "g", "name": "n", "tags": ["t"]}
+    wandb_sink.WandbSink(tmp_path, config, mode="offline", **given)
+    assert {key: asked[key] for key in given} == given and asked["mode"] == "offline" and asked["config"] == config
+    assert {name for name, how in metrics.items() if how.get("summary") == "min"} == {
+        "eval/test_error", "eval/validation_error"
+    }  # fmt: skip

@@ -17,6 +17,8 @@ from fr_bench.cli import main
 from fr_bench.commands.train import check_jobs, parse
 from fr_bench.errors import ConfigError
 from fr_bench.settings.compose import compose
+from fr_bench.sweeps import slurm_launcher
+from fr_bench.sweeps.outcomes import Outcome, OutcomeLog
 from fr_bench.sweeps.slurm_queue import ENDED, job_states
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -294,3 +296,23 @@ def test_where_a_job_runs_is_not_in_the_name_of_its_folder() -> None:
     here = compose(parse(words)).jobs[0].config["run_dir"]
     assert compose(parse([*words, "cluster=slurm", "cluster.time=5"])).jobs[0].config["run_dir"] == here
     assert here.endswith("sweep/method=fr")
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        *[(state, 75) for state in ("CANCELLED", "NODE_FAIL", "PREEMPTED", "TIMEOUT")],
+        *[(state, 1) for state in ("BOOT_FAIL", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", None)],
+    ],
+)
+def test_a_job_without_a_last_word_ended_as_slurm_says(state, code, monkeypatch, tmp_path) -> None:
+    answers = [None, {"12_0": "RUNNING"}, {"12_0": state} if state else {}]
+    monkeypatch.setattr(slurm_launcher, "job_states", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
+    for name in ("POLL_S", "ASK_SLURM_S", "LAST_WORD_S"):
+        monkeypatch.setattr(slurm_launcher, name, 0.001)
+    log = OutcomeLog(None, 1)
+    job = slurm_launcher.Submitted(Outcome(0, [], str(tmp_path)), "12_0", tmp_path / "log")
+    slurm_launcher.follow([job], log)
+    (outcome,) = log.read()
+    assert outcome.exit_code == code and outcome.state == ("interrupted" if code == 75 else "failed")
+    assert f"ended by Slurm ({state or 'gone'})" in outcome.message

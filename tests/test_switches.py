@@ -4,6 +4,7 @@ For ``compile`` see test_compile.py; what only a GPU has is in gpu/."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from harness import Result, assert_close, assert_same, run_serial, tiny_config
 
 from fr_bench.planning.plan import make_plan
-from fr_bench.processes.torch_settings import configure_torch
+from fr_bench.processes.torch_settings import choose_algorithms, configure_torch
 from fr_bench.workers.worker import build_modules
 
 
@@ -61,3 +62,16 @@ def test_a_run_that_need_not_be_deterministic_does_not_inherit_it(tmp_path: Path
     assert torch.are_deterministic_algorithms_enabled()
     run(tmp_path / "not", deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_process_is_ready_for_a_gpu(monkeypatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        choose_algorithms(False)
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        choose_algorithms(True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(before)

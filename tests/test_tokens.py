@@ -198,7 +198,9 @@ DROPPING = {**TOKENS, "model": {**TOKENS["model"], "dropout": 0.3}}  # of attent
 @pytest.mark.parametrize("problem", [TOKENS, DROPPING, MAPS, FLOATS], ids=["tokens", "dropout", "maps", "floats"])
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_memory_is_as_predicted(problem: dict[str, Any], method: str, tmp_path: Path) -> None:
-    for record in run_serial(on(problem, method, 3), tmp_path).of("memory")[-3:]:
+    accounts = run_serial(on(problem, method, 3), tmp_path).of("memory")[-3:]
+    assert [record["module"] for record in accounts] == [1, 2, 3]
+    for record in accounts:
         for category in ("parameters", "gradients", "optimizer", "history", "stash", "activations", "buffers"):
             assert record[category] == record[f"predicted_{category}"], category
 

@@ -560,3 +560,21 @@ def test_the_word_reaches_every_module_in_every_iteration(tmp_path: Path) -> Non
         return heard
 
     assert in_processes(6, tmp_path, listen) == [words] * 6
+
+
+def test_without_local_numbers_all_processes_are_on_one_machine() -> None:
+    found = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    launch = Torchrun.from_environment(found)
+    assert launch == Torchrun(1, 2, 0, 2, "a", 1) and launch.num_machines == 1
+    with pytest.raises(ConfigError, match="but not MASTER_ADDR;"):
+        Torchrun.from_environment(found | {"MASTER_ADDR": ""})
+
+
+@pytest.mark.parametrize(
+    ("k", "replicas", "advice"), [(3, 2, "use k=2, or start 6"), (1, 3, "use another k or replicas, or start 3")]
+)
+def test_a_job_of_another_size_is_told_which_k_fits(k, replicas, advice) -> None:
+    launch = Torchrun(0, 4, 0, 4, "a", 1)
+    launch.check_size(2, 2)
+    with pytest.raises(ConfigError, match=f"torchrun started 4 processes.*{advice}"):
+        launch.check_size(k, replicas)
