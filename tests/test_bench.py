@@ -23,7 +23,7 @@ from fr_bench.bench.measurement import Iteration, Measurement, iterations_of
 from fr_bench.bench.rows import CheckpointCosts, Quartiles, compare, make_row
 from fr_bench.bench.run import has_limit
 from fr_bench.bench.settings import BenchSettings, default_k, make_settings
-from fr_bench.bench.simulated import simulated_step_s
+from fr_bench.bench.simulated import _module_times, simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.checkpoints.files import folder_of
 from fr_bench.commands.bench import is_on_gpu, main, read_values, with_defaults
@@ -629,3 +629,79 @@ def test_of_rounds_that_are_cut_short_the_complete_ones_are_left_and_of_the_firs
 def test_settings_are_told_by_help(tmp_path: Path) -> None:
     result = call(tmp_path, "bench", "--help")
     assert result.returncode == 0 and all(f"bench.{key}" in result.stdout for key in vars(BenchSettings()))
+
+
+def test_a_method_named_twice_runs_once():
+    found = contenders(methods=["fr", "bp", "fr"], k=[2])
+    assert [each.label for each in found] == list(by_label(methods=["fr", "bp"], k=[2]))
+
+
+def test_medians_of_a_bench_are_no_means_and_no_maxima():
+    samples = [CheckpointCost(1.0, pause, whole, size) for pause, whole, size in ((1, 4, 3), (2, 5, 4), (9, 9, 8))]
+    found = CheckpointCosts.of(samples)
+    assert (found.pause_s, found.whole_after_s, found.num_bytes) == (2, 5, 4)
+    rounds = [Measurement([1.0], [[Iteration(1.0, {})]], [peak], [peak + 1]) for peak in (10, 20, 90)]
+    row = make_row(by_label(methods=["bp"], k=[1])["bp K=1"], rounds)
+    assert (row.peak_memory, row.accounted_memory) == ([20], [21])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["transport=ipc", "streams=false", "partition=auto", "memory_limit_gb=1", "replicas=2", "devices=[0]",
+     "freeze=[1]", "method.warmup=zero"],
+)  # fmt: skip
+def test_settings_of_the_modules_are_compared_with_bp_without_them(setting):
+    found = by_label(methods=["bp", "fr"], k=[2])
+    fr = replace(found["fr K=2"], words=f"fr {setting}")
+    rows = [make_row(found["bp K=1"], [measurement(4.0)]), make_row(fr, [measurement(2.0)])]
+    compare(rows)
+    assert rows[1].speedup_vs_single == 2.0
+
+
+def cells(text):
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def test_every_cell_of_a_benchs_table_is_of_its_column():
+    row = replace(
+        make_row(by_label(methods=["fr"], k=[2])["fr K=2"], [measurement(1.0, {"play": 1.0}, {"play": 1.0})]),
+        threads=3, step_time_s=Quartiles(0.1, 0.2, 0.4), simulated_step_time_s=0.3, images_per_s=50.0,
+        speedup_vs_plain=1.1, speedup_vs_single=1.2, speedup_vs_locked=1.3, limit=1.4, limit_uncontended=1.5,
+        efficiency=0.6, waiting_share=[0.25, 0.5], idle_share=0.7, peak_memory=[3 * 2**20, 5 * 2**20], num_processes=2,
+    )  # fmt: skip
+    expected = {
+        "method": "fr", "K": "2", "threads": "3", "step, s": "0.2", "quartiles": "0.1 to 0.4", "simulated, s": "0.3",
+        "over plain": "1.10", "over BP, K = 1": "1.20", "over locked BP": "1.30", "limit": "1.40",
+        "limit, uncontended": "1.50", "efficiency": "0.60", "waiting": "25 %, 50 %", "GPU idle": "70 %",
+        "peak, MiB": "3, 5",
+    }  # fmt: skip
+    (found,) = cells(as_table([row]))
+    assert found.pop("images/s").startswith("50") and found == expected
+    (one,) = cells(as_table([replace(row, num_processes=1)]))
+    assert one["peak, MiB"] == "3", "modules of one process share its peak"
+    costs = [CheckpointCost(extra, 0.1, 0.9, 3 * 2**19) for extra in (0.3, 0.2, 0.7)]
+    (cost,) = cells(as_checkpoint_table([replace(row, checkpoint=CheckpointCosts.of(costs))]))
+    assert cost == {
+        "method": "fr", "K": "2", "a checkpoint costs, s": "0.3", "quartiles": "0.25 to 0.5",
+        "at one a minute": "0.50 %", "pause, s": "0.1", "whole after, s": "0.9", "MiB": "1.5",
+    }  # fmt: skip
+
+
+def test_checkpoints_of_a_bench_leave_room_for_writing_and_for_one_at_the_end():
+    plan = by_label(methods=["fr"], k=[2])["fr K=2"].plan
+    plan.config["log_every"] = 1000
+    settings = make_settings({"checkpoints": 3, "warmup": 2, "steps": 6, "k": [2]})
+    longer = with_checkpoints(plan, settings, 0.1)
+    every = 2 + 6 + 3 * 2 + 10  # ten steps a second
+    assert longer.config["checkpoint"]["every"] == every and longer.config["checkpoint"]["minutes"] is None
+    assert longer.num_steps == longer.config["max_steps"] == 4 * every
+    assert longer.config["log_every"] == 10 and longer.config["profile"] == 0
+
+
+def test_what_a_simulation_takes_from_a_row_is_all_that_its_modules_computed():
+    phases = {"play": 1.0, "replay": 2.0, "loss": 4.0, "backward": 8.0, "synthesize": 16.0, "load images": 32.0,
+              "step": 64.0, "send features": 128.0, "send gradient": 256.0}  # fmt: skip
+    found = _module_times(phases, 511.0 + 512.0)
+    assert (found.play_s, found.forward_s, found.backward_s, found.step_s) == (1.0, 2.0, 12.0, 64.0 + 128 + 256 + 512)
+    assert (found.load_s, found.synthesize_s) == (32.0, 16.0)

@@ -23,7 +23,15 @@ from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.block_memory import BlockMemory
-from fr_bench.planning.costs import BlockCost, ModuleCosts, NetworkCosts, OperationMeter, module_cost, network_costs
+from fr_bench.planning.costs import (
+    BlockCost,
+    ModuleCosts,
+    NetworkCosts,
+    OperationMeter,
+    advice_on,
+    module_cost,
+    network_costs,
+)
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.memory_model import MemoryModel
 from fr_bench.planning.partition import balanced_cuts, module_slices
@@ -370,3 +378,49 @@ def test_a_measurement_that_fails_is_a_mistake_with_its_cause(cache: Path) -> No
     with pytest.raises(ConfigError, match=r"partition=measured: .*the bug in block 'faulty'.*partition=auto"):
         make_plan(tiny_config("fr", 2, partition="measured", model=model))
     assert not cache.exists()
+
+
+def test_a_measured_cost_is_the_median_of_its_samples_and_the_companions_is_both_its_passes():
+    class Scripted:  # a meter: the first sample pays for what is done once
+        def __init__(self):
+            self.known, self.seconds = {}, iter([9.0, 9.0, 9.0, 1.0, 2.0, 4.0, 1.0, 2.0, 4.0] * 3)
+
+        def measure(self, action):
+            return next(self.seconds), action()
+
+        def is_enough(self, samples):
+            return len(samples) == 3
+
+    class Beside(nn.Linear):
+        def forward(self, h, labels):
+            return super().forward(h)
+
+    def companion_of(h):
+        return Beside(3, 3)
+
+    found = network_costs([("one", nn.Linear(3, 3))], torch.zeros(2, 3), Scripted(), companion_of)
+    (block,) = found.blocks
+    assert (block.play, block.forward, block.backward) == (1.0, 2.0, 4.0)
+    assert found.companions == [6.0]
+
+
+def test_a_backward_that_is_not_known_for_shapes_is_two_forwards(monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    (cost,) = on_meta(lambda: [("linear", nn.Linear(4, 4))], 2, 4).blocks
+    assert cost.backward == 2 * cost.forward > 0
+
+
+def test_a_module_with_nothing_to_train_costs_more_than_any_other():
+    costs = NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 4, [0.0] * 4)
+    cost = ModuleCosts(costs, Backpropagation.policy(), 2, [False, False, True, True])
+    assert cost(0, 2, 1) == float("inf") and cost(0, 3, 1) < float("inf")
+    assert balanced_cuts(cost, 4, 2) == [3]
+
+
+def test_a_batch_of_one_is_advised_to_be_larger():
+    assert "try a larger batch_size" in advice_on(torch.zeros(1, 3))
+    assert advice_on(torch.zeros(2, 3)) == ""
+    assert "has to embed" in advice_on(torch.zeros(2, 3, dtype=torch.int64))

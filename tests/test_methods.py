@@ -34,6 +34,7 @@ from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
 from fr_bench.modules.running_means import RunningMeans
 from fr_bench.notebook import load_model, load_test_set
+from fr_bench.planning.never_learning import never_learning
 from fr_bench.planning.plan import make_plan
 from fr_bench.training.diagnostics import GradientSums
 from fr_bench.training.extent import Extent
@@ -777,3 +778,13 @@ def test_a_method_of_ones_own_may_change_how_a_module_learns(kind: str, method: 
 
     assert_same(run("one", 1.0), run("plain"))
     assert_same(run("nothing", 0.0), run("frozen", freeze=[1, 2]))
+
+
+def test_never_learning_counts_the_steps_of_the_run_or_of_an_epoch_and_leaves_out_frozen_modules():
+    config = {"freeze": []}
+    anew = FeaturesReplay.policy(carry_history=False)
+    assert "the run has 2;" in never_learning(config, anew, 3, 50, 2)[0]  # less than an epoch
+    assert "an epoch has 2," in never_learning(config, anew, 3, 2, 50)[0]
+    assert never_learning({"freeze": [1]}, FeaturesReplay.policy(), 3, 50, 2) == []
+    (line,) = never_learning({"freeze": [1]}, FeaturesReplay.policy(), 3, 50, 1)
+    assert line.startswith("module 2 never learns:")

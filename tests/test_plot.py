@@ -704,3 +704,65 @@ def test_all_is_drawn_even_if_nobody_reads_what(tmp_path):
     subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     os.close(writer)
     assert {"loss", "memory", "test"} <= {path.name.partition("-")[0] for path in (tmp_path / "out").glob("*.pdf")}
+
+
+def test_the_variant_with_most_finished_runs_has_the_methods_own_look(tmp_path):
+    for lr, seeds in ((0.1, 1), (0.2, 3)):
+        for seed in range(seeds):
+            write_run(tmp_path / f"{lr}-{seed}", "fr", 2, seed, settings={"optimizer": {"lr": lr}}, kinds=("train",))
+    looks = looks_in_legend(draw(tmp_path)["loss-k2"])
+    assert {text: marker == LOOKS["fr"].marker for text, (_, _, marker) in looks.items()} == {
+        "FR (lr=0.1)": False,
+        "FR (lr=0.2)": True,
+    }
+
+
+def test_memory_marks_are_where_all_is_known_and_ks_above_the_middle_of_their_bars(tmp_path):
+    write_run(tmp_path / "bp", "bp", k=1)  # on the CPU: its peak is that of a process
+    records = records_of_a_run(2)
+    for record in records:
+        if record["kind"] == "memory" and record["module"] == 1:
+            record["predicted"] = 2**20
+    write_run(tmp_path / "fr", "fr", records=records)
+    write_run(tmp_path / "ddg", "ddg")
+    upper, lower = panels(draw(tmp_path)["memory"])
+    assert not {line.get_label() for line in upper.get_lines()} & {"predicted", "peak of the GPUs"}
+    assert [text.xy[0] for text in upper.texts] == [0.0, pytest.approx(1.6 + 0.5)]
+    shades = [sum(bar[0].get_facecolor()[:3]) for bar in lower.containers if bar.get_label().startswith("FR, K = 2")]
+    assert len(shades) == 2 and shades[0] < shades[1], "module 1 is the darkest"
+
+
+def test_the_seeds_of_a_figure_by_module_are_those_of_the_module_that_most_measured(tmp_path):
+    for seed in (0, 1):
+        records = [r for r in records_of_a_run(2) if seed == 0 or r["kind"] != "sigma" or r["module"] == 0]
+        write_run(tmp_path / str(seed), seed=seed, records=records)
+    assert legend_words(draw(tmp_path)["sigma-k2"])[0] == "FR (n = 2)"
+
+
+def test_upright_names_are_broken_into_lines(tmp_path):
+    for number in range(8):
+        settings = {"optimizer": {"lr": number + 0.125, "weight_decay": number + 0.0625}, "clip_norm": number + 0.5}
+        write_run(tmp_path / str(number), settings=settings)
+    figure = draw(tmp_path)["memory"].figure
+    names = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert all("\n" in name and max(map(len, name.split("\n"))) <= 24 for name in names), names
+
+
+def test_waiting_is_in_per_cent_of_all_the_time_with_its_spread(tmp_path):
+    for seed, wait_s in enumerate((0.2, 0.6)):
+        records = records_of_a_run(2)
+        for record in records:
+            if record["kind"] == "time":
+                record["wait_s"] = wait_s
+        write_run(tmp_path / str(seed), seed=seed, records=records)
+    (axes,) = panels(draw(tmp_path)["waiting-k2"])
+    assert axes.get_ylim() == (0, 1)
+    assert axes.yaxis.get_major_formatter()(0.25, 0) == "25"
+    (bars,) = (each for each in axes.containers if hasattr(each, "errorbar"))
+    assert bars.errorbar is not None
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.15, "linear"), (0.05, "log")])
+def test_a_loss_that_falls_to_a_twentieth_has_a_logarithmic_axis(last, scale, tmp_path):
+    write_run(tmp_path / "0", loss=lambda epoch: 2.0 if epoch < 3 else last)
+    assert {axes.get_yscale() for axes in panels(draw(tmp_path)["loss-k2"])} == {scale}

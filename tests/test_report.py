@@ -695,3 +695,77 @@ def test_neither_the_command_line_nor_the_report_loads_matplotlib_or_torch(tmp_p
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_times_a_half_apart_are_said_and_less_is_not(tmp_path, capsys):
+    for name, slow_s in (("less", 0.14), ("half", 0.16)):
+        for seed, step_s in enumerate((0.1, slow_s)):
+            write_run(tmp_path / name / str(seed), seed=seed, step_s=step_s)
+        assert report(tmp_path / name) == 0
+        assert ("far apart (FR, K = 2, 1.6-fold)" in capsys.readouterr().out) is (name == "half")
+
+
+def test_of_many_settings_that_withhold_a_number_four_are_named_and_the_rest_counted(tmp_path, capsys):
+    changes = {"epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}}
+    write_run(tmp_path / "0", "fr", k=2, **as_published("resnet164", method=method("fr"), **changes))
+    assert report(tmp_path) == 0
+    text = capsys.readouterr().out
+    (line,) = (line for line in text.splitlines() if "Not beside FR, K = 2: FR paper" in line)
+    *named, rest = line.partition("which has ")[2].split("; ")
+    assert len(named) == 4 and rest == "and 2 more."
+
+
+@pytest.mark.parametrize(("mib", "shown"), [(999, "999 MiB"), (1000, "1000 MiB"), (1023, "1023 MiB"), (1024, "1 GiB")])
+def test_no_number_of_bytes_has_an_exponent(mib, shown, tmp_path, capsys):
+    records = records_of_a_run(1)
+    for record in records:
+        if record["kind"] == "memory":
+            record["peak"] = mib * 2**20
+    write_run(tmp_path / "0", "bp", k=1, records=records)
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Memory")["BP 1"]["peak, module 1"] == shown
+
+
+def test_the_csv_tells_threads_seeds_and_the_error_of_a_paired_difference(tmp_path, capsys):
+    for seed, error in enumerate((0.10, 0.20)):
+        write_run(tmp_path / f"bp{seed}", "bp", k=1, seed=seed, test_error=lambda _, error=error: error)
+    for seed, error in enumerate((0.11, 0.23, 0.5)):
+        state = "failed" if seed == 2 else "finished"
+        settings = {"plan": {"threads": 3, "cuts": [1], "devices": ["cpu"] * 2, "transport": "gloo"}}
+        write_run(tmp_path / f"fr{seed}", "fr", seed=seed, test_error=lambda _, error=error: error, state=state,
+                  settings=settings)  # fmt: skip
+    assert report(tmp_path, "--csv") == 0
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    fr = rows["fr"]
+    assert (fr["threads"], rows["bp"]["threads"]) == ("3", "1")
+    assert (fr["seeds"], fr["runs_finished"], fr["runs_unfinished"]) == ("2", "2", "1")
+    assert float(fr["difference_to_bp_mean"]) == pytest.approx(0.02)
+    assert float(fr["difference_to_bp_standard_error"]) == pytest.approx(0.01)
+
+
+def test_one_module_has_no_pipeline_efficiency(tmp_path, capsys):
+    write_run(tmp_path / "bp", "bp", k=1)
+    write_run(tmp_path / "fr", "fr", k=2)
+    assert report(tmp_path) == 0
+    speed = table(capsys.readouterr().out, "Speed")
+    assert (speed["BP 1"]["efficiency"], speed["FR 2"]["efficiency"]) == ("", "80 %")
+
+
+def test_peaks_by_module_are_the_last_columns_of_the_csv(tmp_path, capsys):
+    """Also where the first row has no seconds to the target: its first steps are another run's."""
+    origin = {"k": 1, "step": 5, "num_steps": 30, "run": "elsewhere"}
+    write_run(tmp_path / "bp", "bp", k=1, settings={"resume": "elsewhere"}, origin=origin)
+    write_run(tmp_path / "fr", "fr", k=2)
+    assert report(tmp_path, "--csv", "--target", "20") == 0
+    head = capsys.readouterr().out.splitlines()[0].split(",")
+    assert "target_test_error" in head
+    assert head[-2:] == ["peak_memory_bytes_module_1", "peak_memory_bytes_module_2"]
+
+
+def test_curves_tell_code_that_changed_between_steps(tmp_path, capsys):
+    run = write_run(tmp_path / "runs" / "0")
+    told = {"code_before": [{"mine": "1111"}], "code": {"mine": "2222"}, "versions": {"torch": "2.14"}, "date": "today"}
+    (run / "env.json").write_text(json.dumps(told))
+    assert report(tmp_path / "runs", "--out", tmp_path) == 0
+    (environment,) = json.loads((tmp_path / "curves.json").read_text())["environments"]
+    assert environment == {key: told[key] for key in ("code_before", "code", "versions")}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from run_files import records_of_a_run, write_run
 
+from fr_bench.launching.differences import SINCE_LATER
 from fr_bench.records import runs
 from fr_bench.records.reading import number, read_lines
 from fr_bench.records.runs import find_runs, read_records
@@ -576,3 +577,29 @@ def test_a_loss_that_is_none_is_a_divergence(kind, key, tmp_path) -> None:
     next(record for record in reversed(records) if record["kind"] == kind)[key] = None
     write_run(tmp_path / "run", k=1, records=records)
     assert find_runs([str(tmp_path)], lambda _: None)[0].end == "diverged"
+
+
+def test_a_run_that_took_over_from_replicas_says_so(tmp_path):
+    problems = []
+    write_run(tmp_path / "one", seed=0, origin=ORIGIN)
+    write_run(tmp_path / "two", seed=0, origin=ORIGIN | {"replicas": 2})
+    assert set(groups_of(tmp_path, problems)) == {
+        "FR (from K=4 at step 10 of 10), K = 2",
+        "FR (from K=4, replicas=2 at step 10 of 10), K = 2",
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [("replicas", 1), ("compile", False), ("cuda_graphs", False),
+                                            ("streams", True), ("profile", 0), ("label_smoothing", 0.0)])  # fmt: skip
+def test_a_setting_that_older_runs_lack_has_the_value_of_those(key, value, tmp_path):
+    write_run(tmp_path / "older", seed=0)
+    write_run(tmp_path / "now", seed=1, settings={key: value})
+    problems = []
+    assert set(groups_of(tmp_path, problems)) == {"FR, K = 2"} and SINCE_LATER[key] == value
+
+
+@pytest.mark.parametrize("key", ["max_time", "hang_timeout", "console", "log_every"])
+def test_what_says_only_how_long_or_what_is_written_sets_no_runs_apart(key, tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, settings={key: seed + 5})
+    assert set(groups_of(tmp_path, [])) == {"FR, K = 2"}

@@ -16,6 +16,7 @@ from test_faults import wait_until
 from fr_bench.cli import main
 from fr_bench.commands.train import check_jobs, parse
 from fr_bench.errors import ConfigError
+from fr_bench.settings.cluster import before_the_wall
 from fr_bench.settings.compose import compose
 from fr_bench.sweeps import slurm_launcher
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog
@@ -316,3 +317,8 @@ def test_a_job_without_a_last_word_ended_as_slurm_says(state, code, monkeypatch,
     (outcome,) = log.read()
     assert outcome.exit_code == code and outcome.state == ("interrupted" if code == 75 else "failed")
     assert f"ended by Slurm ({state or 'gone'})" in outcome.message
+
+
+@pytest.mark.parametrize(("minutes", "saves_after"), [(90, 89), (2, 1), (1, 0.5), ("soon", None)])
+def test_a_run_saves_itself_a_minute_before_the_wall_and_never_at_once(minutes, saves_after):
+    assert before_the_wall(minutes) == saves_after

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing import get_context
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.planning.site import find_site
 from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices, why_not
+from fr_bench.processes.torchrun import Torchrun
 from fr_bench.transport.channel import LocalChannel
 from fr_bench.transport.ipc import DEPTH, RingPorts, RingReceiver, RingSender
 from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
@@ -184,3 +187,27 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: (7, 5))
     with pytest.raises(ConfigError, match="older than Ampere"):
         check_precision("tf32", ["cuda:0"])
+
+
+def test_under_torchrun_modules_go_round_robin_on_every_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    launch = Torchrun(0, 4, 0, 2, "a", 1)  # four processes, two on a machine
+    devices = module_devices("auto", None, 4, launch)
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert choose_transport("auto", devices, 0, launch=launch)[0] == "nccl", "each has a GPU of its own"
+
+
+def test_what_shared_memory_lacks_is_told_in_mib(monkeypatch):
+    # 100 MiB free of which 64 MiB are there for others than root.
+    status = SimpleNamespace(f_bavail=2**14, f_bfree=25 * 2**10, f_frsize=2**12, f_bsize=2**20)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
+    assert why_not("ipc", ["cpu", "cpu"], 2**26) is None
+    told = why_not("ipc", ["cpu", "cpu"], 2**26 + 2**20)
+    assert told.startswith("its rings need 65 MiB of /dev/shm, which has 64 MiB free;")
+
+
+def test_cores_are_shared_by_the_modules_of_all_replicas(monkeypatch):
+    monkeypatch.setattr("fr_bench.planning.site.usable_cores", lambda: 16)
+    config = tiny_config("fr", 2, "gloo", replicas=2) | {"threads": None}
+    assert find_site(config, FeaturesReplay).threads == 4

@@ -6,13 +6,16 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from harness import call, tiny_config
+from test_bench import cells
 
-from fr_bench.bench.forecast import as_table, make_forecast
+from fr_bench.bench.forecast import _notes, as_table, make_forecast
 from fr_bench.bench.settings import make_settings
 from fr_bench.commands.bench import main
 from fr_bench.errors import ConfigError
@@ -358,3 +361,21 @@ def test_the_command_simulates_beside_a_bench(tmp_path: Path) -> None:
     assert {"bench.json", "simulate.json"} <= {path.name for path in (tmp_path / "b").iterdir()}
     (row,) = json.loads((tmp_path / "b" / "simulate.json").read_text())["rows"]
     assert (row["method"], row["k"]) == ("fr", 2) and "simulated, from costs" in result.stdout
+
+
+def test_a_simulated_table_has_the_mean_share_of_waiting():
+    row = replace(one("fr", 2, 8), waiting_share=[0.0, 0.5], predicted_memory=[2**20, 2**21], reason=None)
+    (found,) = cells(as_table([row]))
+    assert found["waiting, mean"] == "25 %"
+    assert (found["largest module, MiB"], found["all modules, MiB"]) == ("2.0", "3.0")
+
+
+def test_a_simulation_says_what_it_takes_for_granted_of_the_methods_that_it_has():
+    def notes(schedules, bandwidth=None, **config):
+        plan = SimpleNamespace(config=tiny_config("bp", 1, **config))
+        return "\n".join(_notes(SimpleNamespace(bandwidth_gb_s=bandwidth), plan, schedules, []))
+
+    for schedule, words in (("ddg", "ddg: copies"), ("ddp", "ddp: 1/K"), ("1f1b", "pipelines:")):
+        assert words in notes(["bp", schedule]) and words not in notes(["bp", "fr", "dgl"])
+    assert "links are as wide" in notes(["bp"]) and "links are as wide" not in notes(["bp"], 10.0)
+    assert "not compiled" in notes(["bp"], compile=True) and "not compiled" not in notes(["bp"])
