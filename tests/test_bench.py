@@ -631,12 +631,12 @@ def test_settings_are_told_by_help(tmp_path: Path) -> None:
     assert result.returncode == 0 and all(f"bench.{key}" in result.stdout for key in vars(BenchSettings()))
 
 
-def test_a_method_named_twice_runs_once():
+def test_a_method_named_twice_runs_once() -> None:
     found = contenders(methods=["fr", "bp", "fr"], k=[2])
     assert [each.label for each in found] == list(by_label(methods=["fr", "bp"], k=[2]))
 
 
-def test_medians_of_a_bench_are_no_means_and_no_maxima():
+def test_medians_of_a_bench_are_no_means_and_no_maxima() -> None:
     samples = [CheckpointCost(1.0, pause, whole, size) for pause, whole, size in ((1, 4, 3), (2, 5, 4), (9, 9, 8))]
     found = CheckpointCosts.of(samples)
     assert (found.pause_s, found.whole_after_s, found.num_bytes) == (2, 5, 4)
@@ -650,7 +650,7 @@ def test_medians_of_a_bench_are_no_means_and_no_maxima():
     ["transport=ipc", "streams=false", "partition=auto", "memory_limit_gb=1", "replicas=2", "devices=[0]",
      "freeze=[1]", "method.warmup=zero"],
 )  # fmt: skip
-def test_settings_of_the_modules_are_compared_with_bp_without_them(setting):
+def test_settings_of_the_modules_are_compared_with_bp_without_them(setting: str) -> None:
     found = by_label(methods=["bp", "fr"], k=[2])
     fr = replace(found["fr K=2"], words=f"fr {setting}")
     rows = [make_row(found["bp K=1"], [measurement(4.0)]), make_row(fr, [measurement(2.0)])]
@@ -658,12 +658,12 @@ def test_settings_of_the_modules_are_compared_with_bp_without_them(setting):
     assert rows[1].speedup_vs_single == 2.0
 
 
-def cells(text):
+def cells(text: str) -> list[dict[str, str]]:
     head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
     return [dict(zip(head, line, strict=True)) for line in lines]
 
 
-def test_every_cell_of_a_benchs_table_is_of_its_column():
+def test_every_cell_of_a_benchs_table_is_of_its_column() -> None:
     row = replace(
         make_row(by_label(methods=["fr"], k=[2])["fr K=2"], [measurement(1.0, {"play": 1.0}, {"play": 1.0})]),
         threads=3, step_time_s=Quartiles(0.1, 0.2, 0.4), simulated_step_time_s=0.3, images_per_s=50.0,
@@ -688,7 +688,7 @@ def test_every_cell_of_a_benchs_table_is_of_its_column():
     }  # fmt: skip
 
 
-def test_checkpoints_of_a_bench_leave_room_for_writing_and_for_one_at_the_end():
+def test_checkpoints_of_a_bench_leave_room_for_writing_and_for_one_at_the_end() -> None:
     plan = by_label(methods=["fr"], k=[2])["fr K=2"].plan
     plan.config["log_every"] = 1000
     settings = make_settings({"checkpoints": 3, "warmup": 2, "steps": 6, "k": [2]})
@@ -699,7 +699,7 @@ def test_checkpoints_of_a_bench_leave_room_for_writing_and_for_one_at_the_end():
     assert longer.config["log_every"] == 10 and longer.config["profile"] == 0
 
 
-def test_what_a_simulation_takes_from_a_row_is_all_that_its_modules_computed():
+def test_what_a_simulation_takes_from_a_row_is_all_that_its_modules_computed() -> None:
     phases = {"play": 1.0, "replay": 2.0, "loss": 4.0, "backward": 8.0, "synthesize": 16.0, "load images": 32.0,
               "step": 64.0, "send features": 128.0, "send gradient": 256.0}  # fmt: skip
     found = _module_times(phases, 511.0 + 512.0)

@@ -904,17 +904,17 @@ def test_the_process_exits_with_the_code(tmp_path):
         (["--run", "-m"], "--run and --multirun exclude each other"),
     ],
 )
-def test_flags_that_go_nowhere_are_refused(words, message) -> None:
+def test_flags_that_go_nowhere_are_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         parse(words)
 
 
-def test_a_job_that_its_launcher_stops_before_it_began_is_resumable(launch) -> None:
+def test_a_job_that_its_launcher_stops_before_it_began_is_resumable(launch):
     launch.train = fails(SystemExit(-1))  # as submitit's handler does once the job is back in the queue
     assert train(*SMALL) == 75
 
 
-def test_the_exit_code_of_a_command_is_that_of_its_jobs() -> None:
+def test_the_exit_code_of_a_command_is_that_of_its_jobs():
     def codes(*numbers):
         return [Outcome(n, [], "", exit_code=code) for n, code in enumerate(numbers)]
 

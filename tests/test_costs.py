@@ -380,7 +380,7 @@ def test_a_measurement_that_fails_is_a_mistake_with_its_cause(cache: Path) -> No
     assert not cache.exists()
 
 
-def test_a_measured_cost_is_the_median_of_its_samples_and_the_companions_is_both_its_passes():
+def test_a_measured_cost_is_the_median_of_its_samples_and_the_companions_is_both_its_passes() -> None:
     class Scripted:  # a meter: the first sample pays for what is done once
         def __init__(self):
             self.known, self.seconds = {}, iter([9.0, 9.0, 9.0, 1.0, 2.0, 4.0, 1.0, 2.0, 4.0] * 3)
@@ -404,7 +404,7 @@ def test_a_measured_cost_is_the_median_of_its_samples_and_the_companions_is_both
     assert found.companions == [6.0]
 
 
-def test_a_backward_that_is_not_known_for_shapes_is_two_forwards(monkeypatch):
+def test_a_backward_that_is_not_known_for_shapes_is_two_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_, **__):
         raise NotImplementedError
 
@@ -413,14 +413,14 @@ def test_a_backward_that_is_not_known_for_shapes_is_two_forwards(monkeypatch):
     assert cost.backward == 2 * cost.forward > 0
 
 
-def test_a_module_with_nothing_to_train_costs_more_than_any_other():
+def test_a_module_with_nothing_to_train_costs_more_than_any_other() -> None:
     costs = NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 4, [0.0] * 4)
     cost = ModuleCosts(costs, Backpropagation.policy(), 2, [False, False, True, True])
     assert cost(0, 2, 1) == float("inf") and cost(0, 3, 1) < float("inf")
     assert balanced_cuts(cost, 4, 2) == [3]
 
 
-def test_a_batch_of_one_is_advised_to_be_larger():
+def test_a_batch_of_one_is_advised_to_be_larger() -> None:
     assert "try a larger batch_size" in advice_on(torch.zeros(1, 3))
     assert advice_on(torch.zeros(2, 3)) == ""
     assert "has to embed" in advice_on(torch.zeros(2, 3, dtype=torch.int64))

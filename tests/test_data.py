@@ -645,7 +645,7 @@ def test_a_padding_that_is_true_is_refused() -> None:
         Augmentation.from_config({"crop_padding": True})
 
 
-def test_a_declared_validation_set_stays_unless_others_are_held_out(monkeypatch) -> None:
+def test_a_declared_validation_set_stays_unless_others_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Outline.of(mine())
     monkeypatch.setattr(sys.modules["test_data"].mine, "outline", whole, raising=False)
     config = {"_target_": "test_data.mine", "name": "mine"}
@@ -661,13 +661,13 @@ def test_a_declared_validation_set_stays_unless_others_are_held_out(monkeypatch)
         ({"mean": (0.5, 0.5)}, "a number for each of 1 channels"),
     ],
 )
-def test_what_a_data_set_says_of_itself_is_checked(changes, words) -> None:
+def test_what_a_data_set_says_of_itself_is_checked(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_dataset(dataclasses.replace(mine(), **changes), "mine")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
-def test_tokens_and_labels_may_be_integers_of_any_size(dtype) -> None:
+def test_tokens_and_labels_may_be_integers_of_any_size(dtype: torch.dtype) -> None:
     split = Split(torch.ones(4, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
     check_dataset(Dataset(split, split, None, 2), "mine")
 
@@ -678,7 +678,7 @@ def test_a_std_without_images_is_refused() -> None:
         check_dataset(Dataset(split, split, None, 2, std=(0.5,)), "mine")
 
 
-def test_a_download_leaves_the_timeout_of_sockets_as_it_was(tmp_path, monkeypatch) -> None:
+def test_a_download_leaves_the_timeout_of_sockets_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     during = []
 
     def download_url(_: str, root: str, name: str, __: str) -> None:
@@ -696,7 +696,7 @@ def test_a_download_leaves_the_timeout_of_sockets_as_it_was(tmp_path, monkeypatc
     [IncompleteRead(b""), EOFError("cut"), ReadError("no"), RuntimeError("md5"), OSError(5, "gone")],
     ids=lambda error: type(error).__name__,
 )
-def test_whatever_goes_wrong_with_a_download_says_what_to_put_where(error, tmp_path) -> None:
+def test_whatever_goes_wrong_with_a_download_says_what_to_put_where(error: Exception, tmp_path: Path) -> None:
     def fill() -> None:
         raise error
 

@@ -123,7 +123,7 @@ def test_what_a_program_says_need_not_be_text() -> None:
     assert output_of("printf", r"a\377") == "a\ufffd"
 
 
-def test_gpus_and_their_links_are_listed(monkeypatch) -> None:
+def test_gpus_and_their_links_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: {a, b} != {0, 1})
     assert doctor.links() == [[0, 2], [1, 2], [2, 0], [2, 1]]
@@ -136,7 +136,7 @@ def test_gpus_and_their_links_are_listed(monkeypatch) -> None:
     assert doctor._gpu_rows({"gpus": [], "driver": "555.1"})[0][1].endswith("although there is a driver (555.1)")
 
 
-def test_the_doctor_says_what_wandb_mode_demands(monkeypatch) -> None:
+def test_the_doctor_says_what_wandb_mode_demands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     assert doctor.wandb_state()["mode_from_environment"] == "offline"
     monkeypatch.setenv("WANDB_MODE", "ofline")

@@ -461,6 +461,6 @@ def test_what_diverges_after_another_error_is_not_its_cause() -> None:
         ("ENOSPC", "cannot be written"),
     ],
 )  # fmt: skip
-def test_what_the_system_refuses_is_told_by_its_number(number, words, tmp_path) -> None:
+def test_what_the_system_refuses_is_told_by_its_number(number: str, words: str, tmp_path: Path) -> None:
     code = getattr(errno, number)
     assert words in str(as_told(OSError(code, os.strerror(code)), tmp_path))

@@ -780,7 +780,7 @@ def test_a_method_of_ones_own_may_change_how_a_module_learns(kind: str, method: 
     assert_same(run("nothing", 0.0), run("frozen", freeze=[1, 2]))
 
 
-def test_never_learning_counts_the_steps_of_the_run_or_of_an_epoch_and_leaves_out_frozen_modules():
+def test_never_learning_counts_the_steps_of_the_run_or_of_an_epoch_and_leaves_out_frozen_modules() -> None:
     config = {"freeze": []}
     anew = FeaturesReplay.policy(carry_history=False)
     assert "the run has 2;" in never_learning(config, anew, 3, 50, 2)[0]  # less than an epoch

@@ -1163,7 +1163,7 @@ def test_a_run_that_could_go_on_for_longer_says_how(tmp_path: Path) -> None:
         ("diagnostics", {"sigma": {"every": 9, "window": 1}}), ("method", {"name": "another"}),
     ],
 )  # fmt: skip
-def test_each_setting_that_may_change_elsewhere_makes_another_run_here(key, value) -> None:
+def test_each_setting_that_may_change_elsewhere_makes_another_run_here(key: str, value: Any) -> None:
     before = tiny_config("fr", 2)
     now = before | {key: value}
     assert differences(before, now) and not differences(before, now, MOVABLE)
@@ -1172,7 +1172,7 @@ def test_each_setting_that_may_change_elsewhere_makes_another_run_here(key, valu
 @pytest.mark.parametrize(
     ("key", "value"), [("partition", [1]), ("module_lr", [1.0, 2.0]), ("freeze", [1]), ("memory_limit_gb", 3.0)]
 )
-def test_what_goes_with_k_may_change_with_it_or_the_method_alone(key, value) -> None:
+def test_what_goes_with_k_may_change_with_it_or_the_method_alone(key: str, value: Any) -> None:
     before = tiny_config("fr", 2)
     now = before | {key: value}
     assert differences(before, now, MOVABLE)
@@ -1201,7 +1201,9 @@ def test_of_many_differences_the_first_are_named_and_the_others_counted() -> Non
         ("time", {"iterations": 1e301}, True), ("train", {"step": 1.0}, True), ("train", {"module": True}, True),
     ],
 )  # fmt: skip
-def test_a_record_of_which_something_cannot_be_added_up_goes(kind, change, goes, tmp_path) -> None:
+def test_a_record_of_which_something_cannot_be_added_up_goes(
+    kind: str, change: dict[str, Any], goes: bool, tmp_path: Path
+) -> None:
     whole = {"kind": kind, "step": 1, "epoch": 1.0, "train_time": 1.0}
     whole |= {
         "eval": {"test_error": 0.1, "validation_error": 0.1},

@@ -293,7 +293,7 @@ def test_every_file_has_its_place(tmp_path: Path) -> None:
     assert run.wandb == tmp_path / "wandb"
 
 
-def test_a_process_that_has_ended_and_is_not_yet_waited_for_is_gone(tmp_path) -> None:
+def test_a_process_that_has_ended_and_is_not_yet_waited_for_is_gone(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).create() is None
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -306,7 +306,7 @@ def test_a_process_that_has_ended_and_is_not_yet_waited_for_is_gone(tmp_path) ->
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json"])
-def test_no_file_of_a_run_is_overwritten(name, tmp_path) -> None:
+def test_no_file_of_a_run_is_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine\n")
     with pytest.raises(ConfigError, match=f"holds {name}, which this run would overwrite"):
         RunDirectory(tmp_path).create()
@@ -314,7 +314,7 @@ def test_no_file_of_a_run_is_overwritten(name, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("key", ["pid", "host", "started"])
-def test_a_run_is_taken_over_by_a_process_that_differs_in_anything(key, tmp_path) -> None:
+def test_a_run_is_taken_over_by_a_process_that_differs_in_anything(key: str, tmp_path: Path) -> None:
     """In a restarted container process numbers are the same."""
     run = RunDirectory(tmp_path)
     run.create()

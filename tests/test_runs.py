@@ -562,7 +562,7 @@ def test_of_several_references_the_one_that_shares_most_settings_counts(tmp_path
     assert speedup_over(fr, baseline(fr, groups, 1)).mean == pytest.approx(4.0)
 
 
-def test_true_is_no_number_and_a_profile_names_its_module(tmp_path) -> None:
+def test_true_is_no_number_and_a_profile_names_its_module(tmp_path):
     assert number({"a": True}, "a") is None and number({"a": 1}, "a") == 1
     position = {"step": 1, "epoch": 1.0, "train_time": 1.0}
     path = tmp_path / "metrics.jsonl"
@@ -572,7 +572,7 @@ def test_true_is_no_number_and_a_profile_names_its_module(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "key"), [("train", "loss"), ("eval", "train_loss"), ("eval", "test_loss")])
-def test_a_loss_that_is_none_is_a_divergence(kind, key, tmp_path) -> None:
+def test_a_loss_that_is_none_is_a_divergence(kind, key, tmp_path):
     records = records_of_a_run(1)
     next(record for record in reversed(records) if record["kind"] == kind)[key] = None
     write_run(tmp_path / "run", k=1, records=records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from fr_bench.errors import ConfigError
@@ -65,7 +67,7 @@ def test_impossible_schedules_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("make", "key"), [(MultiStep, "gamma"), (Cosine, "final")])
-def test_a_negative_factor_is_refused(make, key) -> None:
+def test_a_negative_factor_is_refused(make: Any, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"schedule\.{key}=-0\.1: must be 0 or more"):
         make(**{key: -0.1})
     assert make(**{key: 0}).factor(0, 5, 10) == 1

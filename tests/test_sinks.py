@@ -440,7 +440,7 @@ def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(
 @pytest.mark.parametrize(
     "where", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "settings", "NETRC", ".netrc", "_netrc"]
 )
-def test_each_place_of_a_key_is_known(where, tmp_path, monkeypatch) -> None:
+def test_each_place_of_a_key_is_known(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -459,7 +459,7 @@ def test_each_place_of_a_key_is_known(where, tmp_path, monkeypatch) -> None:
     assert find_credentials() is not None
 
 
-def test_the_settings_of_the_folder_win_over_those_of_the_home(tmp_path, monkeypatch) -> None:
+def test_the_settings_of_the_folder_win_over_those_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
     monkeypatch.chdir(tmp_path)
@@ -480,7 +480,7 @@ def test_the_settings_of_the_folder_win_over_those_of_the_home(tmp_path, monkeyp
         (BadStatusLine("?"), True),
     ],
 )  # fmt: skip
-def test_what_counts_as_an_answer(error, reachable, monkeypatch) -> None:
+def test_what_counts_as_an_answer(error: Exception, reachable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def urlopen(*_, **__):
         raise error
 
@@ -488,7 +488,7 @@ def test_what_counts_as_an_answer(error, reachable, monkeypatch) -> None:
     assert (why_unreachable(60) is None) == reachable
 
 
-def test_what_the_config_says_of_the_wandb_run_reaches_it(tmp_path, monkeypatch) -> None:
+def test_what_the_config_says_of_the_wandb_run_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, metrics = {}, {}
     run = SimpleNamespace(id="x", define_metric=lambda name, **how: metrics.update({name: how}))
     fake = SimpleNamespace(init=lambda **settings: asked.update(settings) or run, Error=RuntimeError)

@@ -306,7 +306,9 @@ def test_where_a_job_runs_is_not_in_the_name_of_its_folder() -> None:
         *[(state, 1) for state in ("BOOT_FAIL", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", None)],
     ],
 )
-def test_a_job_without_a_last_word_ended_as_slurm_says(state, code, monkeypatch, tmp_path) -> None:
+def test_a_job_without_a_last_word_ended_as_slurm_says(
+    state: str | None, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     answers = [None, {"12_0": "RUNNING"}, {"12_0": state} if state else {}]
     monkeypatch.setattr(slurm_launcher, "job_states", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
     for name in ("POLL_S", "ASK_SLURM_S", "LAST_WORD_S"):
@@ -320,5 +322,7 @@ def test_a_job_without_a_last_word_ended_as_slurm_says(state, code, monkeypatch,
 
 
 @pytest.mark.parametrize(("minutes", "saves_after"), [(90, 89), (2, 1), (1, 0.5), ("soon", None)])
-def test_a_run_saves_itself_a_minute_before_the_wall_and_never_at_once(minutes, saves_after):
+def test_a_run_saves_itself_a_minute_before_the_wall_and_never_at_once(
+    minutes: int | str, saves_after: float | None
+) -> None:
     assert before_the_wall(minutes) == saves_after

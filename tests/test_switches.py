@@ -64,7 +64,7 @@ def test_a_run_that_need_not_be_deterministic_does_not_inherit_it(tmp_path: Path
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_deterministic_process_is_ready_for_a_gpu(monkeypatch) -> None:
+def test_a_deterministic_process_is_ready_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.are_deterministic_algorithms_enabled()
     try:

@@ -573,7 +573,7 @@ def test_without_local_numbers_all_processes_are_on_one_machine() -> None:
 @pytest.mark.parametrize(
     ("k", "replicas", "advice"), [(3, 2, "use k=2, or start 6"), (1, 3, "use another k or replicas, or start 3")]
 )
-def test_a_job_of_another_size_is_told_which_k_fits(k, replicas, advice) -> None:
+def test_a_job_of_another_size_is_told_which_k_fits(k: int, replicas: int, advice: str) -> None:
     launch = Torchrun(0, 4, 0, 4, "a", 1)
     launch.check_size(2, 2)
     with pytest.raises(ConfigError, match=f"torchrun started 4 processes.*{advice}"):

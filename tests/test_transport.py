@@ -189,7 +189,7 @@ def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.Monkey
         check_precision("tf32", ["cuda:0"])
 
 
-def test_under_torchrun_modules_go_round_robin_on_every_machine(monkeypatch):
+def test_under_torchrun_modules_go_round_robin_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     launch = Torchrun(0, 4, 0, 2, "a", 1)  # four processes, two on a machine
@@ -198,7 +198,7 @@ def test_under_torchrun_modules_go_round_robin_on_every_machine(monkeypatch):
     assert choose_transport("auto", devices, 0, launch=launch)[0] == "nccl", "each has a GPU of its own"
 
 
-def test_what_shared_memory_lacks_is_told_in_mib(monkeypatch):
+def test_what_shared_memory_lacks_is_told_in_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     # 100 MiB free of which 64 MiB are there for others than root.
     status = SimpleNamespace(f_bavail=2**14, f_bfree=25 * 2**10, f_frsize=2**12, f_bsize=2**20)
     monkeypatch.setattr(os, "statvfs", lambda path: status)
@@ -207,7 +207,7 @@ def test_what_shared_memory_lacks_is_told_in_mib(monkeypatch):
     assert told.startswith("its rings need 65 MiB of /dev/shm, which has 64 MiB free;")
 
 
-def test_cores_are_shared_by_the_modules_of_all_replicas(monkeypatch):
+def test_cores_are_shared_by_the_modules_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fr_bench.planning.site.usable_cores", lambda: 16)
     config = tiny_config("fr", 2, "gloo", replicas=2) | {"threads": None}
     assert find_site(config, FeaturesReplay).threads == 4

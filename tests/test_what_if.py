@@ -363,14 +363,14 @@ def test_the_command_simulates_beside_a_bench(tmp_path: Path) -> None:
     assert (row["method"], row["k"]) == ("fr", 2) and "simulated, from costs" in result.stdout
 
 
-def test_a_simulated_table_has_the_mean_share_of_waiting():
+def test_a_simulated_table_has_the_mean_share_of_waiting() -> None:
     row = replace(one("fr", 2, 8), waiting_share=[0.0, 0.5], predicted_memory=[2**20, 2**21], reason=None)
     (found,) = cells(as_table([row]))
     assert found["waiting, mean"] == "25 %"
     assert (found["largest module, MiB"], found["all modules, MiB"]) == ("2.0", "3.0")
 
 
-def test_a_simulation_says_what_it_takes_for_granted_of_the_methods_that_it_has():
+def test_a_simulation_says_what_it_takes_for_granted_of_the_methods_that_it_has() -> None:
     def notes(schedules, bandwidth=None, **config):
         plan = SimpleNamespace(config=tiny_config("bp", 1, **config))
         return "\n".join(_notes(SimpleNamespace(bandwidth_gb_s=bandwidth), plan, schedules, []))
