@@ -631,6 +631,27 @@ def test_settings_are_told_by_help(tmp_path: Path) -> None:
     assert result.returncode == 0 and all(f"bench.{key}" in result.stdout for key in vars(BenchSettings()))
 
 
+def test_every_other_round_is_backwards_and_the_fastest_pipeline_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def measure_some(contender: Contender, *_: Any) -> Measurement:
+        order.append(contender.label)
+        return Measurement([float(contender.num_microbatches)]) if contender.num_microbatches else measurement(9.0)
+
+    monkeypatch.setattr(run_file, "measure", measure_some)
+    found = contenders(methods=["fr", "1f1b"], k=[2], microbatches=[1, 2])
+    settings = make_settings({"methods": ["fr", "1f1b"], "k": [2], "rounds": 2})
+    bench = run_file.Bench(settings, [run_file.Entry(each) for each in found], tmp_path)
+    bench.run(SignalWatch())
+    labels = [each.label for each in found]
+    goes_on = [label for label in labels if label != "1f1b K=2 M=4"]
+    assert len(goes_on) == len(labels) - 1 and order == [*labels, *goes_on[::-1]]
+    (row,) = (row for row in bench.rows() if row.method == "1f1b")
+    assert row.num_microbatches == 2 and row.tried_microbatches == {2: 2.0, 4: 4.0}
+
+
 def test_a_method_named_twice_runs_once() -> None:
     found = contenders(methods=["fr", "bp", "fr"], k=[2])
     assert [each.label for each in found] == list(by_label(methods=["fr", "bp"], k=[2]))
@@ -690,7 +711,7 @@ def test_every_cell_of_a_benchs_table_is_of_its_column() -> None:
 
 def test_checkpoints_of_a_bench_leave_room_for_writing_and_for_one_at_the_end() -> None:
     plan = by_label(methods=["fr"], k=[2])["fr K=2"].plan
-    plan.config["log_every"] = 1000
+    plan.config["log_every"], plan.config["checkpoint"]["minutes"] = 1000, 10
     settings = make_settings({"checkpoints": 3, "warmup": 2, "steps": 6, "k": [2]})
     longer = with_checkpoints(plan, settings, 0.1)
     every = 2 + 6 + 3 * 2 + 10  # ten steps a second

@@ -330,6 +330,7 @@ def test_the_defaults_are_the_papers(launch):
     optimizer = config["optimizer"]
     assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.01, 0.9, 5e-4)
     assert config["schedule"]["milestones"] == [0.5, 0.75]
+    assert config["checkpoint"] == {"every": None, "minutes": 10, "keep": 2}  # ours; as docs/resuming.md has it
 
 
 def test_the_run_gets_a_plain_resolved_config_without_hydra(launch):

@@ -365,6 +365,20 @@ def test_a_model_that_was_edited_is_measured_anew(
     assert len(measured) == 2
 
 
+def test_so_are_all_under_another_version_of_torch_and_on_a_gpu_under_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+    def key(device: str, threads: int) -> dict[str, Any]:
+        return MeasuringTask.of(tiny_config("fr", 2), SampleSpec((3, 8, 8), 4), device, threads, 6, False).key()
+
+    assert key("cpu", 1) != key("cpu", 2) and key("cuda:0", 1) == key("cuda:0", 2)
+    before = key("cpu", 1)
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert key("cpu", 1) != before
+
+
 def test_a_model_with_another_number_of_blocks_is_too(cache: Path, measured: list[MeasuringTask]) -> None:
     """Whatever made it another: what was measured is of no use."""
     for num_blocks in (6, 7):

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from harness import call, tiny_config
 from test_bench import cells
+from torch import nn
 
-from fr_bench.bench.forecast import _notes, as_table, make_forecast
+from fr_bench.bench.forecast import _measured_network, _notes, as_table, make_forecast
 from fr_bench.bench.settings import make_settings
 from fr_bench.commands.bench import main
 from fr_bench.errors import ConfigError
@@ -24,7 +26,7 @@ from fr_bench.methods.dgl import DecoupledGreedyLearning
 from fr_bench.methods.dni import DecoupledNeuralInterfaces
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
-from fr_bench.planning.costs import BlockCost
+from fr_bench.planning.costs import BlockCost, NetworkCosts
 from fr_bench.planning.limits import balanced_limit
 from fr_bench.planning.plan import make_plan
 from fr_bench.simulation import METHODS, PEERS, Link
@@ -379,3 +381,15 @@ def test_a_simulation_says_what_it_takes_for_granted_of_the_methods_that_it_has(
         assert words in notes(["bp", schedule]) and words not in notes(["bp", "fr", "dgl"])
     assert "links are as wide" in notes(["bp"]) and "links are as wide" not in notes(["bp"], 10.0)
     assert "not compiled" in notes(["bp"], compile=True) and "not compiled" not in notes(["bp"])
+
+
+def test_of_each_block_its_output_and_whether_it_trains_are_those_of_that_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first block is frozen, and halves what comes out; the second makes ten classes of it."""
+    blocks = [("frozen", nn.Linear(8, 4).requires_grad_(False)), ("head", nn.Linear(4, 10))]
+    costs = NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 2, [0.0] * 2)
+    monkeypatch.setattr("fr_bench.bench.forecast.costs_of_plan", lambda *_, **__: costs)
+    found = _measured_network({"bp": make_plan(tiny_config("bp", 1))}, blocks, torch.zeros(3, 8), [], {})
+    assert (found.output_bytes, found.trains) == ([3 * 4 * 4, 3 * 10 * 4], [False, True])
+    assert found.parameter_bytes == (4 * 10 + 10) * 4
