@@ -580,10 +580,9 @@ def test_a_loss_that_is_none_is_a_divergence(kind, key, tmp_path):
 
 
 def test_a_run_that_took_over_from_replicas_says_so(tmp_path):
-    problems = []
     write_run(tmp_path / "one", seed=0, origin=ORIGIN)
     write_run(tmp_path / "two", seed=0, origin=ORIGIN | {"replicas": 2})
-    assert set(groups_of(tmp_path, problems)) == {
+    assert set(groups_of(tmp_path, [])) == {
         "FR (from K=4 at step 10 of 10), K = 2",
         "FR (from K=4, replicas=2 at step 10 of 10), K = 2",
     }
@@ -594,8 +593,7 @@ def test_a_run_that_took_over_from_replicas_says_so(tmp_path):
 def test_a_setting_that_older_runs_lack_has_the_value_of_those(key, value, tmp_path):
     write_run(tmp_path / "older", seed=0)
     write_run(tmp_path / "now", seed=1, settings={key: value})
-    problems = []
-    assert set(groups_of(tmp_path, problems)) == {"FR, K = 2"} and SINCE_LATER[key] == value
+    assert set(groups_of(tmp_path, [])) == {"FR, K = 2"} and SINCE_LATER[key] == value
 
 
 @pytest.mark.parametrize("key", ["max_time", "hang_timeout", "console", "log_every"])

@@ -233,10 +233,11 @@ class Passes:
         return self._copies() if kind.on_copies else self._parameters
 
     def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        own, of = self._parameters, self._parameters if of is None else of
-        # Of a checkpoint, scalars are still on the host.
-        copies = {name: of[name].detach().to(own[name].device, copy=True) for name in own}
-        return {name: copy.requires_grad_(own[name].requires_grad) for name, copy in copies.items()}
+        of = self._parameters if of is None else of
+        return {  # to the device, as scalars from a checkpoint are still on the host
+            name: of[name].detach().to(own.device, copy=True).requires_grad_(own.requires_grad)
+            for name, own in self._parameters.items()
+        }
 
 
 def _first_cause(error: RuntimeError) -> RuntimeError:
