@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, tiny_config
+from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, run_serial, tiny_config
 from safetensors.torch import save_file
 
 from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
@@ -51,7 +51,7 @@ def config_of(method: str, k: int, transport: str, **changes: Any) -> dict[str, 
 def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     method: str, k: int, replicas: int, transport: str, model: dict[str, Any], tmp_path: Path
 ) -> None:
-    one = run_processes(config_of(method, k, transport, model=model), tmp_path / "one")
+    one = run_serial(config_of(method, k, transport, model=model), tmp_path / "one")
     several = run_processes(config_of(method, k, transport, model=model, replicas=replicas), tmp_path / "several")
     assert_close(several, one)
 
@@ -73,10 +73,10 @@ def test_methods_that_change_gradients_do_so_to_those_of_all_replicas(kind: str,
         config["method"] |= {"_target_": f"tiny_methods.{kind}", "name": kind, **settings}
         return config
 
-    one = run_processes(config_with(1, sums=False), tmp_path / "one")
+    one = run_serial(config_with(1, sums=False), tmp_path / "one")
     two = run_processes(config_with(2, sums=True), tmp_path / "two")
     assert_close(two, one)
-    plain = run_processes(config_of(method, 2, "gloo"), tmp_path / "plain")
+    plain = run_serial(config_of(method, 2, "gloo"), tmp_path / "plain")
     assert plain.losses != one.losses
     with pytest.raises(RunFailed, match=r"gradients.*self\.module\.sum_gradients\(t\) first"):
         run_processes(config_with(2, sums=False), tmp_path / "wrong")
@@ -114,15 +114,15 @@ def test_the_cuts_of_several_are_those_of_one() -> None:
 )
 def test_so_are_our_own_models_without_batch_norm(model: dict[str, Any], tmp_path: Path) -> None:
     changes = {"model": model, "optimizer": {"lr": 0.02}}
-    one = run_processes(config_of("fr", 2, "gloo", **changes), tmp_path / "one")
+    one = run_serial(config_of("fr", 2, "gloo", **changes), tmp_path / "one")
     two = run_processes(config_of("fr", 2, "gloo", replicas=2, **changes), tmp_path / "two")
     assert_close(two, one)
 
 
 def test_a_clipped_gradient_is_that_of_all_replicas(tmp_path: Path) -> None:
-    one = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05), tmp_path / "one")
+    one = run_serial(config_of("fr", 2, "gloo", clip_norm=0.05), tmp_path / "one")
     two = run_processes(config_of("fr", 2, "gloo", clip_norm=0.05, replicas=2), tmp_path / "two")
-    free = run_processes(config_of("fr", 2, "gloo"), tmp_path / "free")
+    free = run_serial(config_of("fr", 2, "gloo"), tmp_path / "free")
     assert two.losses == pytest.approx(one.losses, abs=1e-12) and two.losses != pytest.approx(free.losses, abs=1e-6)
 
 
@@ -132,9 +132,10 @@ def test_so_is_that_of_a_synthesizer(tmp_path: Path) -> None:
         config["method"]["clip_norm"] = clip_norm
         return config
 
-    one, two = (run_processes(config_with(replicas, 1e-3), tmp_path / str(replicas)) for replicas in (1, 2))
+    one = run_serial(config_with(1, 1e-3), tmp_path / "one")
+    two = run_processes(config_with(2, 1e-3), tmp_path / "two")
     assert_close(two, one)
-    assert run_processes(config_with(1, 1.0), tmp_path / "free").losses != pytest.approx(one.losses, abs=1e-9)
+    assert run_serial(config_with(1, 1.0), tmp_path / "free").losses != pytest.approx(one.losses, abs=1e-9)
 
 
 def test_sigma_is_that_of_all_replicas(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_records_and_memory_are_by_number(method: str, tmp_path: Path) -> None:
 
 def test_stopped_and_started_again_they_are_the_run_left_alone(tmp_path: Path) -> None:
     """The word to pause reaches replicas whose modules hear nothing of replica 1 otherwise."""
-    config = tiny_config("fr", 2, "gloo", replicas=2, epochs=24, checkpoint={"every": 7})
+    config = tiny_config("fr", 2, "gloo", replicas=2, epochs=24, eval_every=8, checkpoint={"every": 7})
     run_training(config, tmp_path / "alone")
     stopped = 0
     for minutes in (0.0001, 0.01):

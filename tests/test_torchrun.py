@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,17 +20,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import assert_same_run, call, read_records, tiny_config
+from programs import Forked
 from test_faults import living_processes, wait_until
 from test_hanging import GREEDY
 
-from fr_bench.cli import main
 from fr_bench.errors import ConfigError, FrBenchError, RunFailed, ToldElsewhere
 from fr_bench.launching import meeting as meeting_module
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members
 from fr_bench.measuring import clocks
 from fr_bench.planning.plan import make_plan
-from fr_bench.processes import child, nursery
 from fr_bench.processes.board import Board
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.records.run_directory import await_directory
@@ -135,7 +133,7 @@ def test_modules_on_two_machines_are_the_run_on_one(nodes: list[Node], tmp_path:
 def test_what_torchrun_starts_again_goes_on_and_so_does_what_was_asked_to_stop(tmp_path: Path) -> None:
     """Without run_dir: the second life must find the first one's."""
     # Long enough that the signal comes before the end.
-    words = ["k=2", "method=ddg", "epochs=60", "eval_every=20", "transport=gloo"]
+    words = ["k=2", "method=ddg", "epochs=40", "eval_every=20", "transport=gloo"]
     alone = call(tmp_path, *SETTINGS, *words, f"run_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     flags = ["--nproc-per-node=2", "--master-addr=127.0.0.1", "--max-restarts=1"]
@@ -197,48 +195,6 @@ def test_an_error_of_a_machine_that_has_been_up_for_longer_is_not_of_the_future(
 
 
 # Processes that do not fit
-
-
-class Forked:
-    """The command in a process of its own that has torch already. Ends as subprocess.Popen's do."""
-
-    def __init__(self, words: list[str], folder: Path, variables: dict[str, str]) -> None:
-        number, self._stderr = tempfile.mkstemp(dir=folder.parent)
-        os.close(number)
-        surroundings = child.Surroundings(str(folder), variables)
-        self._process = nursery.context().Process(target=run_forked, args=(surroundings, words, self._stderr))
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def communicate(self, timeout: float) -> tuple[None, str]:
-        self._process.join(timeout)
-        assert self._process.exitcode is not None, f"it goes on after {timeout} s"
-        return None, Path(self._stderr).read_text()
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def wait(self) -> None:
-        self._process.join()
-        Path(self._stderr).unlink()
-
-
-def run_forked(surroundings: child.Surroundings, words: list[str], stderr: str) -> None:
-    child.begin(surroundings)
-    for number, path in ((1, os.devnull), (2, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY), number)
-    sys.exit(main(words))
 
 
 class Job:
