@@ -114,7 +114,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     """As in ``fr-bench train | head -1``: metrics.jsonl has everything."""
     reader, writer = os.pipe()
     os.close(reader)
-    words = ["train", "-m", "debug=fast", "wandb.mode=disabled", "seed=0,1", f"sweep_dir={tmp_path / 'runs'}"]
+    words = ["train", "-m", "debug=fast", "max_steps=1", "k=1", "seed=0,1", f"sweep_dir={tmp_path / 'runs'}"]
     command = [sys.executable, "-m", "fr_bench", *words]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)

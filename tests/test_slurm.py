@@ -167,31 +167,26 @@ def test_the_array_is_submitted_at_once_and_its_tasks_go_on_too(folder: Path, sl
     assert (code, output) == (0, "All runs are finished.\n"), errors
 
 
-def test_the_tasks_of_an_array_are_the_sweeps_runs_whatever_its_folder_is_called(tmp_path: Path) -> None:
+def test_the_tasks_of_an_array_are_the_sweeps_runs_that_are_not_finished_whatever_its_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What Slurm is given; what it makes of it is the test before."""
     folder = tmp_path / "k=1,lr=0.1 (50%a)"
-    words = ["--time=20", "--", *RUN, f"sweep_dir={folder}", "seed=0,1"]
-    path = os.pathsep.join([fake_sbatch(tmp_path), os.environ["PATH"]])
-    code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), *words, PATH=path))
-    assert code == 0 and "--array=0-1\n" in output and "\n--time=20\n" in output, output + errors
+    monkeypatch.setenv("PATH", os.pathsep.join([fake_sbatch(tmp_path), os.environ["PATH"]]))
+    sweep = [word for word in RUN if word != "device=cpu"]  # by default that of the node
+    sweep += ["transport=serial", "max_steps=2", f"sweep_dir={folder}"]
+    assert main(["train", "-m", *sweep, "seed=0"]) == 0
+    words = ["--time=20", "--", *sweep, "seed=0,1,2"]
+    code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), *words))
+    assert code == 0 and "2 of 3 runs" in output, output + errors
+    assert "--array=0-1\n" in output and "\n--time=20\n" in output, output
     assert f"--output={tmp_path}/k=1,lr=0.1 (50%%a)/slurm-%A_%a.out" in output
     assert output.splitlines()[-2:-1] == [str(folder / "tasks.txt")]
     tasks = [shlex.split(line) for line in (folder / "tasks.txt").read_text().splitlines()]
     assert [task[:4] for task in tasks] == [[sys.executable, "-m", "fr_bench", "train"]] * 2
     configs = [compose(parse(task[4:])).jobs[0].config for task in tasks]
-    assert [config["seed"] for config in configs] == [0, 1]
+    assert [config["seed"] for config in configs] == [1, 2]
     assert {Path(config["run_dir"]).parent for config in configs} == {folder}
-
-
-def test_started_again_a_sweep_of_runs_on_whatever_devices_leaves_out_the_finished_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", os.pathsep.join([fake_sbatch(tmp_path), os.environ["PATH"]]))
-    sweep = [word for word in RUN if word != "device=cpu"]  # by default that of the node
-    sweep += ["transport=serial", "max_steps=2", f"sweep_dir={tmp_path / 'sweep'}"]
-    assert main(["train", "-m", *sweep, "seed=0"]) == 0
-    code, output, errors = end(start(tmp_path, str(SCRIPTS / "sbatch_sweep.py"), "--", *sweep, "seed=0,1"))
-    assert code == 0 and "1 of 2 runs" in output, output + errors
 
 
 ON_GPUS = [
