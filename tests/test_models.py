@@ -17,7 +17,6 @@ from fr_bench.models.norms import NORMS
 from fr_bench.modules.network import Network
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
 
 
 def build(name: str, seed: int = 0, shape: tuple[int, int, int] = (3, 32, 32), **changes: Any) -> Any:
@@ -74,8 +73,9 @@ def test_the_wide_resnets_compute_what_torchvisions_do() -> None:
     assert torch.equal(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "transformer"])
-def test_every_model_maps_images_to_logits(name: str) -> None:
+# One of each kind, and what is not among the sizes above: deeper ones are of the same blocks.
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "resnet20", "resnet20_basic", "resnet50", "resnet56"])
+def test_models_map_images_to_logits(name: str) -> None:
     with torch.device("meta"):
         blocks = build(name, shape=(1, 28, 28))
         assert Network(blocks, seed=0)(torch.empty(2, 1, 28, 28), 0).shape == (2, 10)

@@ -140,7 +140,7 @@ def test_runs_of_which_none_finished_have_no_mean(tmp_path):
 def test_runs_that_diverged_before_their_first_record_are_counted(tmp_path, capsys):
     early = {"records": [], "state": "failed", "error": "diverged at step 1 in module 1: its loss is nan"}
     runs = tmp_path / "runs"
-    write_run(runs / "0", seed=0)
+    write_run(runs / "0", seed=0, kinds=("train",))
     for seed in (1, 2):
         write_run(runs / str(seed), seed=seed, **early)
     write_run(runs / "alone", "ddg", **early)
@@ -698,7 +698,7 @@ def test_nothing_is_drawn_from_numbers_that_are_none(tmp_path):
 
 def test_all_is_drawn_even_if_nobody_reads_what(tmp_path):
     """As in ``fr-bench plot RUN_DIR | head -1``."""
-    write_run(tmp_path / "run")
+    write_run(tmp_path / "run", kinds=("train", "eval", "memory"))
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "fr_bench", "plot", str(tmp_path / "run"), "--out", str(tmp_path / "out")]

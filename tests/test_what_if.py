@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from harness import call, tiny_config
-from test_bench import cells
+from test_bench import SMALL, cells
 from torch import nn
 
 from fr_bench.bench.forecast import _measured_network, _notes, as_table, make_forecast
@@ -336,7 +336,7 @@ def test_a_method_of_ones_own_is_simulated_as_what_it_is_made_from(
 
 
 def test_the_command_simulates_alone(tmp_path: Path) -> None:
-    command = ["bench", "model=mlp", "batch_size=16", "bench.methods=[]"]
+    command = ["bench", *SMALL, "bench.methods=[]"]
     command += ["simulate.k=[2,64]", "simulate.straggler=[1,3]", "simulate.latency_us=20", f"run_dir={tmp_path / 'b'}"]
     result = call(tmp_path, *command)
     assert result.returncode == 0, result.stderr
@@ -356,7 +356,7 @@ def test_the_command_simulates_alone(tmp_path: Path) -> None:
 
 
 def test_the_command_simulates_beside_a_bench(tmp_path: Path) -> None:
-    command = ["bench", "model=mlp", "batch_size=16", "simulate.k=[2]"]
+    command = ["bench", *SMALL, "simulate.k=[2]"]
     command += ["simulate.methods=[fr]", "bench.methods=[bp]", "bench.k=[1]", "bench.rounds=1", "bench.steps=2"]
     result = call(tmp_path, *command, f"run_dir={tmp_path / 'b'}")
     assert result.returncode == 0, result.stderr
