@@ -107,12 +107,11 @@ def test_it_says_where_a_run_is_too_short_for_a_window_of_sigma(method: str, fir
 
 
 def test_a_sweep_has_a_report_for_every_job_and_no_folder(tmp_path: Path) -> None:
-    done = call(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=1,2")
+    done = call(tmp_path, "train", "-m", "debug=fast", "dry_run=true", "method=bp,fr", "k=2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("nothing is trained") == 4
+    assert done.stdout.count("nothing is trained") == 2
     assert [line for line in done.stdout.splitlines() if line.startswith("job ")] == [
-        f"job {number}: debug=fast dry_run=True method={method} k={k}"
-        for number, (method, k) in enumerate([("bp", 1), ("bp", 2), ("fr", 1), ("fr", 2)])
+        f"job {number}: debug=fast dry_run=True method={method} k=2" for number, method in enumerate(["bp", "fr"])
     ]
     assert not list(tmp_path.iterdir())
 

@@ -422,6 +422,7 @@ def test_training_goes_on_where_wandb_cannot_be_reached_and_its_data_are_kept(
         monkeypatch.setenv(name, value)
     wandb.teardown()  # what it has read of the environment
     words = ["model=mlp", "dataset=synthetic", "k=1", "max_steps=3", "log_every=1", "console=off", "wandb.mode=online"]
+    words += ["dataset.num_train=64", "dataset.num_test=16", "batch_size=16"]
     done = call(tmp_path, "train", *words, f"run_dir={tmp_path / 'run'}")
     wandb.teardown()
     assert done.returncode == 0, done.stderr
