@@ -8,6 +8,7 @@ import ctypes
 import io
 import json
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -132,11 +133,14 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 class Result:
-    """What a run left: records by kind, weights by name."""
+    """What a run left: records by kind, weights by name; and where its network was cut, if that is known."""
 
-    def __init__(self, records: list[dict[str, Any]], weights: dict[str, torch.Tensor]) -> None:
+    def __init__(
+        self, records: list[dict[str, Any]], weights: dict[str, torch.Tensor], cuts: list[int] | None = None
+    ) -> None:
         self.records = records
         self.weights = weights
+        self.cuts = cuts or []
 
     @property
     def losses(self) -> list[float]:
@@ -199,7 +203,20 @@ def run_serial(config: dict[str, Any], run_directory: Path) -> Result:
         run_worker(WorkerTask(plan, modules, [ModulePorts()] * plan.k, None, run_directory), reporter)
     finally:
         torch.set_num_threads(threads)
-    return Result(connection.events, read_weights(run_directory))
+    return Result(connection.events, read_weights(run_directory), plan.cuts)
+
+
+_made: dict[str, Result] = {}
+
+
+def run_serial_once(config: dict[str, Any]) -> Result:
+    """`run_serial`, once for all tests of this process that look at what this config comes to and change none of it.
+    Nothing may be patched meanwhile."""
+    key = json.dumps(config, sort_keys=True)
+    if key not in _made:
+        with tempfile.TemporaryDirectory() as folder:
+            _made[key] = run_serial(config, Path(folder))
+    return _made[key]
 
 
 def assert_same(one: Result, other: Result) -> None:
