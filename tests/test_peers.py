@@ -238,10 +238,8 @@ def test_every_micro_batch_draws_random_numbers_of_its_own() -> None:
     ("method", "k", "num_microbatches"),
     [
         ("gpipe", 2, 4),
-        ("1f1b", 2, 4),
         ("1f1b", 2, 8),
         ("1f1b", 3, 4),
-        ("zero_bubble", 2, 4),
         ("zero_bubble", 3, 8),
         ("gpipe", 1, 2),
     ],
@@ -277,8 +275,8 @@ def assert_as_predicted(account: dict[str, Any], config: dict[str, Any]) -> None
 @pytest.mark.parametrize("method", ["gpipe", "1f1b"])
 def test_a_pipeline_whose_messages_its_graphs_save_holds_what_is_predicted(method: str, tmp_path: Path) -> None:
     """Both messages come out of a ReLU; those of the other tests out of a sum, which saves nothing."""
-    config = tiny_config(method, 3, "auto", model=WITHOUT_NORM, partition=[1, 2])
-    accounts = [record for record in run_processes(config, tmp_path).of("memory") if record["step"] == 10]
+    config = tiny_config(method, 3, "auto", model=WITHOUT_NORM, partition=[1, 2], epochs=1)
+    accounts = [record for record in run_processes(config, tmp_path).of("memory") if record["step"] == 5]
     assert [account["module"] for account in accounts] == [1, 2, 3]
     for account in accounts:
         assert_as_predicted(account, config)
