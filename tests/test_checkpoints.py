@@ -41,7 +41,7 @@ from fr_bench.records.collector import TrainingClock
 from fr_bench.workers.worker import build_modules
 
 # Some hundred steps of a few milliseconds, with epochs that are not evaluated and some that are.
-SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=15"]
+SHORT = ["model=mlp", "model.dropout=0.2", "dataset=digits", "partition=equal", "batch_size=64", "epochs=8"]
 SHORT += ["eval_every=6", "log_every=1", "console=off", "wandb.mode=disabled", "threads=1"]
 
 
@@ -53,8 +53,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *words: str) -> tuple[int, str]:
-    """Sends the signal once ``after`` more records are there; returns exit code and stderr."""
+def run_until_killed(folder: Path, run_dir: Path, after: int, *words: str) -> tuple[int, str]:
+    """Sends SIGKILL once ``after`` more records are there; returns exit code and stderr."""
 
     def num_records() -> int:
         return len(read_records(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
@@ -73,24 +73,42 @@ def run_until_killed(folder: Path, run_dir: Path, number: int, after: int, *word
             return False
 
     assert wait_until(is_time, 120)
-    process.send_signal(number)
+    process.kill()
     _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr
 
 
+def run_until_stopped(folder: Path, run_dir: Path, after: int, *words: str) -> tuple[int, str]:
+    """In this process, which sends itself the signal; see :func:`run_until_killed`."""
+
+    def stop() -> None:
+        if wait_until(lambda: (run_dir / "metrics.jsonl").exists() and num_lines() > after, 120):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def num_lines() -> int:
+        return (run_dir / "metrics.jsonl").read_text().count("\n")
+
+    sender = threading.Thread(target=stop)
+    sender.start()
+    done = call(folder, *command(run_dir, *words))
+    sender.join()
+    return done.returncode, done.stderr
+
+
 def test_stopped_and_killed_and_started_again_it_is_the_run_left_alone(tmp_path: Path) -> None:
-    """Other methods: test_resume.py in one process, test_torchrun.py, scripts/kill_and_resume.py with many kills."""
+    """Other methods: test_resume.py in one process, test_torchrun.py, scripts/kill_and_resume.py with many kills. A
+    signal to a program of its own: test_faults.py."""
     words = ["method=fr", "k=3", "transport=ipc", "checkpoint.every=20"]
     done = call(tmp_path, *command(tmp_path / "alone", *words))
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
-    code, stderr = run_until_killed(tmp_path, run, signal.SIGTERM, 60, *words)
+    code, stderr = run_until_stopped(tmp_path, run, 40, *words)
     assert code == 75 and "stopped by SIGTERM after step " in stderr, stderr
     step = read_manifest(whole_folders(run / "checkpoints")[0])["step"]
     assert f"after step {step}; run_dir={run} goes on after step {step}" in stderr
     assert max(record["step"] for record in read_records(run)) == step
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
-    code, stderr = run_until_killed(tmp_path, run, signal.SIGKILL, 60, *words)
+    code, stderr = run_until_killed(tmp_path, run, 40, *words)
     assert code == -signal.SIGKILL and f"Goes on after step {step} of" in stderr, stderr
     assert json.loads((run / "status.json").read_text())["state"] == "running"
     done = call(tmp_path, *command(run, *words))
@@ -315,15 +333,15 @@ def test_a_parent_that_is_gone_meanwhile_makes_no_error_of_a_checkpoint(folder: 
 
 
 def test_a_module_that_is_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    words = ["checkpoint.every=100", "checkpoint.keep=1"]
+    words = ["checkpoint.every=50", "checkpoint.keep=1"]
     checkpoints = tmp_path / "run" / "checkpoints"
     blocked: list[Path] = []
 
     def kill_in_a_checkpoint(run: RunDirectory) -> None:
         assert wait_until(lambda: len(whole_folders(checkpoints)) > 0, 60)
         # Whoever opens a pipe for writing waits for a reader: so module 2 hangs in the middle of the next but one.
-        first = (run.num_records() // 100 + 2) * 100
-        blocked.extend(folder_of(checkpoints, step) for step in range(first, first + 100))
+        first = (run.num_records() // 50 + 2) * 50
+        blocked.extend(folder_of(checkpoints, step) for step in range(first, first + 50))
         temporary = f".module_2.safetensors.{run.module(2)}"  # see fr_bench.atomic
         for folder in blocked:
             folder.mkdir()
