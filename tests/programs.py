@@ -1,4 +1,4 @@
-"""The command in a process of its own that has torch already: a start costs a fortieth of a fresh interpreter's."""
+"""The command in a process of its own that need not import torch, which takes a fresh interpreter seconds."""
 
 from __future__ import annotations
 

@@ -72,12 +72,13 @@ class Run(RunDirectory):
     process: subprocess.Popen[str] | Forked
 
     def __init__(self, folder: Path, *words: str, nohup: bool = False, forked: bool = True) -> None:
-        """``forked``: or started as users do, which takes seven seconds of a core more."""
+        """``forked``: or started as users start it."""
         super().__init__(folder / "run")
         words = (*ENDLESS, f"run_dir={self.run_dir}", "log_every=1", *words)
         # What a shell does for `nohup ... &` in a script: both signals ignored, and inherited. These tests themselves
         # may have been started so.
-        ignored = (signal.SIGINT, signal.SIGHUP) if nohup else ()
+        both = (signal.SIGINT, signal.SIGHUP)
+        ignored = both if nohup else ()
         if forked:
             self.process = Forked(list(words), folder, leads_session=True, ignored=ignored)
         else:
@@ -85,7 +86,7 @@ class Run(RunDirectory):
                 [sys.executable, "-m", "fr_bench", *words], cwd=folder, start_new_session=True, text=True,
                 stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONFAULTHANDLER": "1"},
-                preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
+                preexec_fn=lambda: [signal.signal(n, signal.SIG_IGN if n in ignored else signal.SIG_DFL) for n in both],
             )  # fmt: skip
         wait_until(lambda: self.process.poll() is not None or self.num_records() > 3, 60)
 
