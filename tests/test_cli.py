@@ -622,15 +622,24 @@ WRONG_VALUES = [
     (["log_every=0"], ["log_every=0", "at least 1"]),
     (["threads=0"], ["threads=0", "at least 1"]),
     (["trace=-1"], ["trace=-1", "at least 0"]),
+    (["profile=-1"], ["profile=-1", "at least 0"]),
+    (["replicas=0"], ["replicas=0", "at least 1"]),
     (["precision=fp23"], ["precision=fp23", "'fp32'", "bf16"]),
     (["transport=glo"], ["transport=glo", "'gloo'"]),
     (["wandb.mode=onlin"], ["wandb.mode=onlin", "'online'", "disabled"]),
     (["partition=equl"], ["partition=equl", "'equal'"]),
     (["partition=atuo"], ["partition=atuo", "'auto'", "measured"]),
     (["partition=mesured"], ["partition=mesured", "'measured'"]),
+    (["transport=icp"], ["transport=icp", "'ipc'"]),
+    (["console=of"], ["console=of", "'off'"]),
     (["memory_limit_gb=0"], ["memory_limit_gb=0", "above 0"]),
+    (["max_time=0"], ["max_time=0", "above 0"]),
+    (["checkpoint.every=0"], ["checkpoint.every=0", "at least 1"]),
+    (["checkpoint.minutes=0"], ["checkpoint.minutes=0", "above 0"]),
+    (["checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
     (["hang_timeout=1.5"], ["hang_timeout=1.5", "at least 2", "null"]),
     (["hang_timeout=nan"], ["hang_timeout=nan", "must be a finite number"]),
+    (["diagnostics.sigma.every=-1"], ["diagnostics.sigma.every=-1: must be 0"]),
     (["diagnostics.sigma.window=0"], ["diagnostics.sigma.window=0: must be an integer of at least 1."]),
     (["diagnostics.sigma.every=5"], ["diagnostics.sigma.window=10: must be at most diagnostics.sigma.every=5"]),
     (["partition=[8,18]"], ["partition=[8, 18]", "k=4", "3"]),
@@ -640,12 +649,30 @@ WRONG_VALUES = [
     (["partition=[8,x,18]"], ["partition=", "block numbers"]),
     (["module_lr=[2.0,1.0]"], ["module_lr=[2.0, 1.0]", "k=4"]),
     (["module_lr=[2,1,1,0]"], ["module_lr=", "above 0"]),
+    (["module_lr=[2,1,1,1,1]"], ["module_lr=", "5 multipliers for k=4"]),
     (["freeze=[5]"], ["freeze=[5]", "k=4"]),
+    (["freeze=[0]"], ["freeze=[0]", "no module 0"]),
     (["clip_norm=0"], ["clip_norm=0", "above 0"]),
     (["label_smoothing=1"], ["label_smoothing=1", "at least 0 and below 1"]),
+    (["label_smoothing=-0.1"], ["label_smoothing=-0.1", "at least 0 and below 1"]),
     (["devices=[0]", "device=cpu"], ["devices=[0]", "device=cpu"]),
+    (["devices=[]"], ["devices=[]", "list of GPU numbers"]),
+    (["devices=[0,-1]"], ["devices=[0, -1]", "list of GPU numbers"]),
     (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
+    (["optimizer.lr=-0.1"], ["optimizer.lr=-0.1", "at least 0"]),
+    (["optimizer.lr=true"], ["optimizer.lr=True", "a number"]),
+    (["compile=true", "partition=measured"], ["partition=measured", "compile=true"]),
 ]
+# What lies at the very end of what may be had.
+RIGHT_VALUES = [
+    ["k=1"], ["replicas=1"], ["epochs=1"], ["max_steps=1"], ["batch_size=1"], ["threads=1"], ["threads=1024"],
+    ["log_every=1"], ["trace=0"], ["profile=0"], ["label_smoothing=0.0"], ["label_smoothing=0.99"], ["optimizer.lr=0"],
+    ["checkpoint.every=1", "checkpoint.keep=1"], ["hang_timeout=2.0"], ["eval_every=0.01"], ["max_time=0.01"],
+    ["diagnostics.sigma.every=10"], ["diagnostics.sigma.every=1", "diagnostics.sigma.window=1"],
+    ["partition=[1,2,3]"], ["module_lr=[0.1,1.0,1.0,1.0]", "freeze=[1,4]"], ["devices=[0]"], ["method.warmup=inf"],
+    *([f"transport={name}"] for name in ("auto", "serial", "gloo", "nccl", "ipc")),
+    *([f"console={name}"] for name in ("auto", "live", "plain", "off")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "named"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
@@ -664,17 +691,26 @@ def valid() -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize(("words", "named"), WRONG_VALUES, ids=[" ".join(words) for words, _ in WRONG_VALUES])
-def test_a_wrong_value_is_one_clear_line(words, named, valid):
-    """As the command line tells it: the test below."""
-    config = copy.deepcopy(valid)
+def changed(config: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    config = copy.deepcopy(config)
     for override in OverridesParser.create().parse_overrides(words):
         *above, key = override.key_or_group.split(".")
         section = functools.reduce(dict.__getitem__, above, config)
         assert key in section
         section[key] = override.value()
+    return config
+
+
+@pytest.mark.parametrize("words", RIGHT_VALUES, ids=" ".join)
+def test_what_is_just_right_is_taken(words, valid):
+    check(changed(valid, words))
+
+
+@pytest.mark.parametrize(("words", "named"), WRONG_VALUES, ids=[" ".join(words) for words, _ in WRONG_VALUES])
+def test_a_wrong_value_is_one_clear_line(words, named, valid):
+    """As the command line tells it: the test below."""
     with pytest.raises(ConfigError) as refused:
-        check(config)
+        check(changed(valid, words))
     message = str(refused.value)
     assert all(part in message for part in named) and "\n" not in message, message
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import yaml
 from harness import as_owner_alone, assert_same_run, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 from tiny_models import partly_frozen
@@ -496,6 +497,40 @@ def test_where_it_took_over_is_kept_when_it_goes_on_itself(tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "origin.json").read_text()) == origin
     train_here(tiny_config("fr", 3, epochs=3, resume=str(tmp_path / "run")), tmp_path / "third", cut_off_at=11)
     assert json.loads((tmp_path / "third" / "origin.json").read_text())["origin"] == origin
+
+
+def test_a_run_that_begins_anew_after_all_has_no_origin(tmp_path: Path) -> None:
+    """It took over, but has no checkpoint of its own to go on from."""
+    source = made_once(tiny_config("fr", 2), stopped_after=5)
+    train_here(tiny_config("fr", 2, resume=str(source)), tmp_path / "run", cut_off_at=6)
+    assert (tmp_path / "run" / "origin.json").exists()
+    assert any("it starts anew" in line for line in train_here(tiny_config("fr", 2), tmp_path / "run"))
+    assert not (tmp_path / "run" / "origin.json").exists()
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_run_is_in_one_piece_if_all_its_pieces_are(k: int, tmp_path: Path) -> None:
+    """The third goes on exactly from the second; the second did so from the first if that had as many modules."""
+    first = made_once(tiny_config("fr", 2), stopped_after=5)
+    second = stopped(tiny_config("fr", k, resume=str(first)), tmp_path / "second", 7)
+    third = stopped(tiny_config("fr", k, resume=str(second)), tmp_path / "third", 9)
+    origins = [json.loads((run / "origin.json").read_text()) for run in (second, third)]
+    assert [origin["is_exact"] for origin in origins] == [k == 2, True]
+    assert [origin["in_one_piece"] for origin in origins] == [k == 2, k == 2]
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_of_the_machine_differs(tmp_path: Path) -> None:
+    """Where the settings leave it to the machine."""
+    config = tiny_config("fr", 2, "serial")
+    run = copied(made_once(config, stopped_after=5), tmp_path / "run")
+    described = yaml.safe_load((run / "config.yaml").read_text())
+    there = {"devices": ["cuda:0", "cuda:1"], "transport": "nccl", "threads": 4}
+    (run / "config.yaml").write_text(yaml.safe_dump(described | {"plan": described["plan"] | there}))
+    _, note = decide(config, RunDirectory(run), print).notes
+    assert note == (
+        "The machine differs, and with it the last bits may: devices ['cuda:0', 'cuda:1'] is now ['cpu', 'cpu']; "
+        "transport nccl is now serial; threads 4 is now 1."
+    )
 
 
 def test_in_another_directory_with_the_same_k_it_is_exact(tmp_path: Path) -> None:
