@@ -29,6 +29,7 @@ from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
+from fr_bench.launching import resume
 from fr_bench.launching.differences import MOVABLE, differences, in_short
 from fr_bench.launching.earlier_records import bring_records, resumable_records
 from fr_bench.launching.launch import Run, check_plan, run_training
@@ -46,6 +47,7 @@ from fr_bench.records.collector import Collector
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.run_files import read_json
 from fr_bench.records.runs import find_runs
+from fr_bench.records.sinks import SinkGroup
 from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
@@ -531,6 +533,22 @@ def test_a_run_that_goes_on_elsewhere_says_what_of_the_machine_differs(tmp_path:
         "The machine differs, and with it the last bits may: devices ['cuda:0', 'cuda:1'] is now ['cpu', 'cpu']; "
         "transport nccl is now serial; threads 4 is now 1."
     )
+
+
+def test_with_the_same_modules_the_cuts_go_on_whatever_they_would_be_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine where blocks take other times."""
+    source = made_once(tiny_config("fr", 3), stopped_after=5)
+    cuts = read_manifest(whole_folders(source / "checkpoints")[0])["cuts"]
+    today = {"partition": [1, 2]}
+    monkeypatch.setattr(
+        resume, "make_plan", lambda config: make_plan(config | (today if config["partition"] == "equal" else {}))
+    )
+    start = decide(tiny_config("fr", 3, resume=str(source)), RunDirectory(tmp_path), print)
+    assert start.plan is not None and start.plan.cuts == cuts != today["partition"]
+    other = decide(tiny_config("ddg", 3, resume=str(source)), RunDirectory(tmp_path), print)
+    assert other.plan is not None and other.plan.cuts == today["partition"]
 
 
 def test_in_another_directory_with_the_same_k_it_is_exact(tmp_path: Path) -> None:
@@ -1121,8 +1139,11 @@ def test_a_run_that_another_machine_has_taken_over_ends_and_leaves_its_files_alo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "_processes", lambda self, board: TakenAway(tmp_path, monkeypatch))
+    finished: list[object] = []  # W&B's summary is the other's, too
+    monkeypatch.setattr(SinkGroup, "finish", lambda self, *outcome: finished.append(outcome))
     with pytest.raises(TakenOver, match="process 7 on another-machine has taken over the run"):
         run_training(tiny_config("fr", 2), tmp_path)
+    assert finished == [(None, 1)]
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["pid"]) == ("running", 7)
     assert not (tmp_path / "summary.json").exists() and not read_records(tmp_path)

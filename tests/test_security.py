@@ -24,7 +24,7 @@ from fr_bench.commands.evaluate import refuse_foreign_code
 from fr_bench.data.build import build_dataset, prepare_dataset
 from fr_bench.errors import ConfigError
 from fr_bench.notebook import load_test_set
-from fr_bench.settings.trust import foreign_targets
+from fr_bench.settings.trust import foreign_targets, references
 
 LISTENS = "0A"
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
@@ -101,6 +101,10 @@ def test_several_names_of_somebody_else_are_told_as_several() -> None:
         refuse_foreign_code(config, Path("run"))
     with pytest.raises(ConfigError, match=r"would call mine.A, which is not part of fr-bench"):
         refuse_foreign_code({"model": config["model"]}, Path("run"))
+
+
+def test_what_refers_to_something_is_found_in_names_too() -> None:
+    assert list(references({"a": [{"${x}": "$"}, "${y}"], "b": 1})) == ["${x}", "${y}"]
 
 
 def test_every_target_of_our_own_configs_is_trusted_and_a_users_is_not() -> None:
