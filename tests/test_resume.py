@@ -29,7 +29,7 @@ from fr_bench.checkpoints import snapshot
 from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
-from fr_bench.launching import resume
+from fr_bench.launching import checkpoint_book, resume
 from fr_bench.launching.differences import MOVABLE, differences, in_short
 from fr_bench.launching.earlier_records import bring_records, resumable_records
 from fr_bench.launching.launch import Run, check_plan, run_training
@@ -797,6 +797,20 @@ def test_records_that_cannot_be_read_are_not_thrown_away(tmp_path: Path) -> None
     (run / "metrics.jsonl").mkdir()  # which is read by nobody
     with pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be read \(Is a directory\)"):
         bring_records(start, RunDirectory(run))
+
+
+def test_a_checkpoint_that_cannot_be_made_whole_goes_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(checkpoint_book, "write_manifest", refuse)
+    said = train_here(tiny_config("fr", 2, checkpoint={"every": 4}), tmp_path)
+    assert said == [
+        "the checkpoint after step 4 could not be written (no room); training goes on, and this is not said again"
+    ]
+    assert not list((tmp_path / "checkpoints").glob("step_*")) and read_records(tmp_path)[-1]["step"] == 10
 
 
 def test_what_was_being_written_when_its_process_was_killed_goes(tmp_path: Path) -> None:
