@@ -75,3 +75,11 @@ def test_a_deterministic_process_is_ready_for_a_gpu(monkeypatch: pytest.MonkeyPa
         assert not torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def test_evaluations_have_the_precision_of_the_training() -> None:
+    """Of weights that stay as they are, so that nothing else differs."""
+    still = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 1}
+    exact, rounded = (run_serial_once(tiny_config("bp", 1, precision=name, **still)) for name in ("fp32", "bf16"))
+    (test_loss,), (other,) = ([record["test_loss"] for record in run.of("eval")] for run in (exact, rounded))
+    assert other != test_loss and other == pytest.approx(test_loss, rel=0.02)
