@@ -17,6 +17,8 @@ from fr_bench.planning.plan import make_plan
 from fr_bench.processes.torch_settings import choose_algorithms, configure_torch
 from fr_bench.workers.worker import build_modules
 
+WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "without_norm"}
+
 
 def run(folder: Path, **changes: Any) -> Result:
     return run_serial(tiny_config("fr", 2, **changes), folder)
@@ -78,8 +80,8 @@ def test_a_deterministic_process_is_ready_for_a_gpu(monkeypatch: pytest.MonkeyPa
 
 
 def test_evaluations_have_the_precision_of_the_training() -> None:
-    """Of weights that stay as they are, so that nothing else differs."""
-    still = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 1}
+    """Of weights that stay as they are, in a model without moving statistics, so that nothing else differs."""
+    still = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 1, "model": WITHOUT_NORM}
     exact, rounded = (run_serial_once(tiny_config("bp", 1, precision=name, **still)) for name in ("fp32", "bf16"))
     (test_loss,), (other,) = ([record["test_loss"] for record in run.of("eval")] for run in (exact, rounded))
     assert other != test_loss and other == pytest.approx(test_loss, rel=0.02)
