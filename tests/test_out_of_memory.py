@@ -82,6 +82,7 @@ def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), torch.OutOfMemoryError),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), torch.AcceleratorError),
         (PeerLost("module 2 is gone"), PeerLost),
         (RuntimeError("size mismatch for weight"), RunFailed),
     ],

@@ -18,7 +18,15 @@ from fr_bench.planning.transport_choice import check_precision, choose_transport
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.transport.channel import LocalChannel
 from fr_bench.transport.ipc import DEPTH, RingPorts, RingReceiver, RingSender
-from fr_bench.transport.spec import TensorSpec, TransportError, flat, is_dense
+from fr_bench.transport.spec import (
+    PeerLost,
+    TensorSpec,
+    TransportError,
+    flat,
+    is_dense,
+    is_lost_peer,
+    noticing_loss,
+)
 
 
 def ring() -> tuple[RingSender, RingReceiver]:
@@ -61,6 +69,15 @@ def test_another_shape_or_dtype_is_refused_by_name(wrong: torch.Tensor) -> None:
     spec = TensorSpec.of(torch.zeros(2, 3))
     with pytest.raises(TransportError, match="features from module 1 to 2"):
         spec.conform(wrong, "features from module 1 to 2")
+
+
+def test_a_neighbour_is_not_blamed_for_an_error_of_ones_own_device() -> None:
+    """Kernels fail when they run, which shows wherever the host asks for something next: often a message."""
+    with pytest.raises(PeerLost, match="module 2 is gone: Connection closed"), noticing_loss("module 2 is gone"):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(torch.AcceleratorError) as caught, noticing_loss("module 2 is gone"):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    assert not is_lost_peer(caught.value)
 
 
 def test_a_message_about_another_batch_is_refused() -> None:

@@ -36,9 +36,12 @@ def noticing_loss(what: str) -> Iterator[None]:
 
     Raises:
         PeerLost: it did.
+        torch.AcceleratorError: this process's own device failed, as in a kernel of the model, and it shows here.
     """
     try:
         yield
+    except torch.AcceleratorError:
+        raise
     except RuntimeError as error:
         raise PeerLost(f"{what}: {error}") from error
 

@@ -56,7 +56,8 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
 
     Raises:
         RunFailed: the checkpoint is not of this model, or it is gone.
-        PeerLost, or what torch raises where memory is missing: as they are, since the checkpoint is not to blame.
+        PeerLost, or what torch raises where memory is missing or a device fails: as they are, since the checkpoint is
+            not to blame.
     """
     trainer.start = resumption.step
     try:
@@ -65,7 +66,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
         else:
             _restore_weights(trainer, resumption.checkpoint)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        if is_out_of_memory(error) or is_lost_peer(error):
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error) or is_lost_peer(error):
             raise
         folder, text = resumption.checkpoint.folder, " ".join(str(error).split())
         if isinstance(error, FileNotFoundError):
