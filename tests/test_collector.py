@@ -29,6 +29,17 @@ def test_a_stretch_ends_with_its_slowest_module_whichever_is_heard_last() -> Non
     assert clock.closed_s == 6
 
 
+def test_the_clock_starts_with_module_1_alone() -> None:
+    """Each process tells of its begin."""
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    for stretch in (0, 100):
+        for module in (2, 1):
+            collector.add({"event": "stretch_begin", "modules": [module], "time_ns": (stretch + 3 - module) * SECOND})
+        for module in (1, 2):
+            collector.add({"event": "stretch_end", "modules": [module], "time_ns": (stretch + 7) * SECOND})
+    assert collector.clock.closed_s == 10 == collector.clock.at(1000 * SECOND)
+
+
 def train_event(step: int, time_s: float) -> dict:
     return {"event": "train", "step": step, "time_ns": int(time_s * SECOND), "loss": 1.0, "error": 0.5, "lr": 0.1}
 
@@ -95,6 +106,16 @@ def test_modules_that_take_turns_have_no_pipeline_efficiency() -> None:
     collector = Collector(num_modules=1, steps_per_epoch=4, batch_size=8, in_parallel=False)
     (record,) = collector.add(time_event(1, busy_s=1.0, wall_s=2.0))
     assert "efficiency" not in record and record["kind"] == "time"
+
+
+def test_where_waiting_counts_as_computing_there_is_no_pipeline_efficiency() -> None:
+    collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)
+    for module in (1, 2):
+        event = time_event(module, busy_s=1.0, wall_s=2.0)
+        if module == 2:
+            del event["wait_s"]
+        records = collector.add(event)
+    assert len(records) == 2 and not any("efficiency" in record for record in records)
 
 
 def test_sigma_of_the_whole_network_sums_the_products_of_the_modules() -> None:

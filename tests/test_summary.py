@@ -93,6 +93,12 @@ def test_speed_is_the_mean_over_the_run() -> None:
     assert (summary["step_time_s"], summary["epoch_time_s"], summary["images_per_s"]) == (0.5, 5.0, 16.0)
 
 
+def test_a_record_that_comes_late_takes_nothing_back() -> None:
+    """Of the slowest module, while others are some steps ahead."""
+    summary = builder(record("train", 12, loss=1.0), timing(10, 1, wait_s=0.1)).build("failed")
+    assert (summary["steps"], summary["epochs"], summary["train_time"]) == (12, 1.2, 6.0)
+
+
 def test_busy_time_is_the_mean_over_the_steps_of_the_run() -> None:
     records = [timing(10, 1, wait_s=0.1, busy_s=0.3), timing(40, 1, wait_s=0.1, busy_s=0.1), timing(40, 2, wait_s=0.2)]
     summary = builder(*records).build("finished")
@@ -142,7 +148,7 @@ def test_the_speed_of_a_run_that_took_over_is_that_of_its_own_steps() -> None:
     summary = SummaryBuilder(CONFIG, cuts=[4], num_blocks=9, origin=origin)
     for each in (
         record("train", 20, loss=1.0) | {"train_time": 100.0},
-        timing(20, 1, wait_s=9.0, busy_s=9.0, efficiency=0.1) | {"train_time": 100.0},
+        timing(20, 1, wait_s=9.0, busy_s=9.0, efficiency=0.1) | {"train_time": 100.0, "iterations": 10},
         timing(30, 1, wait_s=0.1) | {"train_time": 105.0},
         evaluation(30, 0.5) | {"train_time": 105.0},
     ):
@@ -186,5 +192,5 @@ def test_where_waiting_counts_as_computing_neither_is_told() -> None:
     timings = [timing(10, module, wait_s=0.0) for module in (1, 2)]
     for each in timings:
         del each["wait_s"]
-    summary = builder(*timings).build("finished")
+    summary = builder(*timings, timing(20, 1, wait_s=0.1), timing(20, 2, wait_s=0.1)).build("finished")
     assert summary["busy_s"] == summary["waiting_share"] == [None, None]
