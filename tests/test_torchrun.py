@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,20 @@ def test_a_process_that_hangs_is_found_and_named(job: Job, tmp_path: Path) -> No
     assert (status["state"], status["module"]) == ("failed", 2)
 
 
+def test_a_signal_that_reaches_another_process_than_the_first_stops_all(job: Job, tmp_path: Path) -> None:
+    """As on a machine that is to be shut down."""
+    for rank in (1, 0):
+        job.start(rank, "k=2", "epochs=1000000")
+    other, leading = job.processes
+    assert wait_until(lambda: num_records(tmp_path / "run") > 10 or leading.poll() is not None, PATIENCE_S)
+    os.kill(other.pid, signal.SIGHUP)
+    (other_code, other_told), (code, told) = job.end()
+    assert (code, other_code, other_told) == (75, 75, ""), (told, other_told)
+    assert told.startswith("fr-bench: stopped by SIGHUP after step ") and told.count("\n") == 1
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("interrupted", 75)
+
+
 def test_processes_that_wait_for_each_other_for_ever_are_told_so(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +434,9 @@ def test_a_store_that_is_gone_ends_the_run_and_is_named(rank: int, failure: type
     ):
         with pytest.raises(failure, match=r"^MASTER_ADDR=127.0.0.1, MASTER_PORT=\d+: the store .* is gone \("):
             do()
+    assert meeting.has_ended()
+    with pytest.raises(OSError, match="rank 0 cannot be told"):
+        meeting.send({})
     if meeting.leads:
         meeting.end(1)
     meeting.leave()
@@ -448,6 +466,56 @@ def test_what_torchrun_says_is_understood() -> None:
     for num_here in ("0", "3"):
         with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE={num_here}: .* every machine must have as many"):
             Torchrun.from_environment(found | {"LOCAL_WORLD_SIZE": num_here})
+
+
+# What they tell each other
+
+
+def meetings(size: int) -> list[Meeting]:
+    """Those of the processes of a job, all of them here; the first one's serves the store."""
+    port = free_port()
+    return [Meeting(Torchrun(rank, size, rank, size, "127.0.0.1", port)) for rank in range(size)]
+
+
+def test_every_process_is_compared_and_those_that_do_not_lead_may_write_and_speak_otherwise() -> None:
+    first, second, third = meetings(3)
+    config = {"seed": 1, "run_dir": "here", "console": "auto", "wandb": {"mode": "online"}}
+    otherwise = {"run_dir": "there", "console": "off", "wandb": {"mode": "disabled"}}
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(second.compare, config | otherwise), pool.submit(third.compare, config | {"seed": 2})]
+        with pytest.raises(ConfigError, match=r"^rank 2 on .*: seed is 2 there and 1 here$"), first.refusing():
+            first.compare(config)
+        for other in others:
+            with pytest.raises(ToldElsewhere, match=r"^rank 2 on .*") as caught:
+                other.result()
+            assert caught.value.exit_code == 2
+
+
+def test_events_come_all_at_once_in_the_order_of_each_process_and_do_not_stay() -> None:
+    first, *others = meetings(3)
+    num_before = first._store.num_keys()
+    for number in range(3):
+        for rank, other in enumerate(others, start=1):
+            other.send({"number": 10 * rank + number})
+    assert first.receive() == [(number // 10, {"number": number}) for number in (10, 11, 12, 20, 21, 22)]
+    assert first._store.num_keys() == num_before
+    others[1].send({"number": 23})
+    assert first.receive() == [(2, {"number": 23})] and first.receive() == []
+
+
+def test_who_serves_the_store_leaves_last() -> None:
+    first, second = meetings(2)
+    left = []
+
+    def leave() -> None:
+        left.append(second)
+        second.leave()
+
+    later = threading.Timer(0.3, leave)
+    later.start()
+    first.leave()
+    assert left
+    later.join()
 
 
 # Their clocks, and the word that travels
