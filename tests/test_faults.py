@@ -462,6 +462,20 @@ def test_what_diverges_after_another_error_is_not_its_cause() -> None:
     assert first_of_own([error(2, (5, 0)), error(3, (1, 0)), error(4)]) == error(3, (1, 0))
 
 
+def test_where_nobody_tells_more_the_first_that_lost_a_neighbour_is_named(tmp_path: Path) -> None:
+    lost = {
+        "peer_lost": True,
+        "diverged_order": None,
+        "is_config": False,
+        "is_expected": False,
+        "message": "it is gone",
+    }
+    errors = [{**lost, "time_ns": time_ns, "module": module} for time_ns, module in ((5, 1), (3, 2), (4, 3))]
+    processes = supervisor.Supervisor(lambda *_: [], 3, tmp_path, needs_store=False)
+    told = f"module 2 failed before the first step: it is gone; see {tmp_path / 'rank_2.log'}"
+    assert str(processes._first_cause(errors)) == told
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import assert_same_run, call, read_records, tiny_config
+from harness import ListConnection, assert_same_run, call, read_records, tiny_config
 from programs import Forked
 from test_faults import living_processes, wait_until
 from test_hanging import GREEDY
@@ -30,8 +30,10 @@ from fr_bench.launching import meeting as meeting_module
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members
 from fr_bench.measuring import clocks
+from fr_bench.measuring.stopwatch import Span
 from fr_bench.planning.plan import make_plan
 from fr_bench.processes.board import Board
+from fr_bench.processes.reporter import Reporter
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.records.run_directory import await_directory
 from fr_bench.transport.relay import PAUSE, STOP, Relay
@@ -193,6 +195,16 @@ def test_an_error_of_a_machine_that_has_been_up_for_longer_is_not_of_the_future(
     members = Members(plan, tmp_path, Board(), None, TellingMeeting(error))  # type: ignore[arg-type]
     received = [*members._receive(), *members._receive()]
     assert received == [error]
+
+
+def test_of_several_that_lost_a_neighbour_the_first_is_named(tmp_path: Path) -> None:
+    """Those beside it lose it in turn."""
+    lost = {"peer_lost": True, "diverged_order": None, "message": "PeerLost: module 2 is gone: Connection closed"}
+    later, first = ({**lost, "time_ns": 10 * step, "module": 5 - step, "step": step} for step in (4, 2))
+    members = Members(make_plan(tiny_config("fr", 3, "gloo")), tmp_path, Board(), None, TellingMeeting())  # type: ignore[arg-type]
+    for errors in ([later, first], [first, later]):
+        told = "module 3 lost its neighbour in step 3 (module 2 is gone); torchrun tells how that process ended"
+        assert str(members._first_cause(errors)) == told
 
 
 # Processes that do not fit
@@ -566,6 +578,16 @@ def test_the_answer_of_the_shortest_round_trip_was_given_in_its_middle(monkeypat
     monkeypatch.setattr(dist, "send", send)
     monkeypatch.setattr(dist, "recv", receive)
     assert clocks.offset_ns(1, 2, lambda: now_ns[0]) == ahead_ns
+
+
+def test_what_another_machine_tells_is_on_the_clock_of_the_first() -> None:
+    connection, ahead_ns = ListConnection(), 10**15
+    reporter = Reporter(connection, [-1])
+    reporter.offset_ns = ahead_ns
+    reporter.send_trace(1, [Span("play", 1, 3, 7)])
+    (event,) = connection.events
+    assert event["spans"] == [("play", ahead_ns + 1, ahead_ns + 3, 7)]
+    assert abs(event["time_ns"] - ahead_ns - time.monotonic_ns()) < 60 * 10**9
 
 
 def test_the_word_reaches_every_module_in_every_iteration(tmp_path: Path) -> None:
