@@ -16,13 +16,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fr_bench.errors import ConfigError
-from fr_bench.measuring.categories import CATEGORIES
+from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.fr import FeaturesReplay
+from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.passes import Pass
 from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.plan import make_plan
-from fr_bench.training.memory import Peak, PeakMemory, peak_resident_bytes, unexplained
+from fr_bench.training import evaluation
+from fr_bench.training.memory import Account, Peak, PeakMemory, peak_resident_bytes, unexplained
 from fr_bench.workers.worker import build_modules
 
 RESNET20 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet20", "depth": 20}
@@ -341,6 +343,29 @@ def test_what_no_category_explains_is_never_negative() -> None:
     assert unexplained({"parameters": 30, "activations": 90}, peak=100) == 0
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_no_category_explains_is_told_of_a_module_that_has_its_gpu_process_alone(
+    k: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak is the process's, of whichever of its modules."""
+    take, gpu = Account.take, torch.device("cuda")
+    monkeypatch.setattr(Account, "take", lambda self, size, _, peak, alone: take(self, size, gpu, peak, alone))
+    accounts = last_accounts(run_serial(tiny_config("fr", k), tmp_path), k)
+    assert [OTHER in account for account in accounts] == [k == 1] * k
+
+
+def test_an_evaluation_builds_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = []
+
+    def watched(h: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        outputs.append(h)
+        return loss_sum(h, targets)
+
+    monkeypatch.setattr(evaluation, "loss_sum", watched)
+    run_serial(tiny_config("fr", 2), tmp_path)
+    assert outputs and not any(h.requires_grad for h in outputs)
+
+
 def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a counter in place of the GPU's."""
     allocated = [0]
@@ -367,6 +392,9 @@ def test_the_peak_on_a_gpu_is_that_of_training_alone(monkeypatch: pytest.MonkeyP
     assert peak.take().as_record() == {"peak": 25, "reserved": 40}
     allocated.append(60)
     assert peak.take() == Peak(60 + 5, 120)  # nothing was trained: what there was until then
+    for of_a_process in ({"peak": 90, "reserved": 70}, {"peak": 50, "reserved": 95}):  # before its modules were in one
+        peak.load_state_dict(of_a_process)
+    assert peak.take() == Peak(90, 95)
 
 
 def test_the_peak_on_the_cpu_is_that_of_the_process() -> None:
