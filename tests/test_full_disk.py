@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from harness import read_records, tiny_config
 from test_faults import run_here
 
 from fr_bench.errors import RunFailed
 from fr_bench.launching.launch import run_training
+from fr_bench.measuring.profiling import record_profile
 from fr_bench.records.sinks import JsonLinesSink
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog
 
@@ -100,6 +102,19 @@ def test_before_the_first_step_too(small_disk: Callable[[str], Path]) -> None:
     with pytest.raises(RunFailed, match=rf"{folder / 'config.yaml'}: cannot be written"):
         run_training(tiny_config("bp", 1), folder)
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_profile_for_which_there_is_no_room_leaves_what_there_is_to_others(
+    small_disk: Callable[[str], Path],
+) -> None:
+    folder = small_disk("size=64k")
+    (folder / "profile_1.json").write_text('{"traceEvents": []}')  # of an earlier attempt
+    with record_profile(on_gpu=False) as recording:
+        for _ in range(500):
+            torch.ones(3).sum()
+    with pytest.raises(OSError, match="No space left on device"):
+        recording.write(folder / "profile_1.json")
+    assert list(folder.iterdir()) == []
 
 
 def test_a_record_is_written_whole_or_not_at_all(small_disk: Callable[[str], Path]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -54,17 +55,39 @@ class Recording:
 
         Returns:
             The file, and the GPU's load.
+
+        Raises:
+            OSError: the disk is full, or the like; nothing is left behind.
         """
-        self._profiler.export_chrome_trace(str(path))
-        content = path.read_bytes()
-        load = device_load(json.loads(content)["traceEvents"])
         compressed = path.with_name(f"{path.name}.gz")
-        compressed.unlink(missing_ok=True)  # of an earlier attempt
-        if len(content) <= LARGEST_PLAIN_BYTES:
-            return path, load
-        compressed.write_bytes(gzip.compress(content, compresslevel=3))
-        path.unlink()
-        return compressed, load
+        files = (path, compressed, path.with_name(f"{path.name}.tmp"))  # the last is the profiler's, until all is there
+        try:
+            for each in files:
+                each.unlink(missing_ok=True)  # of an earlier attempt
+            self._profiler.export_chrome_trace(str(path))
+            if not path.exists():
+                _refuse(path)
+            content = path.read_bytes()
+            load = device_load(json.loads(content)["traceEvents"])
+            if len(content) <= LARGEST_PLAIN_BYTES:
+                return path, load
+            compressed.write_bytes(gzip.compress(content, compresslevel=3))
+            path.unlink()
+            return compressed, load
+        except OSError:
+            for each in files:
+                with suppress(OSError):
+                    each.unlink(missing_ok=True)
+            raise
+
+
+def _refuse(path: Path) -> NoReturn:
+    """Raises the OSError for which ``path`` could not be written. The profiler does not tell: we find it ourselves."""
+    with path.open("wb") as stream:
+        stream.write(bytes(2**16))
+        stream.flush()
+        os.fsync(stream.fileno())
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 @contextmanager
