@@ -47,7 +47,7 @@ def test_a_device_is_busy_with_kernels_copies_and_fills_and_with_nothing_else() 
     ]
     assert device_load(events) == DeviceLoad(23e-6, 2)
     assert device_load(events).over(2) == {"busy_s": 11.5e-6, "num_kernels": 1.0}
-    assert device_load([*events, on_device("kernel", 0, 100, device=1)]) == DeviceLoad(100e-6, 3)  # the busiest
+    assert device_load([*events, on_device("kernel", 100, 130, device=1)]) == DeviceLoad(30e-6, 3)  # the busiest
 
 
 def test_without_a_device_nothing_is_known_of_it() -> None:
@@ -71,6 +71,8 @@ def test_a_large_trace_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write()
     assert [each.name for each in tmp_path.iterdir()] == ["profile_1.json.gz"] == [path.name]
     assert "traceEvents" in json.loads(gzip.decompress(path.read_bytes()))
+    monkeypatch.undo()
+    assert [write()] == [*tmp_path.iterdir()] == [tmp_path / "profile_1.json"]  # what an earlier attempt left is gone
 
 
 def test_on_the_cpu_the_profiler_does_not_complain_of_a_gpu() -> None:

@@ -125,6 +125,17 @@ def test_a_device_that_lags_behind_is_not_waited_for(watch: DeviceStopwatch, dev
     assert watch.take()["play_s"] == pytest.approx(7 * LOOK_EVERY / 1000)
 
 
+def test_what_another_stream_has_to_do_is_waited_for_too(device: FakeDevice) -> None:
+    other = FakeDevice()
+    streams = iter([device, device, other, device, device])  # of the base, and of begin and end of two spans
+    watch = DeviceStopwatch(torch.device("cuda"), lambda: next(streams).make_event())
+    with watch.span("play", 0):
+        device.work(10)
+        other.work(10)
+    work(watch, device, "step", 5)
+    assert watch.take() == pytest.approx({"play_s": 0.01, "learn_s": 0.005, "wait_s": 0.0, "send_s": 0.0})
+
+
 def test_what_is_paused_is_not_timed_even_within_a_pause(watch: DeviceStopwatch, device: FakeDevice) -> None:
     work(watch, device, "play", 1)
     with watch.paused():
