@@ -228,6 +228,10 @@ def test_one_that_is_made_from_ours_and_says_nothing_else_is_taken_to_take_as_lo
     assert time.notes == [*ours.notes, f"'mine' is taken to take as long as {ends_with}, which it is made from"]
 
 
+def test_the_time_of_replicas_is_not_predicted() -> None:
+    assert predict_time(make_plan(tiny_config("fr", 2, "gloo", replicas=2))) is None
+
+
 def test_a_frozen_module_takes_no_step() -> None:
     plan, time = predicted("bp", 2)
     _, frozen = predicted("bp", 2, freeze=[1])

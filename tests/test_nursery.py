@@ -7,6 +7,8 @@ import gc
 import mmap
 import multiprocessing
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 from programs import Forked
 
+from fr_bench.errors import RunFailed
 from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.processes.child import IGNORED, tidy_up
@@ -81,6 +84,49 @@ def test_each_process_has_the_folder_and_the_variables_of_this_moment(
     monkeypatch.delenv("FR_BENCH_TEST")
     assert look(tmp_path, 1)[0]["variable"] is None
     assert len(servers) == 1 and os.getpid() not in servers
+
+
+@dataclass
+class End:
+    """A process that ends: well, in the middle of its work, or not by itself."""
+
+    modules: list[int]
+    how: str = "well"
+    cannot_be_sent: Any = None
+
+    def run(self, _: Reporter) -> None:
+        if self.how == "in the middle":
+            os._exit(3)
+        if self.how == "never":
+            time.sleep(600)
+
+
+def test_a_process_that_has_ended_well_is_silent_and_does_not_hang(tmp_path: Path) -> None:
+    """While others have still something to do."""
+    with (
+        watch_signals() as signals,
+        Supervisor(lambda *_: [End([1])], 1, tmp_path, needs_store=False, hang_timeout_s=60) as supervisor,
+    ):
+        assert [event for event in supervisor.events(signals) if event]
+        supervisor._silence._silent_s = [1000.0]
+        assert supervisor._silence.hangs(0)
+        supervisor._refuse_hanging()
+
+
+def test_a_process_that_has_ended_well_is_not_blamed_for_another(tmp_path: Path) -> None:
+    tasks = [End([1]), End([2], "in the middle")]
+    told = f"module 2 ended with exit code 3 before the first step; see {tmp_path / 'rank_2.log'}"
+    with watch_signals() as signals, Supervisor(lambda *_: tasks, 2, tmp_path, needs_store=False) as supervisor:
+        supervisor._started[0].process.join()
+        with pytest.raises(RunFailed, match=f"^{re.escape(told)}$"):
+            list(supervisor.events(signals))
+
+
+def test_where_one_process_cannot_be_started_those_before_it_end(tmp_path: Path) -> None:
+    tasks = [End([1], "never"), End([2], cannot_be_sent=lambda: None)]
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        Supervisor(lambda *_: tasks, 2, tmp_path, needs_store=False)
+    assert multiprocessing.active_children() == []
 
 
 def test_signals_in_its_first_moment_do_not_end_the_server() -> None:

@@ -325,3 +325,13 @@ def test_a_gpu_is_shared_if_another_module_of_the_machine_is_on_it(
     launch = None if rank is None else SimpleNamespace(rank=rank, local_world_size=2)
     task = SimpleNamespace(plan=SimpleNamespace(devices=devices), modules=modules, launch=launch)
     assert shares_gpu(task) is expected  # type: ignore[arg-type]
+
+
+def test_where_modules_share_a_gpu_nobody_says_how_long_they_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one of them computes for the other takes as long in all its spans."""
+    for shared in (False, True):
+        monkeypatch.setattr("fr_bench.workers.worker.shares_gpu", lambda _, shared=shared: shared)
+        times = run_serial(tiny_config("fr", 2), tmp_path / str(shared)).of("time")
+        assert len(times) == 4 and all(("wait_s" in record) is not shared for record in times)

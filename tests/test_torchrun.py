@@ -295,12 +295,15 @@ def test_processes_that_wait_for_each_other_for_ever_are_told_so(
     assert "; module 2 for a word from module 1. " in told and told.count("\n") == 1
 
 
-def test_a_module_that_calls_exit_and_has_no_log_to_write_to_is_named(job: Job, tmp_path: Path) -> None:
+def test_a_module_that_calls_exit_and_has_no_log_to_write_to_is_named(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     model = "_target_: tiny_models.bad_day\nname: bad_day\nwhat: exit\nat: 20\n"
     (tmp_path / "mine" / "model" / "bad_day.yaml").write_text(model)
     for number in (1, 2):
         (tmp_path / "run" / f"rank_{number}.log").mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))  # where torchrun looks for the cause
     for rank in (1, 0):
         job.start(
             rank, "--config-dir", str(tmp_path / "mine"), "k=2", "partition=[1]", "model=bad_day", "hang_timeout=60"
@@ -308,6 +311,7 @@ def test_a_module_that_calls_exit_and_has_no_log_to_write_to_is_named(job: Job, 
     (other_code, other_told), (code, told) = job.end()
     assert (code, other_code, other_told) == (1, 1, ""), (told, other_told)
     assert told.startswith("fr-bench: module 2 failed in step ") and ": SystemExit: " in told
+    assert "message" in (tmp_path / "error.json").read_text()
 
 
 OF_ANOTHER_VERSION = """
@@ -513,6 +517,13 @@ def test_events_come_all_at_once_in_the_order_of_each_process_and_do_not_stay() 
     assert first._store.num_keys() == num_before
     others[1].send({"number": 23})
     assert first.receive() == [(2, {"number": 23})] and first.receive() == []
+
+
+def test_what_is_not_of_this_program_is_said_to_be_on_the_port() -> None:
+    first, second = meetings(2)
+    second._store.set("hello/1", "GET / HTTP/1.1")
+    with pytest.raises(ConfigError, match=r"^MASTER_PORT=\d+: another program has written there$"):
+        first.hear("hello/1")
 
 
 def test_who_serves_the_store_leaves_last() -> None:
