@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import call, read_records, tiny_config, train_here
+from harness import PEERS, call, read_records, tiny_config, train_here
 
+from fr_bench.bench import time_prediction
 from fr_bench.bench.time_prediction import TimePrediction, predict_time
 from fr_bench.commands.dry_run import report
 from fr_bench.errors import ConfigError
@@ -215,6 +216,7 @@ def test_in_one_process_the_modules_take_turns() -> None:
     work_s = sum(block.forward + block.backward + block.step for block in costs.blocks)
     assert time.step_s == pytest.approx(costs.load + plays_s + work_s)
     assert any("take turns" in note for note in time.notes)
+    assert time.fill_s == 0
 
 
 @pytest.mark.parametrize("method", ["fr", "ddg"])
@@ -280,3 +282,30 @@ def test_a_network_that_is_trained_beside_takes_time(method: str) -> None:
 
 def test_the_time_of_a_run_counts_the_filling_of_its_pipe() -> None:
     assert TimePrediction(step_s=2.0, fill_s=3.0, measured_on="", measured_at=0.0, notes=[]).training_time_s(10) == 23.0
+
+
+def test_what_messages_between_machines_cost_is_not_known_and_that_is_said() -> None:
+    _, time = predicted("bp", 2, "gloo")
+    _, local = predicted("bp", 2, "ipc")
+    note = "messages over gloo are taken to cost nothing"
+    assert note in time.notes and note not in local.notes and time.step_s < local.step_s
+
+
+def test_more_micro_batches_make_the_step_of_a_pipeline_shorter() -> None:
+    times = []
+    for number in (1, 4):
+        pipeline = PEERS["gpipe"] | {"microbatches": number}
+        times.append(predict_time(make_plan(tiny_config("gpipe", 2, "gloo", method=pipeline))))
+    one, four = times
+    assert one is not None and four is not None and four.step_s < one.step_s
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1.0), (2, 2.0), (8, 2.0)])
+def test_modules_on_the_cores_of_one_machine_take_as_long_as_all_their_work_there(
+    threads: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them on two cores, with a second of work each."""
+    monkeypatch.setattr(time_prediction, "usable_cores", lambda: 2)
+    plan = replace(make_plan(tiny_config("fr", 2, "ipc")), threads=threads)
+    step_s, fill_s, notes = time_prediction._on_shared_devices(plan, 1.0, 0.5, (1.0, 1.0))
+    assert (step_s, fill_s, len(notes)) == (expected, 0.5, int(expected > 1))

@@ -234,6 +234,12 @@ def test_a_run_that_goes_on_is_not_profiled_a_second_time(tmp_path: Path) -> Non
     assert [record["kind"] for record in read_records(tmp_path / "early")].count("profile") == 1
 
 
+def test_one_that_a_checkpoint_cuts_short_is_of_the_iterations_until_then(tmp_path: Path) -> None:
+    train_here(tiny_config("fr", 2, profile=3, eval_every=2, checkpoint={"every": 6}), tmp_path)
+    (record,) = (record for record in read_records(tmp_path) if record["kind"] == "profile")
+    assert (record["step"], record["iterations"]) == (6, 2)
+
+
 def test_a_trace_that_cannot_be_written_is_told_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -478,6 +478,8 @@ def test_what_torchrun_says_is_understood() -> None:
     found |= {"MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
     launch = Torchrun.from_environment(found)
     assert launch == Torchrun(5, 8, 1, 4, "a", 29500, agent_serves=True, attempt=2)
+    named = Torchrun.from_environment(found | {"TORCHELASTIC_RUN_ID": "mine"})
+    assert named is not None and named.job == "mine"  # of several jobs at one store
     assert not launch.leads and launch.num_machines == 2
     for num_here in ("0", "3"):
         with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE={num_here}: .* every machine must have as many"):
