@@ -29,6 +29,19 @@ def test_a_stretch_ends_with_its_slowest_module_whichever_is_heard_last() -> Non
     assert clock.closed_s == 6
 
 
+def test_the_end_of_a_stretch_may_be_heard_after_the_next_has_begun() -> None:
+    """From another pipe."""
+    clock = TrainingClock(num_modules=2)
+    clock.begin(10 * SECOND)
+    clock.end([1], 14 * SECOND)
+    clock.begin(20 * SECOND)
+    clock.end([2], 16 * SECOND)
+    assert clock.closed_s == 6 and clock.at(21 * SECOND) == 7
+    clock.end([1], 24 * SECOND)
+    clock.end([2], 25 * SECOND)
+    assert clock.closed_s == 11 == clock.at(100 * SECOND)
+
+
 def test_the_clock_starts_with_module_1_alone() -> None:
     """Each process tells of its begin."""
     collector = Collector(num_modules=2, steps_per_epoch=4, batch_size=8, in_parallel=True)

@@ -26,7 +26,7 @@ from fr_bench.checkpoints.files import whole_folders
 from fr_bench.errors import Diverged
 from fr_bench.launching import supervisor
 from fr_bench.launching.launch import as_told
-from fr_bench.processes.events import first_of_own
+from fr_bench.processes.events import InOrder, first_of_own
 
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
@@ -452,6 +452,18 @@ def test_in_one_process_too_the_first_module_that_diverged_is_named_not_those_be
         train_here(tiny_config("fr", 3, model=model, log_every=7), tmp_path / "run")
     assert (caught.value.step, caught.value.module) == (4, 2)
     assert read_records(tmp_path / "run") == []  # nothing was evaluated after step 5
+
+
+def test_events_of_several_pipes_come_in_the_order_in_which_they_happened() -> None:
+    def happened(until: int) -> list[int]:
+        return [event["time_ns"] for event in waiting.take(until)]
+
+    waiting = InOrder()
+    for time_ns in (5, 2, 9, 3):
+        waiting.add({"event": "train", "time_ns": time_ns})
+    assert happened(until=5) == [2, 3, 5] and waiting
+    waiting.add({"event": "train", "time_ns": 7})
+    assert happened(until=10) == [7, 9] and not waiting
 
 
 def test_what_diverges_after_another_error_is_not_its_cause() -> None:
