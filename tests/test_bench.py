@@ -353,8 +353,16 @@ def test_every_method_has_one_step_in_an_iteration_and_ends_it_with_that(method:
 
 
 def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:
-    found = contenders(methods=["bp", "fr"], k=[2])
-    words = ["bp", "bp compile=true", "fr", "fr compile=true", "fr transport=ipc compile=true", "fr precision=bf16"]
+    found = contenders(methods=["bp", "fr", "ddp"], k=[2])
+    words = [
+        "bp",
+        "bp compile=true",
+        "ddp compile=true",
+        "fr",
+        "fr compile=true",
+        "fr transport=ipc compile=true",
+        "fr precision=bf16",
+    ]
     times = {"bp": 4.0, "bp compile=true": 3.0}
     by_k = {(each.method, each.k): each for each in found}
     rows = [
@@ -369,6 +377,7 @@ def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:
     assert found_ups["fr compile=true", 2] == found_ups["fr transport=ipc compile=true", 2] == (0.75, 1.5)
     assert found_ups["fr precision=bf16", 2] == (None, None)
     assert found_ups["bp compile=true", 2] == (2.0 / 3.0, 4.0 / 3.0)
+    assert found_ups["ddp compile=true", 2] == (1.0, 2.0)  # a peer with BP as it is
 
 
 def test_speed_ups_are_ratios_of_medians_efficiency_and_waiting_shares_of_all_the_time() -> None:
@@ -388,6 +397,9 @@ def test_speed_ups_are_ratios_of_medians_efficiency_and_waiting_shares_of_all_th
     assert (fr.limit, fr.efficiency) == pytest.approx((11 / 5, 5 / 5.5))  # the top is the busiest: 5 seconds
     assert fr.busy_s == [4.0, 5.0] and fr.waiting_share == [1 / 5.5, 0.0]
     assert rows[0].limit is None and rows[2].limit is None and rows[1].efficiency is None
+    assert rows[1].speedup_vs_locked is None and rows[2].speedup_vs_locked == 1
+    pipeline = contenders(methods=["gpipe"], k=[2])[-1]
+    assert make_row(pipeline, [measurement(1.0)]).num_microbatches == pipeline.num_microbatches is not None
     # The lower module is done with its own work after 4 seconds, the top after 5: that is the pace. Locked: one by one.
     # (The half second that neither computed nor waited in is part of their work.)
     assert simulated_step_s(fr) == pytest.approx(5.5) and simulated_step_s(rows[0]) is None
