@@ -388,8 +388,9 @@ def test_of_each_block_its_output_and_whether_it_trains_are_those_of_that_block(
 ) -> None:
     """The first block is frozen, and halves what comes out; the second makes ten classes of it."""
     blocks = [("frozen", nn.Linear(8, 4).requires_grad_(False)), ("head", nn.Linear(4, 10))]
-    costs = NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 2, [0.0] * 2)
+    costs = NetworkCosts([BlockCost(1.0, 1.0, 2.0)] * 2, [0.0] * 2, load=0.25)
     monkeypatch.setattr("fr_bench.bench.forecast.costs_of_plan", lambda *_, **__: costs)
     found = _measured_network({"bp": make_plan(tiny_config("bp", 1))}, blocks, torch.zeros(3, 8), [], {})
     assert (found.output_bytes, found.trains) == ([3 * 4 * 4, 3 * 10 * 4], [False, True])
     assert found.parameter_bytes == (4 * 10 + 10) * 4
+    assert found.load_s == 0.25 and found.blocks == costs.blocks
