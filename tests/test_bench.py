@@ -531,7 +531,7 @@ def test_what_is_accounted_for_is_all_that_a_module_holds(tmp_path: Path) -> Non
     (fr,) = (each for each in make_contenders(settings, config_of) if each.label == "fr K=2")
     found = measuring.measure(fr, settings, tmp_path / "run", SignalWatch()).accounted_bytes
     for num_bytes, predicted in zip(found, fr.plan.predicted_memory, strict=True):
-        assert abs(num_bytes - sum(predicted.values())) < predicted["buffers"] / 4
+        assert num_bytes == sum(predicted.values())
 
 
 def test_a_bench_leaves_a_table_a_file_and_a_figure(tmp_path: Path) -> None:

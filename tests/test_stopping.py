@@ -17,6 +17,7 @@ from fr_bench.errors import Interrupted
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.processes.board import Board
 from fr_bench.processes.reporter import Reporter
+from fr_bench.processes.signals import held_back
 
 
 def checkpointer(board: Board, folder: Path, queue: DeviceQueue | None, leads: bool) -> Checkpointer:
@@ -57,6 +58,18 @@ def test_a_signal_sent_twice_at_once_is_one_wish(monkeypatch: pytest.MonkeyPatch
         now_s[0] += later_s
         watch.handle(signal.SIGTERM, None)
         assert watch.is_impatient is is_impatient
+
+
+def test_signals_that_are_held_back_arrive_afterwards() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: received.append(number))
+    try:
+        with held_back([signal.SIGUSR2]):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert received == []
+        assert received == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize(("number", "within_s"), [(signal.SIGTERM, 25), (signal.SIGUSR2, 110), (None, math.inf)])
