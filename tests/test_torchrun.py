@@ -528,7 +528,8 @@ def test_what_is_not_of_this_program_is_said_to_be_on_the_port() -> None:
         first.hear("hello/1")
 
 
-def test_who_serves_the_store_leaves_last() -> None:
+def test_who_serves_the_store_leaves_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fr_bench.launching.meeting.LINGER_S", PATIENCE_S)  # however slow this machine is
     first, second = meetings(2)
     left = []
 
