@@ -1225,6 +1225,17 @@ def test_records_that_are_no_longer_there_are_missed(tmp_path: Path, capsys: pyt
     assert read_records(run)[-1]["step"] == 10
 
 
+def test_no_records_are_missed_where_fewer_were_asked_for_before(tmp_path: Path) -> None:
+    """Cut off before its first record, a run goes on with more of them, and is cut off before the next is due."""
+    directory, checkpoint = RunDirectory(tmp_path / "run"), {"every": 1}
+    few, more = (tiny_config("bp", 2, log_every=log_every, checkpoint=checkpoint) for log_every in (9, 5))
+    train_here(few, directory.path, cut_off_at=9)
+    train_here(more, directory.path, cut_off_at=10)
+    start = decide(more, directory, print)
+    assert start.resumption is not None and start.resumption.step == 9
+    assert bring_records(start, directory).lost == []
+
+
 def test_a_checkpoint_is_read_without_running_code_and_named_by_blocks() -> None:
     checkpoints = made_once(tiny_config("fr", 3), stopped_after=5) / "checkpoints"
     folder = folder_of(checkpoints, 5)

@@ -206,6 +206,8 @@ class Checkpointer:
                     "gradients_sent": gradients["num_sent"],
                     "gradients_received": gradients["num_received"],
                 }
+                if meter is not None and module.is_top:
+                    facts[module.number]["steps_since_record"] = meter.num_batches("interval")
             link.forget_gradients()
         if failure is not None:
             numbers_here = [module.number for module, _, _ in parts]

@@ -83,9 +83,11 @@ def _lost(start: Start, kept: list[Record], path: Path) -> list[str]:
     """A checkpoint is younger than the `train` records before it, but files can be removed, or restored from a copy."""
     if start.resumption is None:
         return []
-    step, log_every = start.resumption.step, start.resumption.checkpoint.manifest["config"]["log_every"]
+    step, manifest = start.resumption.step, start.resumption.checkpoint.manifest
     last = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
-    if step - last < log_every:
+    told = [module["steps_since_record"] for module in manifest["modules"] if "steps_since_record" in module]
+    # Older checkpoints do not tell; with `log_every` alone one from before it was made smaller seems to lack records.
+    if step - last <= (told[0] if told else manifest["config"]["log_every"] - 1):
         return []
     return [f"{path} has no record of steps {last + 1} to {step}: they count in no figure and in no table."]
 
