@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import read_records, read_weights, run_processes, tiny_config, train_here
 from test_readme import ROOT, blocks
+from test_tokens import KEYS
 
 from fr_bench.checkpoints.files import weights_file
 from fr_bench.errors import ConfigError
@@ -59,6 +60,16 @@ def test_the_model_computes_as_the_run_did(precision: str, tmp_path: Path) -> No
     loss = torch.nn.functional.cross_entropy(logits.to(images.dtype), labels)
     records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
     assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-12 if precision == "fp64" else 1e-6)
+
+
+def test_small_labels_are_had_as_the_loss_wants_them(tmp_path: Path) -> None:
+    dataset = {"_target_": "tiny_data.floats", "name": "floats", "labelled": "int32", **KEYS}
+    train_here(tiny_config("bp", 1, model=MLP, dataset=dataset), tmp_path)
+    points, labels = load_test_set(tmp_path, trust=True)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(load_model(tmp_path, trust=True)(points), labels)
+    records = [record for record in read_records(tmp_path) if record["kind"] == "eval"]
+    assert float(loss) == pytest.approx(records[-1]["test_loss"], rel=1e-5)
 
 
 def test_a_checkpoint_is_had_by_its_step(run_dir: Path, tmp_path: Path) -> None:

@@ -295,6 +295,18 @@ def test_the_predicted_memory_is_that_of_a_run_with_the_same_cuts(
     assert len(rows) == 4 and all(row.speedup_vs_locked for row in rows)
 
 
+def test_where_memory_is_not_predicted_a_simulation_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def config_of(words: Sequence[str]) -> dict[str, Any]:
+        values = dict(word.split("=", 1) for word in words)
+        return tiny_config(values["method"], int(values["k"]), "ipc", precision="bf16")
+
+    forecast = make_forecast(make_simulate_settings({"k": [2], "methods": ["bp", "fr"]}), [1], config_of)
+    assert all(row.speedup_vs_locked and row.predicted_memory is None for row in forecast.rows)
+    assert not any(note.startswith("memory:") for note in forecast.notes)
+
+
 class OwnDni(DecoupledNeuralInterfaces):
     """Nothing else."""
 

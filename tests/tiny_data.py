@@ -31,9 +31,11 @@ def tokens(
     return Dataset(splits[0], splits[1], None, num_classes)
 
 
-def floats(num_features: int = 5, num_train: int = 44, num_test: int = 22, dtype: str = "float64") -> Dataset:
+def floats(
+    num_features: int = 5, num_train: int = 44, num_test: int = 22, dtype: str = "float64", labelled: str = "int64"
+) -> Dataset:
     """Points in two clouds."""
-    labels = draw(num_train + num_test, high=2)
+    labels = draw(num_train + num_test, high=2).to(getattr(torch, labelled))
     noise = torch.randn(len(labels), num_features, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     points = (noise + 2 * labels.view(-1, 1)).to(getattr(torch, dtype))
     splits = [Split(points[part], labels[part]) for part in (slice(num_train), slice(num_train, None))]
