@@ -467,6 +467,9 @@ def test_speed_up_is_drawn_over_both_references_beside_the_limits(tmp_path):
         assert list(limit.get_xdata()) == [1, 2, 3, 4]
         assert list(limit.get_ydata()) == [balanced_limit("fr", k) for k in (1, 2, 3, 4)]
         assert limit.is_dashed()
+    (locked,) = curves(over_locked, LOOKS["bp"].color)
+    assert list(locked.get_xdata()) == [2, 4]  # of one module there is no locked BP
+    assert [axes.get_ylim() for axes in (over_single, over_locked)] == [(0, pytest.approx(1.08 * 4.0))] * 2
     assert legend_words(drawing) == ["BP (n = 1)", "FR (n = 1)", "limit of FR"]
     assert "one device a module" in legend_title(drawing) and "one device a module" in drawing.notes[0]
 
@@ -503,8 +506,22 @@ def test_a_speed_up_without_limits_does_not_explain_them(tmp_path):
 def test_speed_up_without_a_reference_is_left_out(tmp_path):
     write_run(tmp_path / "fr")
     write_run(tmp_path / "bp", "bp", k=1, model="another")
-    left_out = draw(tmp_path / "fr")["speedup"]
-    assert isinstance(left_out, Omission) and "BP with K = 1" in left_out.reason
+    for folder in ("fr", "bp"):  # BP is over itself
+        left_out = draw(tmp_path / folder)["speedup"]
+        assert isinstance(left_out, Omission) and "BP with K = 1" in left_out.reason
+
+
+def test_methods_that_keep_their_graphs_share_a_limit(tmp_path):
+    def limits() -> list[tuple[str, str]]:
+        lines = panels(draw(tmp_path)["speedup"])[0].get_lines()
+        return [(line.get_label(), line.get_color()) for line in lines if line.get_label().startswith("limit")]
+
+    write_run(tmp_path / "bp", "bp", k=1)
+    write_run(tmp_path / "ddg", "ddg", k=2)
+    assert limits() == [("limit of DDG", LOOKS["ddg"].color)]
+    write_run(tmp_path / "dgl", "dgl", k=2)
+    [(label, color)] = limits()
+    assert label == "limit of DDG, DGL" and color not in {look.color for look in LOOKS.values()}
 
 
 def test_modules_in_one_process_are_drawn_hollow(tmp_path):
