@@ -35,10 +35,11 @@ from fr_bench.planning.costs import (
 from fr_bench.planning.measured_costs import MeasuringTask, measured_costs
 from fr_bench.planning.memory_model import MemoryModel
 from fr_bench.planning.partition import balanced_cuts, module_slices
-from fr_bench.planning.plan import make_plan
+from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 
 RESNET164 = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet164", "depth": 164}
+DEEP = {"_target_": "tiny_models.residual", "name": "tiny", "depth": 10}
 UNIFORM = NetworkCosts([BlockCost(play=1.0, forward=1.0, backward=2.0)] * 52, [0.0] * 52)
 
 
@@ -207,6 +208,8 @@ def test_equal_cuts_have_an_expected_share_too() -> None:
     assert len(plan.expected_share) == 3 and max(plan.expected_share) == 1.0
     assert plan.description()["expected_share"] == plan.expected_share
     assert make_plan(tiny_config("fr", 1, partition="auto")).expected_share == [1.0]
+    of_one = make_plan(tiny_config("fr", 2, "gloo")).expected_share
+    assert make_plan(tiny_config("fr", 2, "gloo", replicas=2)).expected_share == of_one * 2
 
 
 # --- the memory limit
@@ -249,22 +252,32 @@ def test_a_device_needs_the_memory_of_all_its_modules_and_each_machine_has_its_o
     replace(balance, num_per_machine=2).check_limit([{"parameters": 2**30}] * 4)
 
 
-def test_the_cuts_move_until_the_limit_is_kept() -> None:
-    def needed(plan: Any) -> float:  # all modules are on one device: each has a third of it
-        return 3 * max(sum(found.values()) for found in plan.predicted_memory) / 2**30
+def needed_gb(plan: Plan) -> float:
+    """All modules are on one device: each has an equal part of it."""
+    return plan.size * max(sum(found.values()) for found in plan.predicted_memory) / 2**30
 
-    model = {"_target_": "tiny_models.residual", "name": "tiny", "depth": 10}
-    free = make_plan(tiny_config("ddg", 3, model=model, partition="auto"))
-    limit_gb = needed(free) * 0.9
-    kept = make_plan(tiny_config("ddg", 3, model=model, partition="auto", memory_limit_gb=limit_gb))
-    assert kept.cuts != free.cuts and needed(kept) <= limit_gb
+
+def test_the_cuts_move_until_the_limit_is_kept() -> None:
+    free = make_plan(tiny_config("ddg", 3, model=DEEP, partition="auto"))
+    limit_gb = needed_gb(free) * 0.9
+    kept = make_plan(tiny_config("ddg", 3, model=DEEP, partition="auto", memory_limit_gb=limit_gb))
+    assert kept.cuts != free.cuts and needed_gb(kept) <= limit_gb
+    with pytest.raises(ConfigError, match=r"with partition=.* the device of module \d needs"):  # the largest does
+        make_plan(tiny_config("ddg", 3, model=DEEP, partition=free.cuts, memory_limit_gb=limit_gb))
     with pytest.raises(ConfigError, match=r"memory_limit_gb=1e-06: no cuts into k=3 modules"):
-        make_plan(tiny_config("ddg", 3, model=model, partition="auto", memory_limit_gb=1e-6))
+        make_plan(tiny_config("ddg", 3, model=DEEP, partition="auto", memory_limit_gb=1e-6))
     for partition in ("equal", [1, 2]):
         with pytest.raises(
             ConfigError, match=r"memory_limit_gb=1e-06: with partition=.* the device of module \d needs"
         ):
-            make_plan(tiny_config("ddg", 3, model=model, partition=partition, memory_limit_gb=1e-6))
+            make_plan(tiny_config("ddg", 3, model=DEEP, partition=partition, memory_limit_gb=1e-6))
+
+
+@pytest.mark.parametrize("changes", [{"freeze": [1, 2, 3], "batch_size": 4}, {"replicas": 2}])
+def test_what_frozen_modules_and_replicas_do_not_need_is_no_reason_to_cut_otherwise(changes: dict[str, Any]) -> None:
+    config = tiny_config("ddg", 3, "gloo", model=DEEP, partition="auto", **changes)
+    free = make_plan(config)
+    assert make_plan(config | {"memory_limit_gb": 1.01 * needed_gb(free)}).cuts == free.cuts
 
 
 @pytest.mark.parametrize(("method", "k", "transport"), [("bp", 1, "serial"), ("ddp", 2, "gloo")])
@@ -313,6 +326,13 @@ def test_measured_times_are_positive_and_kept_for_the_next_run(
     again = make_plan(config)
     assert (again.cuts, again.expected_share) == (plan.cuts, plan.expected_share)
     assert "timing" not in capsys.readouterr().err
+
+
+def test_nothing_is_measured_without_need(cache: Path, measured: list[MeasuringTask]) -> None:
+    """Where nothing is cut, and on a login node."""
+    make_plan(tiny_config("bp", 1, partition="measured"))
+    elsewhere = make_plan(tiny_config("fr", 3, partition="measured"), runs_here=False)
+    assert measured == [] and elsewhere.cuts == make_plan(tiny_config("fr", 3, partition="auto")).cuts
 
 
 def test_a_cache_that_is_broken_or_of_something_else_is_measured_again(
