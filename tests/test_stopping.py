@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def test_signals_that_are_held_back_arrive_afterwards() -> None:
     before = signal.signal(signal.SIGUSR2, lambda number, _: received.append(number))
     try:
         with held_back([signal.SIGUSR2]):
-            os.kill(os.getpid(), signal.SIGUSR2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
             assert received == []
         assert received == [signal.SIGUSR2]
     finally:

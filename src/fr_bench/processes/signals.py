@@ -52,8 +52,8 @@ def how_it_ended(exit_code: int | None) -> str:
 
 @contextmanager
 def held_back(numbers: Iterable[int]) -> Iterator[None]:
-    """Those of ``numbers`` that come inside arrive afterwards; a process started inside has them blocked, until it
-    says otherwise."""
+    """Those of ``numbers`` that come inside arrive afterwards, unless the process has other threads already, which may
+    take them; a thread or process started inside has them blocked, until it says otherwise."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
