@@ -52,6 +52,9 @@ METHODS["dgl"] = {
 }  # fmt: skip
 METHODS["cdni"] = {**METHODS["dni"], "name": "cdni", "conditional": True}
 
+# Nothing in it depends on the other images of a batch, and no buffer moves.
+WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "without_norm"}
+
 # What torch's own libraries exchange: these run over processes only.
 PEERS: dict[str, dict[str, Any]] = {
     "gpipe": {"_target_": "fr_bench.methods.pipeline.GPipe", "name": "gpipe", "microbatches": 4},

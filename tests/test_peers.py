@@ -12,7 +12,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import PEERS, ListConnection, Result, assert_close, assert_same, run_processes, run_serial, tiny_config
+from harness import (
+    PEERS,
+    WITHOUT_NORM,
+    ListConnection,
+    Result,
+    assert_close,
+    assert_same,
+    run_processes,
+    run_serial,
+    tiny_config,
+)
 from reference import Reference
 from torch import Tensor, nn
 
@@ -213,7 +223,6 @@ class MicroBatched:
 
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3}
-WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "without_norm"}
 
 
 def test_gpipe_with_one_micro_batch_is_bp_with_its_dropout(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from harness import METHODS, assert_close, assert_same_run, read_records, run_processes, run_serial, tiny_config
+from harness import (
+    METHODS,
+    WITHOUT_NORM,
+    assert_close,
+    assert_same_run,
+    read_records,
+    run_processes,
+    run_serial,
+    tiny_config,
+)
 from safetensors.torch import save_file
 
 from fr_bench.checkpoints.files import Checkpoint, state_file, weights_file
@@ -22,14 +31,13 @@ from fr_bench.transport.replicas import BUCKET_BYTES, Replicas
 from fr_bench.workers.resumption import Resumption, restore
 from fr_bench.workers.worker import build_modules
 
-# Batch norm normalises over a replica's share, so the numbers are equal without it.
-WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "tiny"}
 # 1.2 MB of weights in a layer: several buckets in every module.
 SEVERAL_BUCKETS = WITHOUT_NORM | {"width": 128, "depth": 4}
 
 
 def config_of(method: str, k: int, transport: str, **changes: Any) -> dict[str, Any]:
-    """In float64, with a learning rate at which the weights move far."""
+    """In float64, with a learning rate at which the weights move far, and without batch norm, which normalises over a
+    replica's share: so the numbers are those of one network."""
     settings: dict[str, Any] = {"model": WITHOUT_NORM, "precision": "fp64", "optimizer": {"lr": 0.5}}
     config = tiny_config(method, k, transport, **(settings | changes))
     if method in ("dni", "cdni"):

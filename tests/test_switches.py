@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Result, assert_close, assert_same, run_serial, run_serial_once, tiny_config
+from harness import WITHOUT_NORM, Result, assert_close, assert_same, run_serial, run_serial_once, tiny_config
 
 from fr_bench.planning.plan import make_plan
 from fr_bench.processes.torch_settings import choose_algorithms, configure_torch
 from fr_bench.workers.worker import build_modules
-
-WITHOUT_NORM = {"_target_": "tiny_models.without_norm", "name": "without_norm"}
 
 
 def run(folder: Path, **changes: Any) -> Result:

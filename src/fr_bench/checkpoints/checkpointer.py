@@ -200,14 +200,14 @@ class Checkpointer:
                 failure = f"{type(error).__name__}: {error}"
             else:
                 snapshots[module.number] = taken
-                gradients = taken.state["gradients"]
+                gradients, losses = taken.state["gradients"], taken.state["meter"]
                 facts[module.number] = {
                     "is_exact": method.resumes_exactly,
                     "gradients_sent": gradients["num_sent"],
                     "gradients_received": gradients["num_received"],
                 }
-                if meter is not None and module.is_top:
-                    facts[module.number]["steps_since_record"] = meter.num_batches("interval")
+                if losses is not None:
+                    facts[module.number]["steps_since_record"] = losses["num_batches"]["interval"]
             link.forget_gradients()
         if failure is not None:
             numbers_here = [module.number for module, _, _ in parts]

@@ -86,8 +86,9 @@ def _lost(start: Start, kept: list[Record], path: Path) -> list[str]:
     step, manifest = start.resumption.step, start.resumption.checkpoint.manifest
     last = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
     told = [module["steps_since_record"] for module in manifest["modules"] if "steps_since_record" in module]
-    # Older checkpoints do not tell; with `log_every` alone one from before it was made smaller seems to lack records.
-    if step - last <= (told[0] if told else manifest["config"]["log_every"] - 1):
+    # Older checkpoints do not tell. `log_every` does not either where it was another in an attempt before.
+    since_record = told[0] if told else manifest["config"]["log_every"] - 1
+    if step - last <= since_record:
         return []
     return [f"{path} has no record of steps {last + 1} to {step}: they count in no figure and in no table."]
 

@@ -59,11 +59,8 @@ class Recording:
         Raises:
             OSError: the disk is full, or the like; nothing is left behind.
         """
-        compressed = path.with_name(f"{path.name}.gz")
-        files = (path, compressed, path.with_name(f"{path.name}.tmp"))  # the last is the profiler's, until all is there
+        _remove(path)  # of an earlier attempt
         try:
-            for each in files:
-                each.unlink(missing_ok=True)  # of an earlier attempt
             self._profiler.export_chrome_trace(str(path))
             if not path.exists():
                 _refuse(path)
@@ -71,14 +68,24 @@ class Recording:
             load = device_load(json.loads(content)["traceEvents"])
             if len(content) <= LARGEST_PLAIN_BYTES:
                 return path, load
+            compressed = _compressed(path)
             compressed.write_bytes(gzip.compress(content, compresslevel=3))
             path.unlink()
             return compressed, load
         except OSError:
-            for each in files:
-                with suppress(OSError):
-                    each.unlink(missing_ok=True)
+            with suppress(OSError):
+                _remove(path)
             raise
+
+
+def _compressed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
+def _remove(path: Path) -> None:
+    """Removes the trace in all its forms; one that the profiler has not finished is called ``.tmp``."""
+    for each in (path, _compressed(path), path.with_name(f"{path.name}.tmp")):
+        each.unlink(missing_ok=True)
 
 
 def _refuse(path: Path) -> NoReturn:

@@ -40,10 +40,6 @@ class LossMeter:
             total += values
             self._num_batches[name] += 1
 
-    def num_batches(self, name: str) -> int:
-        """Of how many batches the next :meth:`take` is a mean."""
-        return self._num_batches[name]
-
     def take(self, name: str) -> tuple[float, float]:
         """Returns (mean loss, mean error) of the ``interval`` or ``epoch``, and starts it anew."""
         loss, error = (self._total(self._sums[name]) / self._num_batches[name]).tolist()
