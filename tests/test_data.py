@@ -206,6 +206,7 @@ def test_a_limit_keeps_a_fixed_subset_and_leaves_the_validation_images_alone() -
     again = build_dataset(SYNTHETIC | {"validation": 20, "limit": 30})
     larger = build_dataset(SYNTHETIC | {"validation": 20, "limit": 40})
     assert len(one.train.labels) == 30 and checksum(one.train) == checksum(again.train)
+    assert (checksum(one.train), checksum(one.validation)) == ("fc1dbaed0c3a130b", "28b7b7f23d592634")
     assert as_set(one.train) < as_set(larger.train)
     assert one.validation is not None and larger.validation is not None
     assert checksum(one.validation) == checksum(larger.validation)
@@ -339,7 +340,23 @@ def test_fashion_mnist_is_read_from_idx_files(folder, compress, clothes, tmp_pat
         assert np.array_equal(split.labels.numpy(), clothes[f"{part}-labels-idx1-ubyte"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "truncated before compression", "flipped bit", "not idx", "empty"])
+def test_files_put_into_the_folder_go_before_those_of_the_system_and_plain_ones_before_compressed(
+    clothes, tmp_path
+) -> None:
+    folder = tmp_path / "data" / "FashionMNIST" / "raw"
+    write_clothes(folder, clothes, compress=False)
+    for path in list(folder.iterdir()):
+        (folder / f"{path.name}.gz").write_bytes(b"")
+    write_clothes(tmp_path / "debian", {name: values[:1] for name, values in clothes.items()}, compress=False)
+    assert fashion_mnist.find(str(tmp_path / "data")) == [folder / name for name in fashion_mnist.FILES]
+    (folder / fashion_mnist.FILES[0]).unlink()
+    (folder / f"{fashion_mnist.FILES[0]}.gz").unlink()
+    assert fashion_mnist.find(str(tmp_path / "data")) == [tmp_path / "debian" / name for name in fashion_mnist.FILES]
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "truncated before compression", "header alone", "flipped bit", "not idx", "empty"]
+)
 def test_a_damaged_idx_file_is_named(damage: str, clothes, tmp_path) -> None:
     write_clothes(tmp_path / "debian", clothes, compress=True)
     path = tmp_path / "debian" / "t10k-images-idx3-ubyte.gz"
@@ -349,6 +366,7 @@ def test_a_damaged_idx_file_is_named(damage: str, clothes, tmp_path) -> None:
         {
             "truncated": content[:-100],
             "truncated before compression": gzip.compress(gzip.decompress(content)[:-1]),
+            "header alone": gzip.compress(gzip.decompress(content)[:6]),
             "flipped bit": flipped,
             "not idx": gzip.compress(b"hello, this is no idx file"),
             "empty": b"",
@@ -445,6 +463,7 @@ def test_cifar_is_downloaded_once_and_read(source, num_classes, key, server, tmp
     assert server.fetched == [f"/{source.filename}"]
     dataset = build_dataset(cifar_config("data", num_classes))
     assert dataset.num_classes == num_classes and dataset.input_shape == (3, 32, 32)
+    assert (dataset.mean[0], dataset.std[0]) == ((0.4914, 0.2470) if num_classes == 10 else (0.5071, 0.2673))
     for split, files in ((dataset.train, source.train_list), (dataset.test, source.test_list)):
         expected = np.concatenate([content[name]["data"] for name, _ in files]).reshape(-1, 3, 32, 32)
         assert np.array_equal(split.images.numpy(), expected)
@@ -515,6 +534,9 @@ def test_fashion_mnist_is_downloaded_file_by_file(server, clothes, tmp_path, mon
         prepare_dataset(clothes_config(str(tmp_path / "data"), download=True))
     assert len(server.fetched) == 4
     assert len(build_dataset(clothes_config(str(tmp_path / "data"))).train.labels) == 12
+    (tmp_path / "data" / "FashionMNIST" / "raw" / sums[2][0]).unlink()
+    prepare_dataset(clothes_config(str(tmp_path / "data"), download=True))
+    assert server.fetched[4:] == [f"/{sums[2][0]}"]  # what is there stays
 
 
 def test_without_a_network_the_message_says_what_to_put_where(clothes, tmp_path, monkeypatch) -> None:
@@ -659,6 +681,12 @@ def test_a_declared_validation_set_stays_unless_others_are_held_out(monkeypatch:
         ({"std": (0.0,)}, "std must be above 0"),
         ({"num_classes": True}, "num_classes=True must be an integer"),
         ({"mean": (0.5, 0.5)}, "a number for each of 1 channels"),
+        (
+            {"test": Split(random_images(2, 1, 4, 4), torch.zeros(2, dtype=torch.int32))},
+            r"training and test labels are not alike, int64 \[8\] and int32 \[2\]",
+        ),
+        ({"test": Split(random_images(2, 1, 4, 4), torch.tensor([1, -1]))}, "labels must be 0 to 1, not -1 to 1"),
+        ({"train": Split(torch.zeros(4, 0), torch.zeros(4, dtype=torch.int64))}, "the train images are none at all"),
     ],
 )
 def test_what_a_data_set_says_of_itself_is_checked(changes: dict[str, Any], words: str) -> None:

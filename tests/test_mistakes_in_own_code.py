@@ -3,6 +3,7 @@ and what a run's start asks of them is no more than it must."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from random import shuffle
@@ -15,6 +16,7 @@ from harness import assert_same, read_records, read_weights, run_processes, run_
 from torch import Tensor, nn
 
 from fr_bench.checkpoints.files import whole_folders
+from fr_bench.components import check_callable, check_optimizer
 from fr_bench.data import Dataset, Split
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.launch import check_plan, run_training
@@ -510,6 +512,35 @@ class OddSchedule:
 )
 def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(changes: dict[str, Any], message: str) -> None:
     assert_refused(message, tiny_config("bp", 1, **changes))
+
+
+class TypedSchedule(OddSchedule):
+    def __init__(self, kind: str = "numpy", rate: float = 1.0) -> None:
+        super().__init__(kind)
+
+
+def half_typed(rate: Nowhere = 1.0, steps: int = 1) -> None:  # type: ignore[name-defined] # noqa: F821
+    """Its annotations cannot be read."""
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "builtins.dict"}, "builtins.dict: does not tell its arguments; wrap it in a function"),
+        ({"_target_": f"{HERE}.TypedSchedule", "rate": "fast"}, "schedule.rate=fast: must be a number"),
+        ({"_target_": f"{HERE}.TypedSchedule", "kind": 3}, "schedule.kind=3: must be text"),
+        ({"_target_": f"{HERE}.TypedSchedule", "rate": 2}, None),  # an integer is a number
+        ({"_target_": f"{HERE}.half_typed", "steps": "many"}, None),
+    ],
+)
+def test_settings_are_compared_with_what_a_signature_declares(node: dict[str, Any], message: str | None) -> None:
+    with contextlib.nullcontext() if message is None else pytest.raises(ConfigError, match=re.escape(message)):
+        check_callable("schedule", node, ())
+
+
+def test_an_optimizer_that_takes_no_dense_gradient_is_refused_before_the_first_step() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer: torch.optim.SparseAdam: RuntimeError: .*dense gradients"):
+        check_optimizer({"_target_": "torch.optim.SparseAdam"})
 
 
 def test_a_schedule_may_count_in_numpy(tmp_path: Path) -> None:

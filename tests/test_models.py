@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -91,6 +93,19 @@ def test_the_transformer_sees_no_later_token() -> None:
     tokens[:, 4] = (tokens[:, 4] + 1) % 10
     changed = (network(tokens, 0) - logits).abs().amax(dim=(0, 2)) > 1e-4
     assert changed.tolist() == [False] * 4 + [True] * 2
+
+
+def test_a_layer_of_the_transformer_is_the_formula() -> None:
+    """h = x + attention(norm(x)), h + W2 gelu(W1 norm(h)): norms first, and four times the width between."""
+    blocks = dict(build("transformer", shape=(6,), width=16, heads=2, depth=1))  # type: ignore[arg-type]
+    block = blocks["layer1"]
+    layer = block.layer
+    x = torch.randn(3, 6, 16)
+    normed = layer.norm1(x)
+    hidden = torch.triu(torch.ones(6, 6, dtype=torch.bool), diagonal=1)
+    h = x + layer.self_attn(normed, normed, normed, attn_mask=hidden, need_weights=False)[0]
+    expected = h + layer.linear2(nn.functional.gelu(layer.linear1(layer.norm2(h))))
+    assert torch.allclose(block(x), expected, atol=1e-6) and layer.linear1.out_features == 64
 
 
 @pytest.mark.parametrize(("stem", "size"), [("cifar", 64), ("imagenet", 16)])
@@ -186,12 +201,40 @@ def test_initial_convolutions_are_he_et_als_by_fan_out(name: str) -> None:
             assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
 
 
-def test_initial_weights_depend_on_the_seed_and_leave_the_random_stream_alone() -> None:
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20_basic"])
+def test_convolutions_have_a_bias_where_no_norm_shifts_what_they_compute(name: str, norm: str) -> None:
+    with torch.device("meta"):
+        layers = dict(nn.ModuleDict(build(name, norm=norm)).named_modules())
+    convolutions = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    assert {name for name, layer in convolutions.items() if layer.bias is not None} == {
+        name for name in convolutions if norm == "none" and not name.endswith("shortcut")
+    }
+
+
+def test_a_perceptron_drops_units_behind_each_hidden_layer_and_without_norms_keeps_the_size_of_features() -> None:
+    blocks = dict(build("mlp", depth=2, width=256, dropout=0.25, norm="none"))
+    for name in ("hidden1", "hidden2"):
+        *_, linear, _, _, dropout = blocks[name]
+        assert isinstance(dropout, nn.Dropout) and dropout.p == 0.25 and linear.bias is not None
+        assert linear.weight.std().item() == pytest.approx((2 / linear.in_features) ** 0.5, rel=0.05)
+    assert isinstance(blocks["output"], nn.Linear)
+
+
+def test_initial_weights_depend_on_the_seed_and_leave_the_random_streams_alone() -> None:
+    def drawn() -> list[float]:
+        return [torch.rand(()).item(), random.random(), np.random.random()]
+
+    def seed_all() -> None:
+        torch.manual_seed(7)
+        random.seed(7)
+        np.random.seed(7)
+
+    seed_all()
+    expected = drawn()
+    seed_all()
     first = build("resnet20", seed=1)
-    assert torch.equal(torch.rand(3), expected)
+    assert drawn() == expected
     again, other = build("resnet20", seed=1), build("resnet20", seed=2)
     weight = "conv2.weight"
     assert torch.equal(first[3][1].get_parameter(weight), again[3][1].get_parameter(weight))

@@ -66,6 +66,8 @@ def test_where_memory_cannot_be_predicted_the_message_says_why(tmp_path: Path) -
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 36 bytes"), True),
+        (MemoryError(), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),

@@ -268,6 +268,7 @@ def test_sigma_has_a_panel_for_the_network_and_for_each_module(tmp_path):
     write_run(tmp_path / "0", records=records)
     found = panels(draw(tmp_path)["sigma-k2"])
     assert [axes.get_title() for axes in found] == ["whole network", "module 1", "module 2"]
+    assert [axes.get_xlabel() for axes in found] == ["", "epoch", "epoch"]  # of the lowest of each column
     for module, axes in enumerate(found):
         assert set(curves(axes, LOOKS["fr"].color)[0].get_ydata()) == {0.5 + module / 10}
         assert axes.get_ylim()[0] < 0, "the constant means something beside 0"
@@ -401,6 +402,53 @@ def test_hatches_of_memory_do_not_look_like_parts_of_a_bar_and_are_seen_in_the_l
     in_legend = {patch.get_hatch(): patch for patch in legend.get_patches()}
     assert hatches <= set(in_legend)
     assert all(patch.get_height() > legend.get_texts()[0].get_size() for patch in in_legend.values())
+
+
+def test_memory_of_a_run_that_did_not_finish_counts_where_none_did(tmp_path):
+    write_run(tmp_path / "0", state="failed", category_bytes=3 * 2**20)
+    assert [height for _, _, height in bars(panels(draw(tmp_path)["memory"])[1])] == [12, 12]
+    write_run(tmp_path / "1", seed=1, category_bytes=2**20)
+    assert [height for _, _, height in bars(panels(draw(tmp_path)["memory"])[1])] == [4, 4]
+
+
+def test_memory_of_replicas_is_that_of_all_their_modules(tmp_path):
+    write_run(tmp_path / "0", settings={"replicas": 2}, records=records_of_a_run(4))
+    drawing = draw(tmp_path)["memory"]
+    assert len(bars(panels(drawing)[1])) == 4
+    assert [words for words in legend_words(drawing) if words.startswith("module")] == [
+        f"module {number}" for number in (1, 2, 3, 4)
+    ]
+
+
+def test_a_module_has_the_shade_that_the_legend_shows_whatever_k_is(tmp_path):
+    for k in (2, 4):
+        write_run(tmp_path / str(k), k=k)
+    colors = [patch.get_facecolor() for patch in panels(draw(tmp_path)["memory"])[1].patches]
+    assert colors[:2] == colors[2:4] and len(set(colors)) == 4
+
+
+def test_runs_without_memory_records_have_no_place_among_bars(tmp_path):
+    write_run(tmp_path / "without", "ddg", kinds=("train", "eval"))
+    assert isinstance(draw(tmp_path)["memory"], Omission)
+    write_run(tmp_path / "with")
+    assert [group.method for group in draw(tmp_path)["memory"].groups] == ["fr"]
+
+
+def test_the_unit_of_memory_is_that_of_the_highest_bar(tmp_path):
+    write_run(tmp_path / "small", "bp", k=1, category_bytes=2**10)
+    write_run(tmp_path / "large", category_bytes=2**20)
+    by_category, by_module = panels(draw(tmp_path)["memory"])
+    assert {axes.get_ylabel() for axes in (by_category, by_module)} == {"memory (MiB)"}
+    assert max(height for _, _, height in bars(by_module)) == 4
+
+
+def test_memory_of_many_variants_has_a_figure_as_wide_as_their_names(tmp_path):
+    for number in range(24):
+        write_run(tmp_path / str(number), settings={"optimizer": {"lr": 0.125 * number, "weight_decay": 0.25 * number}})
+    figure = draw(tmp_path)["memory"].figure
+    figure.draw_without_rendering()
+    names = [label.get_window_extent() for label in figure.axes[1].get_xticklabels()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(names))
 
 
 def test_memory_without_a_category_that_every_run_has_says_so_in_the_figure(tmp_path):

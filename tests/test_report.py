@@ -102,6 +102,20 @@ def test_long_times_are_told_to_the_second(tmp_path, capsys):
     assert (row["seconds an epoch"], row["seconds to 30 %"]) == ("1235 ± 1.4", "2470 ± 2.8 (2 of 2)")
 
 
+def test_a_time_of_nearly_a_thousand_seconds_has_no_exponent(tmp_path, capsys):
+    write_run(tmp_path / "0", step_s=99.97)
+    assert report(tmp_path) == 0
+    assert table(capsys.readouterr().out, "Speed")["FR 2"]["seconds an epoch"] == "1000"
+
+
+def test_a_setting_may_have_the_sign_that_parts_columns(tmp_path, capsys):
+    for name in ("a|b", "c"):
+        write_run(tmp_path / name, settings={"method": {"mode": name}})
+    assert report(tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("| FR (mode=a\\|b) ")]) == 3  # errors, speed, memory
+
+
 def test_times_that_are_far_apart_are_said_to_say_little(tmp_path, capsys):
     for seed, (fr_s, bp_s) in enumerate(((0.1, 0.2), (0.1, 0.22), (0.35, 0.21))):
         write_run(tmp_path / f"fr{seed}", "fr", seed=seed, step_s=fr_s)

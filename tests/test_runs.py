@@ -284,8 +284,24 @@ def test_where_the_data_lie_sets_no_runs_apart(tmp_path, problems):
     assert len(groups_of(tmp_path / "own", problems)) == 2  # what that means is the loader's own affair
 
 
+def test_settings_of_one_name_are_named_in_full(tmp_path, problems):
+    for name, (lr, own_lr) in {"a": (0.1, 1.0), "b": (0.2, 2.0)}.items():
+        write_run(tmp_path / name, settings={"optimizer": {"lr": lr}, "method": {"lr": own_lr}})
+    labels = [f"FR (method.lr={own_lr}, optimizer.lr={lr}), K = 2" for lr, own_lr in ((0.1, 1.0), (0.2, 2.0))]
+    assert list(groups_of(tmp_path, problems)) == labels
+
+
+def test_groups_come_by_k_and_then_by_method(tmp_path, problems):
+    for k in (10, 2):
+        for method in ("mine", "fr", "bp"):
+            write_run(tmp_path / f"{method}-{k}", method, k=k)
+    methods = ["BP", "FR", "mine"]
+    assert list(groups_of(tmp_path, problems)) == [f"{method}, K = {k}" for k in (2, 10) for method in methods]
+
+
 def test_the_same_seed_twice_is_one_sample(tmp_path, problems):
-    write_run(tmp_path / "unfinished", state="interrupted")
+    path = write_run(tmp_path / "begun_again")
+    (path / "status.json").write_text(json.dumps({"state": "interrupted", "started": 9.0}))
     write_run(tmp_path / "finished")
     (group,) = groups_of(tmp_path, problems).values()
     assert [run.path.name for run in group.runs] == ["finished"]
@@ -318,7 +334,7 @@ def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_pa
     write_run(tmp_path / "alone", seed=0, settings=longer)
     write_run(tmp_path / "k4", seed=0, settings=moved | longer, origin=ORIGIN)
     # What it is called now counts for nothing: it may have been resumed itself, with resume=auto.
-    write_run(tmp_path / "k4 again", seed=1, settings=longer, origin=ORIGIN)
+    write_run(tmp_path / "k4 again", seed=1, settings=longer, origin=ORIGIN | {"replicas": 1})  # as newer ones say
     write_run(tmp_path / "twice", seed=0, settings=moved, origin=ORIGIN | {"k": 3, "step": 20, "origin": ORIGIN})
     write_run(tmp_path / "nobody knows", seed=0, settings=moved)
     write_run(tmp_path / "warmed up", seed=0, origin=ORIGIN | {"method": "bp"})

@@ -203,6 +203,12 @@ def test_more_microbatches_less_bubble(make):
     assert steps == sorted(steps, reverse=True) and steps[-1] >= 3
 
 
+@pytest.mark.parametrize(("name", "k"), [("gpipe", 8), ("interleaved", 4)])
+def test_by_default_there_are_four_microbatches_a_device(name, k):
+    schedule, same = (make_schedule(name, equal(8), num_microbatches=number) for number in (None, 4 * k))
+    assert schedule.programs == same.programs and len(schedule.programs) == k
+
+
 def test_a_pipeline_of_one_microbatch_is_locked_backpropagation():
     setup = uneven(4)
     assert simulate(gpipe(setup, 1)).step_time_s == pytest.approx(simulate(locked(setup)).step_time_s)
@@ -217,6 +223,7 @@ def test_data_parallelism_hides_the_all_reduce_behind_the_backward():
     assert simulate(data_parallel(setup, 10e9)).step_time_s == pytest.approx(1 + 15)
     slow = replace(setup, straggler=(1, 1, 3, 1))
     assert simulate(data_parallel(slow, 0.0)).step_time_s == pytest.approx(9)
+    assert simulate(data_parallel(slow, 1e9)).step_time_s == pytest.approx(9 + last_bucket_s)
 
 
 # --- stragglers
@@ -353,6 +360,14 @@ def test_a_delayed_gradient_is_that_of_the_iteration_before(k):
             assert mine.iteration == its.iteration + 1 and mine.start_s >= its.end_s
 
 
+@pytest.mark.parametrize("k", [2, 5])
+def test_the_target_of_a_synthesizer_is_the_gradient_of_the_iteration_before(k):
+    """Every module below the top receives one in each iteration but its first."""
+    logs = execute(synthetic_gradients(uneven(k)), 12).channels
+    received = [len(log.received_s) for channel, log in logs.items() if channel.what == "gradient"]
+    assert received == [11] * (k - 1)
+
+
 def test_copies_keep_both_modules_busy():
     copying = replace(equal(2), link=Link(copy_bytes_per_s=10.0))
     prediction = simulate(delayed_gradients(copying))
@@ -443,6 +458,17 @@ def test_a_timeline_in_characters():
 
 
 @pytest.mark.parametrize(
+    ("make", "num_stages", "numbers"),
+    [(gpipe, 3, (4,)), (one_f_one_b, 3, (4,)), (interleaved, 4, (4, 2)), (zero_bubble, 3, (4,))],
+)
+def test_a_pipeline_is_as_its_module_draws_it(make, num_stages, numbers):
+    spans = execute(make(equal(num_stages), *numbers), 1, traced=[0]).spans
+    rows = [row.split()[2] for row in draw_timeline(spans, unit_s=0.25).splitlines()]
+    words = [line.split() for line in sys.modules[make.__module__].__doc__.splitlines()]
+    assert rows == [line[2] for line in words if len(line) == 3 and line[0] in ("stage", "device")]
+
+
+@pytest.mark.parametrize(
     ("mistake", "words"),
     [
         (lambda: make_schedule("gpip", equal(2)), "Did you mean 'gpipe'"),
@@ -450,6 +476,8 @@ def test_a_timeline_in_characters():
         (lambda: equal(2, straggler=(1.0, 0.0)), "simulate.straggler"),
         (lambda: Link(latency_s=-1e-6), "simulate.latency_us=-1"),
         (lambda: Link(bandwidth_bytes_per_s=0), "simulate.bandwidth_gb_s=0"),
+        (lambda: Link(copy_bytes_per_s=0), "copy_bytes_per_s=0"),
+        (lambda: Link(latency_s=math.inf), "simulate.latency_us=inf"),
         (lambda: make_schedule("1f1b", equal(2), num_microbatches=0), "num_microbatches=0"),
         (lambda: make_schedule("interleaved", equal(4), num_microbatches=3), "multiple of the 2 devices"),
         (lambda: make_schedule("interleaved", equal(5)), "num_chunks=2"),

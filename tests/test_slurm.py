@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import assert_same_run
@@ -16,7 +18,7 @@ from test_faults import wait_until
 from fr_bench.cli import main
 from fr_bench.commands.train import check_jobs, parse
 from fr_bench.errors import ConfigError
-from fr_bench.settings.cluster import before_the_wall
+from fr_bench.settings.cluster import before_the_wall, check_cluster, check_launcher
 from fr_bench.settings.compose import compose
 from fr_bench.sweeps import slurm_launcher
 from fr_bench.sweeps.outcomes import Outcome, OutcomeLog
@@ -314,6 +316,134 @@ def test_a_job_without_a_last_word_ended_as_slurm_says(
     (outcome,) = log.read()
     assert outcome.exit_code == code and outcome.state == ("interrupted" if code == 75 else "failed")
     assert f"ended by Slurm ({state or 'gone'})" in outcome.message
+
+
+def test_a_job_that_goes_back_into_the_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It says that it was interrupted, waits, runs again, and Slurm has it no more before its last word is there."""
+    log = OutcomeLog(tmp_path, 1)
+    job = slurm_launcher.Submitted(Outcome(0, [], str(tmp_path)), "12_0", tmp_path / "log")
+
+    def said(state: str) -> None:
+        own = Outcome(0, [], str(tmp_path))
+        own.finish(0.25) if state == "finished" else own.fail("stopped by SIGUSR2", 75)
+        OutcomeLog(tmp_path).add(own)
+
+    story = iter(["RUNNING", "interrupted", "RUNNING", "PENDING", "RUNNING", "COMPLETED", "finished"])
+
+    def job_states() -> dict[str, str]:
+        step = next(story)
+        if step in ("interrupted", "finished"):
+            said(step)
+            step = next(story, "COMPLETED")
+        return {"12_0": step}
+
+    monkeypatch.setattr(slurm_launcher, "job_states", job_states)
+    for name in ("POLL_S", "ASK_SLURM_S"):
+        monkeypatch.setattr(slurm_launcher, name, 0.001)
+    slurm_launcher.follow([job], log)
+    (outcome,) = log.read()
+    assert (outcome.state, outcome.best_test_error) == ("finished", 0.25) and not list(story)
+
+
+def test_an_interrupted_job_that_slurm_does_not_run_again_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = OutcomeLog(None, 1)
+    outcome = Outcome(0, [], str(tmp_path))
+    outcome.fail("stopped by SIGTERM", 75)
+    log.add(outcome)
+    monkeypatch.setattr(slurm_launcher, "job_states", lambda: {"12_0": "CANCELLED"})
+    for name in ("POLL_S", "ASK_SLURM_S"):
+        monkeypatch.setattr(slurm_launcher, name, 0.001)
+    slurm_launcher.follow([slurm_launcher.Submitted(Outcome(0, [], str(tmp_path)), "12_0", tmp_path / "log")], log)
+    assert [each.message for each in log.read()] == ["stopped by SIGTERM"]
+
+
+def fake_slurm(folder: Path, **answers: str) -> str:
+    """A folder for PATH with Slurm's commands, each of which does what its script says."""
+    (folder / "bin").mkdir()
+    for name in ("sbatch", "srun", "scontrol", "squeue"):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{answers.get(name, '')}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return str(folder / "bin")
+
+
+def test_what_slurm_says_of_jobs_is_read_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = "case \"$*\" in *--array*--states=all*) echo '12_0 RUNNING'; echo '12_1 OUT_OF_MEMORY'; echo;; esac"
+    monkeypatch.setenv("PATH", fake_slurm(tmp_path, squeue=squeue))
+    assert job_states() == {"12_0": "RUNNING", "12_1": "OUT_OF_MEMORY"}
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert job_states() is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "named"),
+    [
+        ({"squeue": "echo 7_0 COMPLETED; echo 7_1 PENDING; echo 8_0 RUNNING"}, "queue (7_1);"),
+        ({"sbatch": "echo 'allocation failure: too many CPUs' >&2; exit 1"}, "these jobs: too many CPUs. Asked for: "),
+        ({"sbatch": "echo 'sbatch: error: no such partition' >&2; exit 1"}, "these jobs: no such partition. Asked"),
+        ({"sbatch": "exit 1"}, "these jobs: no reason given. Asked for: cpus_per_task=1, mem_gb=1, timeout_min=20."),
+        ({"squeue": "echo 7_0 COMPLETED; echo 8_0 RUNNING"}, None),
+    ],
+)
+def test_slurm_is_asked_before_anything_is_submitted(
+    answers: dict[str, str], named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", fake_slurm(tmp_path, **answers))
+    for name in ("7_0", "7_1"):
+        (tmp_path / "sweep" / ".submitit" / name).mkdir(parents=True)
+    (job,) = compose(parse(["-m", *RUN, *SLURM, f"sweep_dir={tmp_path / 'sweep'}"])).jobs
+    with contextlib.nullcontext() if named is None else pytest.raises(ConfigError, match=re.escape(named)):
+        slurm_launcher.check_submission([job.launcher], tmp_path / "sweep")
+
+
+def test_what_is_not_finished_is_submitted_as_an_array_for_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To a Slurm that takes jobs and then knows nothing of them."""
+    for name in ("POLL_S", "ASK_SLURM_S", "LAST_WORD_S"):
+        monkeypatch.setattr(slurm_launcher, name, 0.001)
+    submitted = tmp_path / "submitted"
+    sbatch = f"[ $1 = --test-only ] || {{ echo . >> {submitted}; echo Submitted batch job $(wc -l < {submitted}); }}"
+    monkeypatch.setenv("PATH", os.pathsep.join([fake_slurm(tmp_path, sbatch=sbatch), os.environ["PATH"]]))
+    sweep = [word for word in RUN if word != "k=2"]
+    sweep += ["transport=serial", "max_steps=2", f"sweep_dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *sweep, "k=2", "seed=0"]) == 0
+    assert main(["train", "-m", *sweep, "cluster=slurm", "k=2,1", "seed=0,1"]) == 1
+    output = capfd.readouterr().out
+    assert "In Slurm's queue: 3 of 4 jobs, as 1, 2." in output
+    table = output.rpartition("\njob  state")[2].splitlines()[1:5]
+    assert [line.split()[1] for line in table] == ["finished", "failed", "failed", "failed"]
+    assert output.count("ended by Slurm (gone); see ") == 6  # each as it happened and below the table
+    (status,) = (tmp_path / "sweep").glob("*/status.json")
+    status.write_text(status.read_text().replace('"finished"', '"interrupted"'))
+    assert main(["train", "-m", *sweep, "cluster=slurm", "k=2", "seed=0"]) == 1
+    assert "In Slurm's queue: 1 of 1 jobs, as 3." in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cluster", "refused"),
+    [
+        (None, None),
+        ({"name": "mine"}, None),
+        ({"name": "slurm", "time": 1, "gpus": 0, "cpus": 1, "memory_gb": 1, "requeue": 0}, None),
+        ({"name": "slurm", "time": 5, "gpus": None, "cpus": None, "memory_gb": None, "requeue": 3}, None),
+        ({"name": "slurm", "time": 1.5}, "cluster.time=1.5: must be an integer of at least 1 (minutes)."),
+        ({"name": "slurm", "time": None}, "cluster.time=None: must be an integer of at least 1 (minutes)."),
+        ({"name": "slurm", "requeue": None}, "cluster.requeue=None: must be an integer of at least 0."),
+        ({"name": "slurm", "memory_gb": 0}, "cluster.memory_gb=0: must be an integer of at least 1, or null."),
+        ({"time": 5}, "choose a preset with cluster=NAME"),
+        ("mine", "cluster=mine: choose a preset with cluster=NAME"),
+    ],
+)
+def test_what_may_be_asked_of_a_cluster(cluster: Any, refused: str | None) -> None:
+    with contextlib.nullcontext() if refused is None else pytest.raises(ConfigError, match=re.escape(refused)):
+        check_cluster(cluster)
+
+
+def test_a_run_that_never_goes_on_may_be_sent_where_it_is_not_requeued() -> None:
+    (job,) = compose(parse(["-m", *RUN, *SLURM, "resume=never", "cluster.requeue=0"])).jobs
+    check_launcher(job.config, job.launcher, job.launcher["_target_"])
 
 
 @pytest.mark.parametrize(("minutes", "saves_after"), [(90, 89), (2, 1), (1, 0.5), ("soon", None)])

@@ -104,6 +104,7 @@ def test_data_parallelism_needs_no_cuts_and_waits_for_its_all_reduce() -> None:
     assert row.speedup_vs_locked is None  # four blocks cannot be cut into 32 modules
     slow = one("ddp", 32, 4, Link(latency_s=1.0))
     assert slow.step_time_s is not None and slow.step_time_s >= 62
+    assert slow.waiting_share == pytest.approx([62 / slow.step_time_s] * 32)
 
 
 def test_a_straggler_sets_the_pace_and_those_not_named_are_not_slow() -> None:
@@ -155,7 +156,8 @@ def test_checkpointed_activations_cost_a_second_forward() -> None:
 
 
 def test_one_device_is_one_device_whatever_the_method() -> None:
-    for row in what_if(network(4), [1], [*METHODS, *PEERS], Link()):
+    slow = Link(latency_s=1.0, bandwidth_bytes_per_s=1.0)  # what stays on the device takes none
+    for row in what_if(network(4), [1], [*METHODS, *PEERS], slow):
         assert row.step_time_s == pytest.approx(12.0), row.method
 
 
@@ -215,6 +217,8 @@ def test_memory_is_asked_for_with_the_cuts_of_the_method_and_not_for_peers() -> 
 def test_settings_become_a_link() -> None:
     link = make_simulate_settings({"k": [8, 16], "bandwidth_gb_s": 12.5, "latency_us": 20}).link()
     assert (link.latency_s, link.bandwidth_bytes_per_s) == pytest.approx((20e-6, 12.5e9))
+    settings = make_simulate_settings({"k": [1]})
+    assert settings.k == [1] and {*METHODS, *PEERS} - {*settings.methods} == {"cdni"}  # which costs what dni does
     assert make_simulate_settings({}).k is None and make_simulate_settings({}).link() == Link()
 
 
@@ -225,7 +229,11 @@ def test_settings_become_a_link() -> None:
         ({"k": 8}, r"simulate\.k=8"),
         ({"k": [2], "bandwidth_gb_s": 0}, r"simulate\.bandwidth_gb_s=0"),
         ({"k": [2], "latency_us": -1}, r"simulate\.latency_us=-1"),
+        ({"k": [2], "latency_us": float("inf")}, r"simulate\.latency_us=inf"),
+        ({"k": [2], "latency_us": True}, r"simulate\.latency_us=True"),
+        ({"k": [2], "bandwidth_gb_s": float("nan")}, r"simulate\.bandwidth_gb_s=nan"),
         ({"k": [2], "straggler": [0]}, r"simulate\.straggler=\[0\]"),
+        ({"k": [2], "straggler": [1, float("inf")]}, r"simulate\.straggler=\[1, inf\]"),
         ({"k": [8, 2], "straggler": [1, 1, 2]}, r"simulate\.straggler=\[1, 1, 2\]: has 3 factors"),
         ({"k": [2], "methods": ["fr k=3"]}, r"simulate\.methods=\['fr k=3'\]: must be a list of names"),
         ({"latency_us": 5}, r"simulate\.latency_us=5: has no effect without simulate\.k"),
