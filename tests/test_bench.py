@@ -97,6 +97,7 @@ def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts(
         ({"methods": ["ddp"], "k": [3]}, "batch_size=8: cannot be shared equally by 3"),
         ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
         ({"methods": ["ddp precision=bf16"], "k": [2]}, "this peer runs in fp32 or fp64"),
+        ({"methods": ["ddp replicas=2"], "k": [2]}, "'ddp replicas=2' with K=2: replicas: are of methods' modules"),
         (
             {"methods": ["fr"], "k": [2], "steps": 10**5},
             r"epochs=10000: with 5 steps in each that is less than the 1000\d\d",
@@ -241,6 +242,10 @@ def test_values_are_read_in_hydras_grammar() -> None:
         ("bench.methods=['fr model=resnt20']", "model=resnt20: there is no such model. Did you mean 'resnet20'"),
         ("method=fr", "method: is set for each that is compared"),
         ("k=2", "k: is set for each that is compared"),
+        ("max_time=3", "max_time: belongs to fr-bench train; a bench runs here, and all of it at once"),
+        ("cluster=slurm", "cluster: belongs to fr-bench train"),
+        ("+bench.rounds=3", r"\+bench.rounds=3: a plain KEY=VALUE is meant"),
+        ("~simulate.k", "~simulate.k: a plain KEY=VALUE is meant"),
         ("optimizer.lrr=3", "optimizer.lrr"),
         ("device=cuda", "device=cuda"),
     ],
@@ -264,6 +269,12 @@ def test_a_mistake_is_named_with_what_is_allowed(word: str, message: str, tmp_pa
         ("bench.k=[]", "must be a list with something in it"),
         ("bench.k=[two]", "bench.k=two: must be an integer"),
         ("bench.methods=[bp,[fr]]", "must be a list of names"),
+        ("bench.methods=['fr k=3']", "in bench.methods, 'fr k=3': k: is set for each that is compared"),
+        ("bench.methods=[bp,'fr ++method=ddg']", r"'fr \+\+method=ddg': method: is set for each"),
+        ("bench.methods=['fr seed=1 max_steps=3']", "max_steps: is set for each"),
+        ("bench.methods=['fr dry_run=true']", "dry_run: belongs to fr-bench train"),
+        ("bench.methods=['fr resume=mine']", "resume: belongs to fr-bench train"),
+        ("bench.methods=['fr run_dir=mine']", "run_dir: is of the bench as a whole"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(word: str, message: str) -> None:
@@ -602,6 +613,14 @@ def test_one_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert [row["words"] for row in content["rows"]] == ["bp"]
     assert [(each["method"], each["k"]) for each in content["failures"]] == [("bp optimizer.lr=1e30", 1)]
+
+
+def test_one_with_more_settings_than_a_folders_name_has_room_for_is_measured(tmp_path: Path) -> None:
+    words = f"bp optimizer.lr=0.0{'1' * 250}"
+    (found,) = contenders(methods=[words], k=[1])[1:]
+    bench = run_file.Bench(make_settings({"rounds": 1, "steps": 2}), [run_file.Entry(found)], tmp_path)
+    bench.run(SignalWatch())
+    assert [row.words for row in bench.rows()] == [words]
 
 
 def test_so_is_one_whose_mistake_only_its_modules_find(

@@ -434,18 +434,19 @@ def test_two_jobs_are_never_one_run(word, launch, tmp_path, capsys):
 
 
 def test_overrides_that_make_no_folder_name_are_shortened_without_a_clash():
-    names = ["a/b c", "a_b c", "x" * 200, "x" * 199 + "y"]
+    names = ["a/b c", "a_b c", "x" * 200, "x" * 199 + "y", "\u753b" * 100, "\udce4"]  # one is no text
     folders = [
         job_folder("mine", "0", _root_=OmegaConf.create({"hydra": {"overrides": {"task": [f"dataset.root={name}"]}}}))
         for name in names
     ]
-    assert len(set(folders)) == 4 and not any("/" in name for name in folders)
-    assert max(map(len, folders)) < 140
+    assert len(set(folders)) == 6 and not any("/" in name for name in folders)
+    assert max(map(len, folders)) < 140 and max(len(os.fsencode(name)) for name in folders) <= 255
 
 
 def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):
-    assert train("-m", *SMALL, "k=1,2", "run_dir=here") == 2
-    assert "run_dir=here" in capsys.readouterr().err
+    for word in ("run_dir=here", "hydra.run.dir=here"):
+        assert train("-m", *SMALL, "k=1,2", word) == 2
+        assert f"fr-bench: {word}: under -m every job has a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -554,6 +555,8 @@ MISTAKES = [
     (["weight_decay=0"], ["weight_decay=0", "'optimizer.weight_decay'"]),
     (["name=x"], ["name=x", "'method.name', 'model.name', 'dataset.name' or 'wandb.name'?"]),
     (["K=2"], ["K=2", "'k'"]),
+    (["k=${nope}"], ["fr-bench: k=${nope}: Interpolation key 'nope' not found."]),
+    (["~k"], ["fr-bench: ~k: cannot be left out, as run_dir refers to it."]),
     (["batch=64"], ["batch=64", "'batch_size'"]),
     (["bs=64"], ["bs=64", "'batch_size'"]),
     (

@@ -180,6 +180,11 @@ def test_one_is_told_as_one(k: int, changes: dict[str, Any], what: str, how: str
     assert first.startswith(what) and last.endswith(how)
 
 
+def test_that_blocks_are_compiled_first_is_told() -> None:
+    *_, last = make_plan(tiny_config("fr", 2, compile=True)).headlines()
+    assert last == "compile=true: before the first step every block is compiled, which may take minutes"
+
+
 # --- memory
 
 

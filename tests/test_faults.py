@@ -31,6 +31,8 @@ from fr_bench.processes.events import InOrder, first_of_own
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
 ENDLESS += ["dataset.height=8", "dataset.width=8", "wandb.mode=disabled", "partition=equal"]
+ENDLESS_BENCH = ["model=mlp", "bench.k=[1]", "bench.methods=[bp]", "bench.rounds=1000000"]
+ENDLESS_BENCH += ["dataset.height=8", "dataset.width=8"]
 AT_MOST_S = 5.0  # for the processes of a program that has ended
 ENDS_WITHIN_S = 30.0  # a checkpoint is synced, on a disk that others may keep busy
 
@@ -239,11 +241,14 @@ def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable
     assert len(run.records()) > 3 and whole_folders(run.run_dir / "checkpoints")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_before_the_run_has_begun_is_answered_too(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [(signal.SIGTERM, ENDLESS), (signal.SIGUSR2, ENDLESS), (signal.SIGTERM, ["bench", *ENDLESS_BENCH])],
+)
+def test_a_signal_before_the_run_has_begun_is_answered_too(number: int, command: list[str], tmp_path: Path) -> None:
     """While it imports and plans, which takes seconds."""
     program = subprocess.Popen(
-        [sys.executable, "-m", "fr_bench", *ENDLESS, f"run_dir={tmp_path / 'run'}"], cwd=tmp_path, text=True,
+        [sys.executable, "-m", "fr_bench", *command, f"run_dir={tmp_path / 'run'}"], cwd=tmp_path, text=True,
         start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -260,6 +265,30 @@ def test_a_signal_before_the_run_has_begun_is_answered_too(number: int, tmp_path
     assert (program.returncode, stderr) == (75, f"fr-bench: stopped by {name} while no run was under way\n")
     assert list(tmp_path.iterdir()) == []
     assert wait_until(lambda: program.pid not in {each.session for each in living_processes()}, AT_MOST_S)
+
+
+def test_a_signal_after_the_end_changes_no_exit_code() -> None:
+    """While the interpreter ends, which takes some tenths of a second."""
+    late = "atexit.register(lambda: [os.kill(os.getpid(), number) for number in THAT_STOP])"
+    program = (
+        "import atexit, os, sys\nfrom fr_bench.cli import console\nfrom fr_bench.processes.signals import THAT_STOP\n"
+        f"{late}\nsys.argv = ['fr-bench', '--version']\nsys.exit(console())"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_bench_that_is_stopped_says_where_its_numbers_are(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fr_bench", "bench", *ENDLESS_BENCH, f"run_dir={tmp_path / 'b'}"], cwd=tmp_path,
+        text=True, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    path = tmp_path / "b" / "bench.json"
+    assert wait_until(lambda: path.exists() or program.poll() is not None, 60)
+    program.send_signal(signal.SIGTERM)
+    _, stderr = program.communicate(timeout=ENDS_WITHIN_S)
+    assert (program.returncode, stderr) == (75, f"fr-bench: stopped by SIGTERM; what was measured is in {path}\n")
+    assert [row["words"] for row in json.loads(path.read_text())["rows"]] == ["bp"]
 
 
 def test_nohup_survives_the_end_of_the_terminal_and_can_be_stopped_too(start: Callable[..., Run]) -> None:

@@ -91,10 +91,24 @@ def test_a_sweep_without_room_for_its_outcomes_goes_on_and_knows_them(small_disk
     for outcome in outcomes:
         log.add(outcome)
     assert log.read() == outcomes and "did not run" not in log.table()
+    assert log.news() == outcomes and log.news() == []
     lines = (folder / "jobs.jsonl").read_text().splitlines()
     assert 0 < len(lines) < 9 and all(json.loads(line) for line in lines)
     (folder / "jobs.jsonl").open("a").write('{"number": 9, "overr')  # what an older version may have left
     assert log.read() == outcomes
+
+
+def test_news_of_a_sweep_whose_disk_was_full_for_a_while_are_told_once(small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk("size=8k")
+    log, elsewhere = OutcomeLog(folder), OutcomeLog(folder)
+    (folder / "filling").write_bytes(bytes(4096))
+    first, kept_out, last = (Outcome(number, ["x" * 2500], str(folder), state="finished") for number in range(3))
+    log.add(first)
+    log.add(kept_out)
+    assert len((folder / "jobs.jsonl").read_text().splitlines()) == 1 and log.news() == [first, kept_out]
+    (folder / "filling").unlink()
+    elsewhere.add(last)
+    assert log.news() == [last] and log.news() == [] and log.read() == [first, kept_out, last]
 
 
 def test_before_the_first_step_too(small_disk: Callable[[str], Path]) -> None:

@@ -729,7 +729,7 @@ def test_of_many_settings_that_withhold_a_number_four_are_named_and_the_rest_cou
     assert len(named) == 4 and rest == "and 2 more."
 
 
-@pytest.mark.parametrize(("mib", "shown"), [(999, "999 MiB"), (1000, "1000 MiB"), (1023, "1023 MiB"), (1024, "1 GiB")])
+@pytest.mark.parametrize(("mib", "shown"), [(999, "999 MiB"), (999.6, "1000 MiB"), (1023, "1023 MiB"), (1024, "1 GiB")])
 def test_no_number_of_bytes_has_an_exponent(mib, shown, tmp_path, capsys):
     records = records_of_a_run(1)
     for record in records:

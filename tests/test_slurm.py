@@ -428,6 +428,8 @@ def test_what_is_not_finished_is_submitted_as_an_array_for_each_request(
         ({"name": "mine"}, None),
         ({"name": "slurm", "time": 1, "gpus": 0, "cpus": 1, "memory_gb": 1, "requeue": 0}, None),
         ({"name": "slurm", "time": 5, "gpus": None, "cpus": None, "memory_gb": None, "requeue": 3}, None),
+        ({"name": "slurm", "time": 60.0}, None),
+        ({"name": "slurm", "time": float("inf")}, "cluster.time=inf: must be an integer of at least 1 (minutes)."),
         ({"name": "slurm", "time": 1.5}, "cluster.time=1.5: must be an integer of at least 1 (minutes)."),
         ({"name": "slurm", "time": None}, "cluster.time=None: must be an integer of at least 1 (minutes)."),
         ({"name": "slurm", "requeue": None}, "cluster.requeue=None: must be an integer of at least 0."),

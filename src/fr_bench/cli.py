@@ -16,7 +16,7 @@ from importlib import import_module, metadata
 
 from fr_bench import __version__
 from fr_bench.errors import ConfigError, FrBenchError, nearest
-from fr_bench.processes.signals import catch_early
+from fr_bench.processes.signals import catch_early, ignore_late
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.unread import is_unread, lead_nowhere, open_to_all, say
 
@@ -49,12 +49,12 @@ def console() -> int:
     """The command in a process of its own: :func:`main`, with two seconds less at its start and end. Torch's modules
     make a million objects that stay; Python's collector would look through them again and again."""
     gc.set_threshold(200_000, 10, 10)
-    if sys.argv[1:2] == ["train"]:
-        catch_early()
+    catch_early()
     open_to_all()
     try:
         return main()
     finally:
+        ignore_late()
         leave_what_stays()
 
 

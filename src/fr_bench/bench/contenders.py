@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fr_bench.bench.settings import BenchSettings
+from fr_bench.bench.settings import BenchSettings, keys_of
 from fr_bench.components import check_method
 from fr_bench.errors import ConfigError, NoSuchChoice, nearest
 from fr_bench.peers import PEERS, PIPELINES
@@ -100,6 +100,8 @@ def _make(
     num_all = modules - 1 + num_steps + settings.profile  # the pipe fills first
     extent = [f"trace={num_steps}", f"profile={settings.profile}", f"max_steps={num_all}"]
     try:
+        if is_peer and "replicas" in keys_of(own):
+            raise ConfigError("replicas: are of methods' modules; a peer has as many processes as bench.k says.")
         plan = make_plan(config_of([f"method={'bp' if is_peer else method}", f"k={modules}", *own, *extent]))
         if plan.num_steps < num_all:
             raise ConfigError(

@@ -19,12 +19,13 @@ from fr_bench.bench.settings import BenchSettings
 from fr_bench.bench.simulated import simulated_step_s
 from fr_bench.bench.table import as_checkpoint_table, as_table
 from fr_bench.components import check_method
-from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.partition import module_slices
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
+from fr_bench.settings.folder_names import folder_name
 from fr_bench.simulation.settings import SimulateSettings
 from fr_bench.unread import say
 
@@ -61,7 +62,10 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
 def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
     """Runs it, prints its table and draws its figure; returns the exit code."""
     with watch_signals() as signals:
-        bench.run(signals)
+        try:
+            bench.run(signals)
+        except Interrupted as interruption:
+            raise Interrupted(f"{interruption}; {bench.so_far}", interruption.exit_code) from interruption
     rows = bench.rows()
     if rows:
         print(as_table(rows))
@@ -123,7 +127,7 @@ class Bench:
 
     def _run_one(self, entry: Entry, number: int, signals: SignalWatch) -> None:
         contender = entry.contender
-        name = contender.label.replace(" ", "-").replace("/", "-")
+        name = folder_name(contender.label.replace(" ", "-").replace("/", "-"))
         try:
             measurement = measure(contender, self.settings, self.folder / f"round-{number}-{name}", signals)
         except (RunFailed, ConfigError) as error:  # some mistakes are found by a module alone
@@ -180,6 +184,12 @@ class Bench:
             rows.append(row)
         compare(rows)
         return rows
+
+    @property
+    def so_far(self) -> str:
+        """Where there is what was measured, in words."""
+        path = self.folder / "bench.json"
+        return f"what was measured is in {path}" if path.exists() else "nothing was measured yet"
 
     def write(self) -> None:
         """bench.json, with what there is so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +12,8 @@ from fr_bench.errors import ConfigError, nearest
 
 METHODS = ("plain", "bp", "dni", "ddg", "fr", "dgl", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
 MOST_MODULES = 4
+SET_BY_BENCH = ("method", "k", "max_steps", "trace", "profile")
+ONCE = ("resume", "max_time", "cluster")  # of a run that goes on, later or elsewhere
 # Defaults on a GPU: one GPU is enough, its steps are short and its times steady.
 ON_GPU: dict[str, Any] = {
     "methods": ["plain", "bp", "dni", "ddg", "fr"],
@@ -101,7 +103,37 @@ def make_settings(values: dict[str, Any], simulates: bool = False, on_gpu: bool 
     methods = _as_list("methods", settings.methods)
     if any(not isinstance(words, str) or not words.split() for words in methods):
         raise ConfigError(f"bench.methods={methods}: must be a list of names such as [bp,fr,1f1b].")
+    for words in methods:
+        _, *own = words.split()
+        try:
+            refuse_settings(own)
+            if "run_dir" in keys_of(own):
+                raise ConfigError("run_dir: is of the bench as a whole; set it beside bench.methods.")
+        except ConfigError as error:
+            raise ConfigError(f"in bench.methods, '{words}': {error}") from error
     return settings
+
+
+def refuse_settings(words: Iterable[str]) -> None:
+    """Looks for settings of ``fr-bench train`` that a bench sets itself, or has no use for.
+
+    Raises:
+        ConfigError: one of ``words`` is one.
+    """
+    for key in keys_of(words):
+        if key == "dry_run":
+            raise ConfigError(
+                "dry_run: belongs to fr-bench train; here bench.methods=[] with simulate.k=[8] trains nothing."
+            )
+        if key in ONCE:
+            raise ConfigError(f"{key}: belongs to fr-bench train; a bench runs here, and all of it at once.")
+        if key in SET_BY_BENCH:
+            raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")
+
+
+def keys_of(words: Iterable[str]) -> list[str]:
+    """What the overrides ``words`` set, add or delete."""
+    return [word.lstrip("+~").partition("=")[0] for word in words]
 
 
 def _as_list(key: str, value: Any) -> list[Any]:

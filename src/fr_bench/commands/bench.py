@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from fr_bench.bench.settings import HELP, ON_GPU, make_settings
+from fr_bench.bench.settings import HELP, ON_GPU, keys_of, make_settings, refuse_settings
 from fr_bench.commands.train import parse
 from fr_bench.errors import ConfigError
 from fr_bench.settings.compose import compose
@@ -35,7 +35,6 @@ DEFAULTS = {
     "checkpoint.minutes": "null",
     "run_dir": "'outputs/bench-${dataset.name}-${model.name}/${now:%Y%m%d-%H%M%S}-${run_id:}'",
 }
-SET_BY_BENCH = ("method", "k", "max_steps", "trace", "profile")
 USAGE = """\
 usage: fr-bench bench [bench.KEY=VALUE ...] [simulate.KEY=VALUE ...] [SETTING=VALUE ...]
 
@@ -65,8 +64,11 @@ def main(argv: list[str]) -> int:
     arguments = parse(with_quoted_paths(argv))
     if arguments.multirun or arguments.cfg or arguments.info:
         raise ConfigError("fr-bench bench is one run: -m, --cfg and --info belong to fr-bench train.")
-    own, simulated = ([word for word in arguments.overrides if word.startswith(each)] for each in (OWN, SIMULATED))
-    shared = [word for word in arguments.overrides if not word.startswith((OWN, SIMULATED))]
+    # With a + or ~ before them, too, which read_values refuses.
+    own, simulated = (
+        [word for word in arguments.overrides if word.lstrip("+~").startswith(each)] for each in (OWN, SIMULATED)
+    )
+    shared = [word for word in arguments.overrides if word not in (*own, *simulated)]
     simulation = make_simulate_settings(read_values(simulated, SIMULATED))
     values = read_values(own)
     overrides = with_defaults(shared)
@@ -142,14 +144,8 @@ def with_defaults(words: Sequence[str]) -> list[str]:
     """The settings shared by all, with ours first where the command line has none.
 
     Raises:
-        ConfigError: a setting that differs from contender to contender.
+        ConfigError: a setting that differs from contender to contender, or means nothing here.
     """
-    given = {word.lstrip("+~").partition("=")[0] for word in words}
-    if "dry_run" in given:
-        raise ConfigError(
-            "dry_run: belongs to fr-bench train; here bench.methods=[] with simulate.k=[8] trains nothing."
-        )
-    for key in SET_BY_BENCH:
-        if key in given:
-            raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")
+    refuse_settings(words)
+    given = keys_of(words)
     return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *words]

@@ -118,6 +118,7 @@ class Plan:
 
     def headlines(self) -> list[str]:
         """Lines of text: where the network is cut, into what, and how the modules are linked."""
+        compiles = bool(self.config["compile"])
         blocks = f"block{'s' if len(self.cuts) > 1 else ''} {', '.join(map(str, self.cuts))}"
         what = f"{self.num_modules} modules, cut after {blocks}" if self.cuts else "the whole network"
         if self.num_replicas > 1:
@@ -129,6 +130,7 @@ class Plan:
             *module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share),
             f"transport {self.transport}: {self.transport_reason}; "
             f"{self.threads} thread{'s' if self.threads > 1 else ''} a module",
+            *(["compile=true: before the first step every block is compiled, which may take minutes"] * compiles),
         ]
 
     def description(self) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def stop_early(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(75)
 
 
+def ignore_late() -> None:
+    """From now on such a signal is ignored: what this process came to is known, and its exit code is to say that. While
+    it ends, for some tenths of a second, Python would put the system's own answer back in place of ours."""
+    for number in THAT_STOP:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def how_it_ended(exit_code: int | None) -> str:
     """What became of a process that did not do its part, as what follows its name: ``was killed by SIGSEGV``."""
     if exit_code is None or exit_code >= 0:

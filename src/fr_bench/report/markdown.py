@@ -234,4 +234,5 @@ def _bytes(value: Spread | None) -> str:
     if value is None:
         return ""
     unit, factor = unit_of(value.mean)
-    return f"{value.mean / factor:.3g} {unit}" if value.mean < 1000 * factor else f"{value.mean / factor:.0f} {unit}"
+    number = value.mean / factor
+    return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"

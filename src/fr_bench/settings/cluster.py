@@ -52,7 +52,7 @@ def check_cluster(cluster: Any) -> None:
         value = cluster.get(key)
         if key not in cluster or (value is None and key in MAY_BE_NULL):
             continue
-        if not isinstance(value, int | float) or value != int(value) or value < smallest:
+        if not isinstance(value, int | float) or value % 1 != 0 or value < smallest:
             unit = " (minutes)" if key == "time" else ""
             or_null = ", or null" if key in MAY_BE_NULL else ""
             raise ConfigError(f"cluster.{key}={value}: must be an integer of at least {smallest}{unit}{or_null}.")

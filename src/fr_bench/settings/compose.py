@@ -7,7 +7,6 @@ its own config loader for the same configs first. This file alone uses Hydra's i
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
 import secrets
@@ -38,11 +37,11 @@ from fr_bench.settings.cluster import RESOLVERS, check_cluster
 from fr_bench.settings.comparison import LOGGING
 from fr_bench.settings.config import NAMED_COMPONENTS, Config, check_name
 from fr_bench.settings.explain import MISTAKES, Known, explain
+from fr_bench.settings.folder_names import folder_name
 
 CONFIG_PATH = "pkg://fr_bench.conf"
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
-LONGEST_FOLDER = 120  # letters of a job's folder; file systems allow 255
 # But for what decides which errors are seen (the best is of more or fewer), where the run is, and whether it is one.
 NOT_IN_A_FOLDERS_NAME = {*LOGGING} - {"eval_every", "run_dir", "dry_run"}
 
@@ -133,10 +132,7 @@ def job_folder(sweep_dir: str | None, default: str, *, _root_: DictConfig) -> st
         return default
     task = [str(word) for word in _root_.hydra.overrides.task]
     name = ",".join(sorted(word for word in task if re.split("[.=]", word.lstrip("+"))[0] not in NOT_IN_A_FOLDERS_NAME))
-    safe = re.sub(r"[^\w.,=+\[\]-]", "_", name)
-    if safe == name and len(name) <= LONGEST_FOLDER:
-        return name or default
-    return f"{safe[:LONGEST_FOLDER]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return folder_name(name) or default
 
 
 def compose(arguments: argparse.Namespace) -> Composition:
@@ -259,7 +255,7 @@ class _Composer:
         if basic:
             parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
             arguments = [*self._parse(parameters), *arguments]
-        _refuse_run_dir(arguments)
+        _refuse_run_dir([*self._parse(_as_typed(master.hydra.overrides.hydra)), *arguments])
         if basic:
             with self._explaining():
                 combinations = BasicSweeper.split_arguments(arguments, None)[0]
@@ -351,7 +347,7 @@ def in_combination(overrides: list[str], error: ConfigError) -> ConfigError:
 
 def _refuse_run_dir(overrides: list[Override]) -> None:
     for override in overrides:
-        if override.key_or_group == "run_dir":
+        if override.key_or_group in ("run_dir", "hydra.run.dir"):
             raise ConfigError(
                 f"{override.input_line}: under -m every job has a folder of its own; "
                 "sweep_dir=FOLDER sets where they are."

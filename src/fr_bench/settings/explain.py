@@ -238,6 +238,10 @@ def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str
             settings = ", ".join(f"{key}.{name}" for name in _shown(section))
             return f"{given}: is a section; set one of {settings}."
         return f"{given}: {first_line}."
+    if lost := re.match(r"Interpolation key '([^']+)' not found", first_line):
+        if known.given(lost[1]).startswith("~"):
+            return f"{known.given(lost[1])}: cannot be left out, as {key} refers to it."
+        key = next((text for text in known.overrides if f"${{{lost[1]}" in text), key)
     return f"{key}: {first_line}."
 
 

@@ -62,7 +62,7 @@ class OutcomeLog:
         self._start = self._path.stat().st_size if self._path is not None and self._path.exists() else 0
         self._num_jobs = num_jobs
         self._shared = list(shared)
-        self._num_told = 0
+        self._num_told = 0, 0  # of those that are written, and of those that could not be
         self._outcomes: list[Outcome] = []
 
     def add(self, outcome: Outcome) -> None:
@@ -83,8 +83,9 @@ class OutcomeLog:
 
     def news(self) -> list[Outcome]:
         """Returns what was recorded since the last call, in the order in which it happened."""
-        found = self._history()[self._num_told :]
-        self._num_told += len(found)
+        written, unwritten = self._written(), self._unwritten()
+        found = written[self._num_told[0] :] + unwritten[self._num_told[1] :]
+        self._num_told = len(written), len(unwritten)
         return found
 
     def line(self, outcome: Outcome) -> str:
@@ -125,7 +126,15 @@ class OutcomeLog:
         return " ".join(word for word in outcome.overrides if word not in self._shared)
 
     def _history(self) -> list[Outcome]:
-        """From the file, which other processes and machines write too, and of our own what a full disk kept out."""
+        return self._written() + self._unwritten()
+
+    def _unwritten(self) -> list[Outcome]:
+        """Of our own what a full disk kept out of the file."""
+        written = self._written()
+        return [outcome for outcome in self._outcomes if outcome not in written]
+
+    def _written(self) -> list[Outcome]:
+        """From the file, which other processes and machines write too."""
         found: list[Outcome] = []
         if self._path is not None and self._path.exists():
             with self._path.open("rb") as file:
@@ -133,7 +142,7 @@ class OutcomeLog:
                 for line in file:
                     with contextlib.suppress(ValueError, TypeError):  # just being written, or cut off by a full disk
                         found.append(Outcome(**json.loads(line)))
-        return found + [outcome for outcome in self._outcomes if outcome not in found]
+        return found
 
 
 def exit_code(outcomes: list[Outcome], num_jobs: int | None, hydra_code: int) -> int:
