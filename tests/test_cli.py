@@ -24,7 +24,7 @@ from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.settings.compose import Job, compose, job_folder, take_apart
 from fr_bench.settings.config import check
 from fr_bench.settings.paths import with_quoted_paths
-from fr_bench.sweeps.outcomes import Outcome, exit_code
+from fr_bench.sweeps.outcomes import Outcome, OutcomeLog, exit_code
 
 SMALL = ["model=mlp", "dataset=digits"]
 CONF = Path(__file__).parents[1] / "conf"
@@ -405,6 +405,11 @@ def test_two_runs_of_one_second_have_different_folders():
     assert Path(first).parent.name == "digits-mlp-fr-k4-s0"
 
 
+def test_what_names_a_run_is_the_same_wherever_it_is_referred_to(launch):
+    assert train(*SMALL, "run_dir='runs/${now:%f}-${run_id:}'", "wandb.name='${now:%f}-${run_id:}'") == 0
+    assert Path(launch.started[0]["run_dir"]).name == launch.started[0]["wandb"]["name"]
+
+
 def test_run_dir_is_used_as_given_and_hydra_leaves_nothing_of_its_own_there(launch, tmp_path):
     assert train(*SMALL, "run_dir=here/run") == 0
     assert launch.started[0]["run_dir"] == str(tmp_path / "here" / "run")
@@ -417,7 +422,7 @@ def test_in_a_sweep_dir_of_ones_own_a_combination_has_the_same_folder_every_time
     first = [(Path(config["run_dir"]), config["method"]["name"], config["k"]) for config in configs]
     assert len({path for path, _, _ in first}) == 3 and {path.parent for path, _, _ in first} == {tmp_path / "mine"}
     # Another order, fewer values, and what changes nothing about a run.
-    without_effect = ["console=off", "max_time=5", "hang_timeout=9", "checkpoint.every=3", "wandb.group=mine"]
+    without_effect = ["console=off", "max_time=5", "++hang_timeout=9", "checkpoint.every=3", "wandb.group=mine"]
     configs = composed("-m", "k=2", *SMALL, folder, *without_effect, "log_every=3", "method=fr,bp")
     again = [(Path(config["run_dir"]), config["method"]["name"], config["k"]) for config in configs]
     assert len(again) == 2 and set(again) <= set(first)
@@ -451,8 +456,9 @@ def test_run_dir_is_refused_in_a_sweep(launch, tmp_path, capsys):
 
 
 def test_a_sweep_dir_is_refused_without_a_sweep(launch, tmp_path, capsys):
-    assert train(*SMALL, "sweep_dir=mine") == 2
-    assert "sweep_dir=mine: is of a sweep, which needs -m" in capsys.readouterr().err
+    for word in ("sweep_dir=mine", "++sweep_dir=mine"):
+        assert train(*SMALL, word) == 2
+        assert f"{word}: is of a sweep, which needs -m" in capsys.readouterr().err
     assert not launch.started and not list(tmp_path.iterdir())
     assert train(*SMALL, "sweep_dir=null") == 0
 
@@ -485,14 +491,19 @@ def test_a_dry_run_does_not_even_try_to_make_a_folder(launch, tmp_path, monkeypa
 ODD = "demo/epochs=12,experiment=quickstart,method=fr"
 
 
-PATHS = [ODD, "été", "2024_01", "it's (new)", "a\\b=1", "x={1}"]
+PATHS = [ODD, "été", "2024_01", "1.10", "it's (new)", "a\\b=1", "a\\'b=1", "b=1\\", "x={1}"]
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_taken_as_given(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [config] = composed(*SMALL, f"run_dir={path}", f"resume={path}")
+    [config] = composed(*SMALL, f"run_dir={path}", f"++resume={path}")
     assert (config["run_dir"], config["resume"]) == (str(tmp_path / path), path)
+
+
+@pytest.mark.parametrize(("dataset", "key"), [("cifar10", "root"), ("text", "path")])
+def test_so_is_that_of_data(dataset, key):
+    assert composed(f"dataset={dataset}", f"dataset.{key}=/data/{ODD}")[0]["dataset"][key] == f"/data/{ODD}"
 
 
 @pytest.mark.parametrize("path", [ODD, "it's (new)"])
@@ -515,6 +526,8 @@ def test_several_paths_that_are_there_are_a_sweep(tmp_path, monkeypatch):
     for name in ("k=1", "k=2"):
         (tmp_path / name).mkdir()
     assert [config["resume"] for config in composed("-m", *SMALL, "resume=k=1,k=2")] == ["k=1", "k=2"]
+    (tmp_path / "k=1,k=2").mkdir()
+    assert [config["resume"] for config in composed("-m", *SMALL, "resume=k=1,k=2")] == ["k=1,k=2"]
 
 
 def test_a_path_in_quotes_or_with_references_is_what_it_was(launch, tmp_path):
@@ -557,6 +570,10 @@ MISTAKES = [
     (["K=2"], ["K=2", "'k'"]),
     (["k=${nope}"], ["fr-bench: k=${nope}: Interpolation key 'nope' not found."]),
     (["~k"], ["fr-bench: ~k: cannot be left out, as run_dir refers to it."]),
+    (["wandb.tags=${method}"], ["fr-bench: wandb.tags=${method}: Cannot merge"]),
+    (["method=[bp,fr]"], ["method=[bp,fr]: would be all of these in one run; ", "a sweep: -m method=bp,fr."]),
+    (["-m", "k=1,2", "method=[bp,fr]"], ["method=[bp,fr]: would be all of these in one run"]),
+    (["-m", "k=1,2", "hydra.sweeper=null"], ["hydra.sweeper: has no _target_"]),
     (["batch=64"], ["batch=64", "'batch_size'"]),
     (["bs=64"], ["bs=64", "'batch_size'"]),
     (
@@ -576,6 +593,9 @@ MISTAKES = [
     (["eval_every=often"], ["eval_every=often", "must be a number"]),
     (["eval_every=null"], ["eval_every=null", "cannot be null"]),
     (["run_dir="], ["run_dir=: is empty", "leave it out"]),
+    (["-m", "sweep_dir="], ["sweep_dir=: is empty", "leave it out"]),
+    (["freeze=${method.name}"], ["freeze: must be a list, such as freeze=[1,2]"]),
+    (["optimizer.lr.x=1"], ["optimizer.lr.x=1", "optimizer.lr is a single value"]),
     (["run_dir=a", "hydra.run.dir=b"], ["hydra.run.dir=b", "use run_dir=b"]),
     (["experiment=quickstrat"], ["experiment=quickstrat", "'quickstart'"]),
     (["dataset=null"], ["dataset=null"]),
@@ -735,6 +755,14 @@ def test_what_the_plan_refuses_is_a_mistake_too(launch, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_group_of_ones_own_is_added_with_a_plus(launch, tmp_path, capsys):
+    (tmp_path / "mine" / "extra").mkdir(parents=True)
+    (tmp_path / "mine" / "extra" / "more.yaml").write_text("# @package _global_\nk: 2\n")
+    assert train(*SMALL, "--config-dir", "mine", "extra=more") == 2
+    assert "extra: is not in the defaults list; add it with +extra=NAME." in capsys.readouterr().err
+    assert train(*SMALL, "--config-dir", "mine", "+extra=more") == 0 and launch.started[0]["k"] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -880,6 +908,8 @@ def test_a_second_sweep_in_the_same_folder_is_not_told_about_the_first(launch, c
 
 
 def test_hydra_mode_in_a_config_makes_a_sweep_without_the_flag(launch):
+    for word in ("hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN"):
+        assert [config["k"] for config in composed(*SMALL, "k=1,2", word)] == [1, 2]
     assert train(*SMALL, "k=1,2", "hydra.mode=MULTIRUN") == 0
     assert [config["k"] for config in launch.started] == [1, 2]
 
@@ -894,6 +924,11 @@ def test_so_does_a_file_of_ones_own(words, tmp_path, monkeypatch):
 
 
 # --- how a single run ends
+
+
+def test_a_single_run_is_not_told_of_as_a_job_of_a_sweep(launch, capsys):
+    assert train(*SMALL) == 0
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -971,6 +1006,19 @@ def test_flags_that_go_nowhere_are_refused(words, message):
 def test_a_job_that_its_launcher_stops_before_it_began_is_resumable(launch):
     launch.train = fails(SystemExit(-1))  # as submitit's handler does once the job is back in the queue
     assert train(*SMALL) == 75
+
+
+def test_the_jobs_of_a_sweep_are_listed_by_their_numbers_as_they_last_ended(tmp_path):
+    log = OutcomeLog(tmp_path, 12)
+    for number, state in ((10, "interrupted"), (9, "finished"), (2, "finished"), (10, "finished")):
+        outcome = Outcome(number, [f"k={number}"], str(tmp_path / str(number)))
+        outcome.finish(0.25) if state == "finished" else outcome.fail("stopped", 75)
+        log.add(outcome)
+        assert outcome in log.news()
+    assert [(each.number, each.state) for each in log.read()] == [(n, "finished") for n in (2, 9, 10)]
+    lines = log.table().splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["2", "9", "10"]
+    assert lines[4:] == ["9 of 12 jobs did not run."] and log.line(outcome).startswith("[3/12 done] job 10 finished")
 
 
 def test_the_exit_code_of_a_command_is_that_of_its_jobs():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -143,3 +145,59 @@ def test_the_doctor_says_what_wandb_mode_demands(monkeypatch: pytest.MonkeyPatch
     assert "WANDB_MODE=ofline: must be one of" in doctor.wandb_state()["mode_from_environment"]
     monkeypatch.delenv("WANDB_MODE")
     assert doctor.wandb_state()["mode_from_environment"] is None
+
+
+def test_every_figure_of_the_text_is_of_its_line() -> None:
+    report = {
+        "versions": {"torch": "2.0", "wandb": None},
+        "cpu": {"model": "C", "usable_cores": 3, "memory_bytes": 4 * 2**30, "available_bytes": 2**30},
+        "shared_memory": {"size_bytes": 2**30, "free_bytes": 2**20},
+        "gpus": [],
+        "driver": None,
+        "transports": {
+            "devices": ["cpu", "cpu"],
+            "problems": {"serial": None, "nccl": "no GPU"},
+            "auto": "serial",
+            "reason": "why",
+        },
+        "methods": {},
+        "datasets": {"a": {"found": True, "detail": "/there"}, "b": {"found": False, "detail": "not there"}},
+        "wandb": {"version": None, "mode_from_environment": None, "key_from": None},
+        "slurm": {"commands": [], "partitions": None, "launcher": None, "job": None},
+    }
+    lines = [re.split(" {2,}", line) for line in doctor.as_text(report).splitlines()]
+    assert lines == [
+        ["versions", "torch 2.0, wandb missing"],
+        ["CPU", "C, 3 cores"],
+        ["memory", "4.00 GiB, 1.00 GiB available"],
+        ["/dev/shm", "1.00 GiB, 1 MiB free (for transport=ipc)"],
+        ["GPUs", "none that torch sees"],
+        ["transport=auto", "serial: why (k=2, cpu)"],
+        ["transport=serial", "works"],
+        ["transport=nccl", "no: no GPU"],
+        ["data set a", "found: /there"],
+        ["data set b", "not there"],
+        ["W&B", "not installed: use wandb.mode=disabled"],
+        ["Slurm", "not on the PATH"],
+    ]
+    nothing = report | {"cpu": {"model": "C", "usable_cores": 3}, "shared_memory": None}
+    assert re.findall("(?m)^(?:memory|/dev/shm) +(.*)$", doctor.as_text(nothing)) == [
+        "unknown",
+        "not there: ipc does not work on the CPU",
+    ]
+
+
+def test_memory_is_in_bytes() -> None:
+    told = re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert told is not None and doctor.memory()["memory_bytes"] == 1024 * int(told[1])
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(bytes(2**20))
+        file.flush()
+        shared = doctor.shared_memory()
+        assert shared is not None and shared["size_bytes"] == shutil.disk_usage("/dev/shm").total
+        assert 0 <= shared["free_bytes"] <= shared["size_bytes"] - 2**20
+
+
+@pytest.mark.skipif(bool(doctor.gpus()), reason="has a GPU")
+def test_transports_are_those_of_several_modules() -> None:
+    assert doctor.transports()["devices"] == ["cpu", "cpu"]

@@ -13,7 +13,7 @@ from harness import PEERS, call, read_records, tiny_config, train_here
 
 from fr_bench.bench import time_prediction
 from fr_bench.bench.time_prediction import TimePrediction, predict_time
-from fr_bench.commands.dry_run import report
+from fr_bench.commands.dry_run import report, time_lines
 from fr_bench.errors import ConfigError
 from fr_bench.planning.costs import NetworkCosts
 from fr_bench.planning.environment import usable_cores
@@ -286,7 +286,10 @@ def test_a_network_that_is_trained_beside_takes_time(method: str) -> None:
 
 
 def test_the_time_of_a_run_counts_the_filling_of_its_pipe() -> None:
-    assert TimePrediction(step_s=2.0, fill_s=3.0, measured_on="", measured_at=0.0, notes=[]).training_time_s(10) == 23.0
+    time = TimePrediction(step_s=2.0, fill_s=3.0, measured_on="", measured_at=0.0, notes=[])
+    assert time.training_time_s(10) == 23.0
+    first, *_ = time_lines(make_plan(tiny_config("fr", 2)), time, "fr")  # two epochs of five steps
+    assert first == "predicted time: 2 s a step, 10 s an epoch, 23 s for the run's 10 steps"
 
 
 def test_what_messages_between_machines_cost_is_not_known_and_that_is_said() -> None:

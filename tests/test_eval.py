@@ -57,6 +57,8 @@ def test_the_text_names_errors_and_the_run(run_dir: Path, capsys: pytest.Capture
         (lambda folder: (folder / "config.yaml").unlink(), "give the directory of a run"),
         (lambda folder: (folder / "config.yaml").write_text("[1"), "is not the config of a run"),
         (lambda folder: (folder / "config.yaml").write_bytes(b"a: \xff"), "is not the config of a run (UnicodeDecode"),
+        (lambda folder: (folder / "config.yaml").write_text("plan: {cuts: [1]}"), "is not the config of a run (KeyErr"),
+        (lambda folder: (folder / "config.yaml").write_text("method: 3\nplan: {cuts: []}"), "config of a run (TypeErr"),
         (lambda folder: [p.unlink() for p in folder.rglob("*.safetensors")], "holds no weights"),
         (lambda folder: next(folder.rglob("*.safetensors")).write_bytes(b"short"), "cannot be read"),
         (lambda folder: (folder / "checkpoints/final/module_2.safetensors").unlink(), "are not of this model"),
@@ -97,6 +99,17 @@ def test_what_training_needed_an_evaluation_does_without(
     expected = capsys.readouterr().out
     assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--device", "cpu"]) == 0
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(("key", "value", "k"), [("module_lr", [1.0, 2.0, 1.0], 6), ("devices", [0, 1, 2], 1)])
+def test_what_was_said_of_each_module_is_not_asked_of_others(
+    key: str, value: object, k: int, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config | {key: value}))
+    assert main(["eval", str(tmp_path / "run"), "--json", "--trust", "--k", str(k), "--device", "cpu"]) == 0
+    assert "test_error" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", [key for key in SINCE_LATER if "." not in key])
@@ -227,6 +240,8 @@ def test_weights_of_a_step_have_the_error_of_its_record(tmp_path: Path, capsys: 
     expected = next(record for record in read_records(tmp_path) if record["kind"] == "eval" and record["step"] == 5)
     assert main(["eval", str(tmp_path), "--trust", "--json", "--step", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+    assert main(["eval", str(tmp_path), "--trust", "--step", "7"]) == 2
+    assert "has no checkpoint after so many steps; there are 5, 10 (" in capsys.readouterr().err
     (tmp_path / "checkpoints" / "step_00000005" / weights_file(1)).write_bytes(b"torn")
     assert main(["eval", str(tmp_path), "--trust", "--step", "5"]) == 2
     assert "is damaged" in capsys.readouterr().err

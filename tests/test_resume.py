@@ -26,7 +26,7 @@ from tiny_models import partly_frozen
 from torch import nn
 
 from fr_bench.checkpoints import snapshot
-from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
+from fr_bench.checkpoints.files import Checkpoint, folder_of, read_manifest, state_file, whole_folders
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.launching import checkpoint_book, resume
@@ -51,6 +51,7 @@ from fr_bench.records.sinks import SinkGroup
 from fr_bench.training.diagnostics import SufficientDirection
 from fr_bench.training.memory import Peak, PeakMemory
 from fr_bench.training.trainer import Player, Trainer
+from fr_bench.workers.resumption import Resumption
 from fr_bench.workers.sources import Sources
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.5}
@@ -498,7 +499,8 @@ def test_where_it_took_over_is_kept_when_it_goes_on_itself(tmp_path: Path) -> No
     train_here(moved | {"resume": "auto"}, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "origin.json").read_text()) == origin
     train_here(tiny_config("fr", 3, epochs=3, resume=str(tmp_path / "run")), tmp_path / "third", cut_off_at=11)
-    assert json.loads((tmp_path / "third" / "origin.json").read_text())["origin"] == origin
+    third = json.loads((tmp_path / "third" / "origin.json").read_text())
+    assert third["origin"] == origin and third["num_steps"] == 10  # of the run before, not its own 15
 
 
 def test_a_run_that_begins_anew_after_all_has_no_origin(tmp_path: Path) -> None:
@@ -630,6 +632,18 @@ def test_a_run_that_did_not_take_over_from_the_one_named_is_refused(tmp_path: Pa
         assert decide(longer | {"resume": name}, RunDirectory(tmp_path / "taken over"), print).resumption is not None
 
 
+def test_a_run_that_was_cut_off_before_it_took_over_does_so_after_all(tmp_path: Path) -> None:
+    source = made_once(tiny_config("fr", 2), stopped_after=5)
+    config = tiny_config("fr", 2, epochs=3, resume=str(source))
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    directory.write_config(config)
+    directory.set_status("interrupted")
+    start = decide(config, RunDirectory(tmp_path), print)
+    assert start.resumption is not None and start.source == source
+    assert start.found is not None and start.found.state == "interrupted"  # so that its folder is taken over, too
+
+
 def test_a_finished_run_is_not_taken_over_for_no_step_at_all(tmp_path: Path) -> None:
     config = tiny_config("fr", 2, checkpoint={"every": 100})
     copied(made_once(config), tmp_path / "source")
@@ -654,6 +668,12 @@ def test_whether_the_first_steps_are_those_the_run_would_have_made_is_kept(
     assert origin["settings"] == {"cuts": [3], "epochs": 2, "freeze": [], "module_lr": None}
     train_here(config | {"epochs": 5, "resume": str(run)}, tmp_path / "third", cut_off_at=21)
     assert json.loads((tmp_path / "third" / "origin.json").read_text())["in_one_piece"] is in_one_piece
+
+
+def test_first_steps_that_end_where_only_there_the_rate_falls_are_the_runs_own(tmp_path: Path) -> None:
+    source = made_once(tiny_config("fr", 2), stopped_after=5)  # the rate falls in the sixth step, here in the eleventh
+    train_here(tiny_config("fr", 2, epochs=4, resume=str(source)), tmp_path, cut_off_at=6)
+    assert json.loads((tmp_path / "origin.json").read_text())["in_one_piece"] is True
 
 
 def test_records_of_as_many_other_modules_are_left_behind(tmp_path: Path) -> None:
@@ -1043,6 +1063,18 @@ def test_a_run_that_starts_anew_is_made_by_the_code_that_is_there_now(own_folder
     assert "code_before" not in environment_of(own_folder / "run")
 
 
+def test_a_checkpoint_of_which_other_code_calls_the_blocks_otherwise_is_not_taken(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 5)
+    renamed = "def build(*args, **settings):\n    return [(f'new_{n}', x) for n, x in residual(*args, **settings)]\n"
+    (own_folder / "own_model" / "models.py").write_text(f"from tiny_models import residual\n\n\n{renamed}")
+    sys.modules.pop("own_model.models")
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="none of the run's checkpoints can be used"):
+        decide(config, RunDirectory(run), said.append)
+    assert "is of another model or other cuts" in said[0]
+
+
 def test_a_run_that_takes_over_from_one_of_other_code_says_so(own_folder: Path) -> None:
     config = tiny_config("fr", 2, model=own_model(own_folder))
     source = stopped(config, own_folder / "source", 5)
@@ -1256,6 +1288,7 @@ def test_a_run_that_takes_over_from_itself_goes_on(tmp_path: Path) -> None:
     """And is, for the tables, one that was never stopped."""
     config = tiny_config("fr", 2, max_steps=7)
     run = stopped(config, tmp_path, 5)
+    check_plan(config | {"resume": str(run), "run_dir": str(run)})
     run_training(config | {"resume": str(run), "run_dir": str(run)}, run)
     (found,) = find_runs([str(run)], print)
     assert found.end == "finished" and not found.takes_over
@@ -1267,6 +1300,17 @@ def test_a_run_that_could_go_on_for_longer_says_how(tmp_path: Path) -> None:
         check_plan(tiny_config("fr", 2, epochs=9, run_dir=str(run)))
     with pytest.raises(ConfigError, match=r"choose another run_dir[.]$"):
         check_plan(tiny_config("fr", 2, optimizer={"lr": 0.5}, epochs=9, run_dir=str(run)))
+
+
+@pytest.mark.parametrize(("is_exact", "has_trace"), [(True, False), (False, True)])
+def test_other_processes_are_told_all_of_where_a_run_goes_on_from(
+    is_exact: bool, has_trace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = Resumption(Checkpoint(Path("here"), {"step": 3}), is_exact, has_trace).description()
+    heard = Resumption.from_description(json.loads(json.dumps(told)))
+    assert heard == Resumption(Checkpoint(tmp_path / "here", {"step": 3}), is_exact, has_trace)
+    assert Resumption.from_description(None) is None
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -94,10 +96,20 @@ def test_a_run_that_was_killed_is_recognised_by_its_silence(tmp_path: Path) -> N
         RunDirectory(tmp_path).create()
 
 
-def test_a_status_that_is_not_yet_written_belongs_to_a_run_that_is_starting(tmp_path: Path) -> None:
+def test_a_status_that_is_not_yet_written_belongs_to_a_run_that_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "status.json").touch()
     with pytest.raises(ConfigError, match="a run is going on there"):
         RunDirectory(tmp_path).create()
+    found = RunDirectory(tmp_path).find()
+    assert found is not None and found.state == "running"
+    with pytest.raises(ConfigError, match="a run is going on there that has not yet said whose"):
+        RunDirectory(tmp_path).refuse_if_alive(found)
+    a_minute_ago = time.time() - 60
+    os.utime(tmp_path / "status.json", (a_minute_ago, a_minute_ago))  # its process was killed before it wrote it
+    monkeypatch.setattr(run_directory.time, "sleep", lambda _: pytest.fail("there is no sign of life to wait for"))
+    RunDirectory(tmp_path).refuse_if_alive(found)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +315,40 @@ def test_a_process_that_has_ended_and_is_not_yet_waited_for_is_gone(tmp_path: Pa
     assert found is not None
     RunDirectory(tmp_path).refuse_if_alive(found)
     child.wait()
+
+
+def test_another_process_that_got_its_number_is_not_taken_for_it_whatever_it_is_called(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    program = tmp_path / "a) b c"
+    shutil.copy("/bin/sh", program)
+    with subprocess.Popen([program, "-c", "read line"], stdin=subprocess.PIPE) as child:
+        for age_s in (3600, 0):
+            status = status_of(tmp_path) | {"pid": child.pid, "heartbeat": time.time() - age_s}
+            (tmp_path / "status.json").write_text(json.dumps(status))
+            found = RunDirectory(tmp_path).find()
+            assert found is not None
+            with pytest.raises(ConfigError, match="going on") if age_s == 0 else contextlib.nullcontext():
+                RunDirectory(tmp_path).refuse_if_alive(found)
+
+
+def test_of_a_status_without_a_heartbeat_nobody_is_alive(tmp_path: Path) -> None:
+    claimed(tmp_path)
+    status = {key: value for key, value in status_of(tmp_path).items() if key != "heartbeat"}
+    (tmp_path / "status.json").write_text(json.dumps(status))  # as somebody's editor may have left it
+    found = RunDirectory(tmp_path).find()
+    assert found is not None
+    RunDirectory(tmp_path).refuse_if_alive(found)
+
+
+def test_a_status_for_which_there_is_no_second_file_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, _: str) -> None:
+        raise RunFailed(f"{path}: cannot be written (No space left on device)")
+
+    run = claimed(tmp_path)
+    run.set_status("failed", error="x" * 500)
+    monkeypatch.setattr(run_directory, "write_text", fail)
+    run.set_status("failed", error="short")
+    assert status_of(tmp_path)["error"] == "short"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "env.json", "metrics.jsonl", "origin.json", "summary.json"])

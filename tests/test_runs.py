@@ -73,6 +73,17 @@ def test_a_quoted_pattern_is_expanded(tmp_path, problems):
     assert len(find(tmp_path / "outputs" / "**", problems)) == 2 and not problems
 
 
+def test_a_folder_whose_name_could_be_a_pattern_is_that_folder(tmp_path, problems):
+    """As a sweep calls it."""
+    run = write_run(tmp_path / "method=fr,partition=[1,2]")
+    assert [found.path for found in find(run, problems)] == [run] and not problems
+
+
+def test_what_lies_inside_a_run_names_the_innermost_one(tmp_path, problems):
+    inner = write_run(write_run(tmp_path / "outer") / "inner")
+    assert [found.path for found in find(inner / "metrics.jsonl", problems)] == [inner] and not problems
+
+
 def test_the_files_of_a_sweep_beside_its_runs_are_no_problem(tmp_path, problems):
     write_run(tmp_path / "0")
     (tmp_path / "jobs.jsonl").write_text("{}\n")
@@ -80,7 +91,8 @@ def test_the_files_of_a_sweep_beside_its_runs_are_no_problem(tmp_path, problems)
 
 
 def test_what_is_not_there_is_said_and_the_rest_is_read(tmp_path, problems):
-    run, empty, missing = write_run(tmp_path / "run"), tmp_path / "empty", tmp_path / "missing"
+    run, empty = write_run(tmp_path / "run"), tmp_path / "empty"
+    missing = tmp_path / ("x" * 300)  # longer than a name may be
     empty.mkdir()
     found = find_runs(map(str, (missing, empty, run)), problems.append)
     assert [each.path for each in found] == [run]
@@ -125,6 +137,8 @@ def test_another_broken_file_is_named_without_a_traceback(name, tmp_path, proble
     [
         ({"seed": [1, 2]}, "its seed is no integer"),
         ({"seed": True}, "its seed is no integer"),
+        ({"k": 0}, "neither config.yaml nor summary.json says its method, model, dataset and k"),
+        ({"k": True}, "neither config.yaml nor summary.json says"),
         ({"k": 1_000_000_000}, "k and replicas must be integers from 1, and at most 4096 when multiplied"),
         ({"replicas": 100_000_000}, "k and replicas must be"),
         ({"replicas": "two"}, "k and replicas must be"),
@@ -153,6 +167,14 @@ def test_without_config_the_summary_names_the_run(tmp_path, problems):
     assert (found.method, found.k, found.seed) == ("ddg", 2, 7) and not problems
     (run / "summary.json").unlink()
     assert not find(tmp_path, problems) and "neither config.yaml nor summary.json" in problems[0]
+
+
+def test_without_a_status_the_summary_says_how_a_run_ended(tmp_path, problems):
+    run = write_run(tmp_path / "run")
+    (run / "status.json").unlink()
+    (run / "summary.json").write_text(json.dumps({"state": "finished"}))
+    (found,) = find(tmp_path, problems)
+    assert found.end == "finished" and not problems
 
 
 def test_a_run_that_failed_before_its_first_record_says_why(tmp_path, problems):
@@ -350,6 +372,22 @@ def test_a_run_that_took_over_from_another_is_no_seed_of_one_that_did_not(tmp_pa
     assert not problems
 
 
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_run_that_names_no_other_took_over_from_none(resume, tmp_path, problems):
+    write_run(tmp_path / "run", settings={"resume": resume})
+    write_run(tmp_path / "another", seed=1)
+    assert list(groups_of(tmp_path, problems)) == ["FR, K = 2"] and not find(tmp_path / "run", problems)[0].takes_over
+
+
+@pytest.mark.parametrize(("before", "in_one_piece"), [(None, True), (ORIGIN, False)])
+def test_a_run_of_an_older_version_is_in_one_piece_if_its_origin_took_over_from_none(
+    before, in_one_piece, tmp_path, problems
+):
+    origin = ORIGIN | {"is_exact": True, "num_steps": 30, "origin": before}
+    write_run(tmp_path / "run", settings={"plan": {"num_steps": 30}}, origin=origin)
+    assert find(tmp_path, problems)[0].is_in_one_piece is in_one_piece
+
+
 def test_runs_whose_first_steps_were_made_otherwise_are_no_seeds_of_one_experiment(tmp_path, problems):
     there = {"cuts": [4], "epochs": 2, "freeze": [], "module_lr": None}
     origin = ORIGIN | {"is_exact": True, "in_one_piece": False, "settings": there}
@@ -438,6 +476,13 @@ def test_a_takeover_that_has_not_trained_yet_has_no_speed(tmp_path, problems):
     write_run(tmp_path / "run", origin=ORIGIN | {"step": 30, "epoch": 3.0, "train_time": 3.0})
     (run,) = find(tmp_path, problems)
     assert step_time_s(run) is None and epoch_time_s(run) is None and efficiency(run) is None
+
+
+@pytest.mark.parametrize("key", ["step", "epoch", "train_time"])
+def test_a_takeover_that_does_not_say_where_has_no_speed(key, tmp_path, problems):
+    write_run(tmp_path / "run", origin=ORIGIN | {key: None})
+    (run,) = find(tmp_path, problems)
+    assert run.own_from is None and step_time_s(run) is None and epoch_time_s(run) is None and efficiency(run) is None
 
 
 def test_efficiency_is_weighted_by_steps(tmp_path, problems):

@@ -314,6 +314,7 @@ def test_a_misspelt_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ("WANDB_SILENT", "maybe", "WANDB_SILENT=maybe: W&B refuses it .*boolean"),
         ("WANDB_BASE_URL", "foo", "WANDB_BASE_URL=foo: W&B refuses it"),
         ("WANDB_PROJECT", "a/b", "WANDB_PROJECT=a/b: W&B refuses it"),
+        ("WANDB_API_KEY", f"{KEY} ", r"WANDB_API_KEY=\.\.\.: W&B refuses it .*whitespace"),
     ],
 )
 def test_a_variable_that_wandb_would_refuse_is_refused_before_it(
@@ -322,7 +323,7 @@ def test_a_variable_that_wandb_would_refuse_is_refused_before_it(
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=message) as refused:
         check_wandb("offline")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and KEY not in str(refused.value)
     check_wandb("disabled")
 
 
@@ -340,6 +341,9 @@ def test_online_without_a_key_is_refused_with_what_to_do() -> None:
 
 
 def test_a_key_is_found_where_wandb_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home" / ".netrc").write_bytes(b"machine other login \xff password x\n")  # is no text, and has none
+    with pytest.raises(ConfigError, match=r"no API key for api\.wandb\.ai"):
+        check_wandb("online")
     (tmp_path / "home" / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     check_wandb("online")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
@@ -448,6 +452,9 @@ def test_each_place_of_a_key_is_known(where: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert find_credentials() is None
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.setenv(name, "")
+    assert find_credentials() is None  # as where a variable of a script is empty
     line = "machine api.wandb.ai login user password 12345\n"
     if where.startswith("WANDB"):
         monkeypatch.setenv(where, "x")

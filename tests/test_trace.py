@@ -13,6 +13,7 @@ import pytest
 from harness import run_processes, tiny_config, train_here
 from test_faults import RunDirectory, run_here, wait_until
 
+from fr_bench.measuring.stopwatch import Span
 from fr_bench.processes.reporter import Reporter
 from fr_bench.records import trace
 from fr_bench.records.run_files import naming_file
@@ -65,6 +66,19 @@ def test_the_trace_has_all_modules_and_as_many_steps_as_asked_for(transport: str
         for one, following in itertools.pairwise(ordered):  # a module does one thing at a time
             assert one["ts"] + one["dur"] <= following["ts"] + 1
     assert min(event["ts"] for event in events) == 0
+
+
+def test_times_are_microseconds_since_the_first_span_and_every_module_has_a_row_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    trace.write_trace(path, {2: [Span("wait features", 3000, 5500, 7)], 1: [Span("play", 1000, 2000, 7)]})
+    names, spans = (
+        [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == kind] for kind in "MX"
+    )
+    assert [(event["tid"], event["args"]["name"]) for event in names] == [(1, "module 1"), (2, "module 2")]
+    assert [(event["tid"], event["name"], event["ts"], event["dur"], event["cat"]) for event in spans] == [
+        (1, "play", 0, 1, "work"),
+        (2, "wait features", 2, 2.5, "wait"),
+    ]
 
 
 def plays(folder: Path) -> dict[int, list[int]]:

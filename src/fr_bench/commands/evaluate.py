@@ -17,6 +17,7 @@ from fr_bench.errors import ConfigError
 from fr_bench.records.console import metrics_text
 from fr_bench.records.run_files import strict_json
 from fr_bench.settings.comparison import SINCE_LATER, with_own_loader
+from fr_bench.settings.config import COMPONENTS
 from fr_bench.settings.trust import foreign_targets, references
 from fr_bench.unread import say
 
@@ -132,6 +133,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         config["partition"] = config.pop("plan")["cuts"]
         config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
         config["replicas"] = 1  # all end with the same weights
+        _ = [config[component]["_target_"] for component in COMPONENTS]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:

@@ -359,10 +359,11 @@ def _is_alive(status: dict[str, Any]) -> bool:
         # Bytes, since a program's name, which is in it, may be no text.
         fields = Path(f"/proc/{status['pid']}/stat").read_bytes().rpartition(b")")[2].split()
         boot_s = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
+        heartbeat_s = status["heartbeat"]
     except (OSError, KeyError, StopIteration):
         return False
     started_s = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return fields[0] != b"Z" and started_s < status["heartbeat"] + 2  # the two clocks differ by a rounded second
+    return fields[0] != b"Z" and started_s < heartbeat_s + 2  # the two clocks differ by a rounded second
 
 
 @contextlib.contextmanager

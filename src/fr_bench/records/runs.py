@@ -133,7 +133,7 @@ def find_runs(arguments: Iterable[str], complain: Complain) -> list[Run]:
 
 
 def _expand(argument: str, complain: Complain) -> list[Path]:
-    if Path(argument).exists():
+    if os.path.exists(argument):  # which raises for no name, however long
         return [Path(argument)]
     matches = glob.glob(argument, recursive=True) if glob.has_magic(argument) else []
     if not matches:

@@ -105,7 +105,7 @@ def find_credentials() -> str | None:
         try:
             if path and netrc.netrc(os.path.expanduser(path)).authenticators(_host()):
                 return path
-        except (OSError, netrc.NetrcParseError):
+        except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
     return None
 

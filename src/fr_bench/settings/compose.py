@@ -35,7 +35,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from fr_bench.errors import ConfigError
 from fr_bench.settings.cluster import RESOLVERS, check_cluster
 from fr_bench.settings.comparison import LOGGING
-from fr_bench.settings.config import NAMED_COMPONENTS, Config, check_name
+from fr_bench.settings.config import COMPONENTS, NAMED_COMPONENTS, Config, check_name
 from fr_bench.settings.explain import MISTAKES, Known, explain
 from fr_bench.settings.folder_names import folder_name
 
@@ -243,6 +243,7 @@ class _Composer:
         if multirun:
             return self._compose_sweep()
         _refuse_sweep_dir(self.overrides)
+        _refuse_several(self._parse(self.overrides))
         config = self._load([*self.overrides, "hydra.mode=RUN"], RunMode.RUN)
         return Composition([self._job(config, self.overrides, None)], None, 1, None)
 
@@ -251,10 +252,12 @@ class _Composer:
         HydraConfig.instance().set_config(master)
         sweep_dir = os.path.abspath(str(master.hydra.sweep.dir))
         arguments = self._parse(_as_typed(master.hydra.overrides.task))
-        basic = str(master.hydra.sweeper._target_).endswith(".BasicSweeper")
+        sweeper, launcher = (_target_of(master, part) for part in ("sweeper", "launcher"))
+        basic = sweeper.endswith(".BasicSweeper")
         if basic:
             parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
             arguments = [*self._parse(parameters), *arguments]
+        _refuse_several(arguments)
         _refuse_run_dir([*self._parse(_as_typed(master.hydra.overrides.hydra)), *arguments])
         if basic:
             with self._explaining():
@@ -263,7 +266,6 @@ class _Composer:
             combinations = [[str(a.input_line) for a in arguments if not a.is_sweep_override()]]
         jobs = [self._combine(master, list(chosen), number) for number, chosen in enumerate(combinations)]
         _refuse_shared_folders(jobs)
-        launcher = str(master.hydra.launcher._target_)
         return Composition(jobs, sweep_dir, len(jobs) if basic else None, launcher)
 
     def _combine(self, master: DictConfig, overrides: list[str], number: int) -> Job:
@@ -333,6 +335,14 @@ def _settle_folder(config: DictConfig, number: int | None) -> str:
     return os.path.abspath(folder)
 
 
+def _target_of(master: DictConfig, part: str) -> str:
+    """Of Hydra's sweeper or launcher."""
+    target = OmegaConf.select(master, f"hydra.{part}._target_")
+    if target is None:
+        raise ConfigError(f"hydra.{part}: has no _target_, and is what a sweep is made by; leave it as it is.")
+    return str(target)
+
+
 def _as_typed(overrides: ListConfig) -> list[str]:
     """Without resolving what they refer to: that is for each combination to do."""
     words = OmegaConf.to_container(overrides, resolve=False)
@@ -343,6 +353,16 @@ def _as_typed(overrides: ListConfig) -> list[str]:
 def in_combination(overrides: list[str], error: ConfigError) -> ConfigError:
     """Returns ``error`` with the combination of the sweep that it is in."""
     return ConfigError(f"in the combination '{' '.join(overrides)}': {error}")
+
+
+def _refuse_several(overrides: list[Override]) -> None:
+    """Hydra would make one of them, with the settings of all."""
+    for override in overrides:
+        if override.key_or_group in COMPONENTS and isinstance(values := override.value(), list) and len(values) > 1:
+            raise ConfigError(
+                f"{override.input_line}: would be all of these in one run; a run of each is a sweep: "
+                f"-m {override.key_or_group}={','.join(map(str, values))}."
+            )
 
 
 def _refuse_run_dir(overrides: list[Override]) -> None:

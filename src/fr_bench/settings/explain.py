@@ -210,7 +210,7 @@ def _may_take(node: DictConfig, name: str) -> bool:
 
 
 def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str:
-    key = str(error.full_key or error.key)
+    key = str(error.full_key or error.key or next((text for text in known.overrides if "${" in text), "a setting"))
     first_line = str(error.msg or error).splitlines()[0]
     missing = re.search(r"Missing mandatory value: (\S+)", first_line)
     if missing or isinstance(error, MissingMandatoryValue):
