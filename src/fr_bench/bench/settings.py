@@ -13,7 +13,7 @@ from fr_bench.errors import ConfigError, nearest
 METHODS = ("plain", "bp", "dni", "ddg", "fr", "dgl", "ddp", "gpipe", "1f1b", "interleaved", "zero_bubble")
 MOST_MODULES = 4
 SET_BY_BENCH = ("method", "k", "max_steps", "trace", "profile")
-ONCE = ("resume", "max_time", "cluster")  # of a run that goes on, later or elsewhere
+GOING_ON = ("resume", "max_time", "cluster")  # of a run that does so later, or elsewhere
 # Defaults on a GPU: one GPU is enough, its steps are short and its times steady.
 ON_GPU: dict[str, Any] = {
     "methods": ["plain", "bp", "dni", "ddg", "fr"],
@@ -125,7 +125,7 @@ def refuse_settings(words: Iterable[str]) -> None:
             raise ConfigError(
                 "dry_run: belongs to fr-bench train; here bench.methods=[] with simulate.k=[8] trains nothing."
             )
-        if key in ONCE:
+        if key in GOING_ON:
             raise ConfigError(f"{key}: belongs to fr-bench train; a bench runs here, and all of it at once.")
         if key in SET_BY_BENCH:
             raise ConfigError(f"{key}: is set for each that is compared; use bench.methods=[...] and bench.k=[...].")

@@ -133,7 +133,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         config["partition"] = config.pop("plan")["cuts"]
         config["k"] = len(config["partition"]) + 1  # of data-parallel processes each has the whole network
         config["replicas"] = 1  # all end with the same weights
-        _ = [config[component]["_target_"] for component in COMPONENTS]
+        _ = [config[component]["_target_"] for component in COMPONENTS]  # as every run's has them
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the directory of a run.") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:

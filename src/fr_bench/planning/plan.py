@@ -117,21 +117,22 @@ class Plan:
         return [numbers] if self.transport == "serial" else [[number] for number in numbers]
 
     def headlines(self) -> list[str]:
-        """Lines of text: where the network is cut, into what, and how the modules are linked."""
-        compiles = bool(self.config["compile"])
+        """Lines of text: where the network is cut, into what, how the modules are linked, and what comes first."""
         blocks = f"block{'s' if len(self.cuts) > 1 else ''} {', '.join(map(str, self.cuts))}"
         what = f"{self.num_modules} modules, cut after {blocks}" if self.cuts else "the whole network"
         if self.num_replicas > 1:
             what = f"{self.num_replicas} replicas of {what}"
         elif not self.cuts:
             what = f"1 module, {what}"
-        return [
+        lines = [
             f"{what}, on {', '.join(self.devices)}",
             *module_table(self.block_ranges, self.block_names, self.num_parameters, self.expected_share),
             f"transport {self.transport}: {self.transport_reason}; "
             f"{self.threads} thread{'s' if self.threads > 1 else ''} a module",
-            *(["compile=true: before the first step every block is compiled, which may take minutes"] * compiles),
         ]
+        if self.config["compile"]:
+            lines.append("compile=true: before the first step every block is compiled, which may take minutes")
+        return lines
 
     def description(self) -> dict[str, Any]:
         """What config.yaml and W&B say about the plan, beside the config itself."""

@@ -83,7 +83,8 @@ class OutcomeLog:
 
     def news(self) -> list[Outcome]:
         """Returns what was recorded since the last call, in the order in which it happened."""
-        written, unwritten = self._written(), self._unwritten()
+        written = self._written()
+        unwritten = self._unwritten(written)
         found = written[self._num_told[0] :] + unwritten[self._num_told[1] :]
         self._num_told = len(written), len(unwritten)
         return found
@@ -126,11 +127,11 @@ class OutcomeLog:
         return " ".join(word for word in outcome.overrides if word not in self._shared)
 
     def _history(self) -> list[Outcome]:
-        return self._written() + self._unwritten()
-
-    def _unwritten(self) -> list[Outcome]:
-        """Of our own what a full disk kept out of the file."""
         written = self._written()
+        return written + self._unwritten(written)
+
+    def _unwritten(self, written: list[Outcome]) -> list[Outcome]:
+        """Of our own what a full disk kept out of the file, in which ``written`` are."""
         return [outcome for outcome in self._outcomes if outcome not in written]
 
     def _written(self) -> list[Outcome]:
