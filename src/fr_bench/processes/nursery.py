@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import tempfile
@@ -91,8 +92,14 @@ def _server() -> int | None:
 
 def _end(owner: int) -> None:
     """Ends the server with the process ``owner``. By itself it notices as soon as it is idle, which it is not while it
-    imports: where a run was found to be finished, seconds after the command has ended."""
+    imports: where a run was found to be finished, seconds after the command has ended.
+
+    The folder of its socket is there afterwards, although in a long run something may have tidied up: multiprocessing,
+    which removes it next, would say at length that it is gone.
+    """
     server = _server()
     if server is not None and os.getpid() == owner:
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.makedirs(multiprocessing.util.get_temp_dir(), exist_ok=True)
