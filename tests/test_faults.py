@@ -31,7 +31,7 @@ from fr_bench.processes.events import InOrder, first_of_own
 # A run that would go on for hours: three modules, each in its own process.
 ENDLESS = ["train", "model=mlp", "dataset=synthetic", "k=3", "batch_size=64", "epochs=1000000"]
 ENDLESS += ["dataset.height=8", "dataset.width=8", "wandb.mode=disabled", "partition=equal"]
-ENDLESS_BENCH = ["model=mlp", "bench.k=[1]", "bench.methods=[bp]", "bench.rounds=1000000"]
+ENDLESS_BENCH = ["bench", "model=mlp", "bench.k=[1]", "bench.methods=[bp]", "bench.rounds=1000000"]
 ENDLESS_BENCH += ["dataset.height=8", "dataset.width=8"]
 AT_MOST_S = 5.0  # for the processes of a program that has ended
 ENDS_WITHIN_S = 30.0  # a checkpoint is synced, on a disk that others may keep busy
@@ -241,16 +241,21 @@ def test_a_signal_ends_the_run_cleanly(start: Callable[..., Run], kill: Callable
     assert len(run.records()) > 3 and whole_folders(run.run_dir / "checkpoints")
 
 
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The program in a session of its own; what it says on stderr is kept."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fr_bench", *words], cwd=folder, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("number", "command"),
-    [(signal.SIGTERM, ENDLESS), (signal.SIGUSR2, ENDLESS), (signal.SIGTERM, ["bench", *ENDLESS_BENCH])],
+    [(signal.SIGTERM, ENDLESS), (signal.SIGUSR2, ENDLESS), (signal.SIGTERM, ENDLESS_BENCH)],
 )
 def test_a_signal_before_the_run_has_begun_is_answered_too(number: int, command: list[str], tmp_path: Path) -> None:
     """While it imports and plans, which takes seconds."""
-    program = subprocess.Popen(
-        [sys.executable, "-m", "fr_bench", *command, f"run_dir={tmp_path / 'run'}"], cwd=tmp_path, text=True,
-        start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    program = begun(tmp_path, *command, f"run_dir={tmp_path / 'run'}")
 
     def is_ready() -> bool:
         """Whether it has a handler for the signal, as the kernel says."""
@@ -279,10 +284,7 @@ def test_a_signal_after_the_end_changes_no_exit_code() -> None:
 
 
 def test_a_bench_that_is_stopped_says_where_its_numbers_are(tmp_path: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "fr_bench", "bench", *ENDLESS_BENCH, f"run_dir={tmp_path / 'b'}"], cwd=tmp_path,
-        text=True, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    program = begun(tmp_path, *ENDLESS_BENCH, f"run_dir={tmp_path / 'b'}")
     path = tmp_path / "b" / "bench.json"
     assert wait_until(lambda: path.exists() or program.poll() is not None, 60)
     program.send_signal(signal.SIGTERM)

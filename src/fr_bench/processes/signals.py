@@ -1,7 +1,7 @@
-"""Signals while there is no run to be saved: before one has begun, or between two.
+"""Signals while there is no run to be saved: before one has begun, between two, or once all is done.
 
 Once a run is there, :func:`fr_bench.launching.signal_watch.watch_signals` answers instead. Imports nothing heavy: the
-first seconds of a command are what this is for.
+first seconds of a command, and its last tenths of one, are what this is for.
 """
 
 from __future__ import annotations

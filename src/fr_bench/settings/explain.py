@@ -60,6 +60,10 @@ class Known:
         """The override that sets ``key``, as it was typed; ``key`` itself if none does."""
         return next((text for text in self.overrides if text.lstrip("+~").partition("=")[0] == key), key)
 
+    def referring(self, to: str = "") -> str | None:
+        """The first override that refers to something (``${...}``) whose name begins with ``to``."""
+        return next((text for text in self.overrides if f"${{{to}" in text), None)
+
     def culprit(self) -> str | None:
         """The first override that does not compose by itself, for a message that does not name it."""
         return next((override for override in self.overrides if not self.composes(override)), None)
@@ -210,7 +214,7 @@ def _may_take(node: DictConfig, name: str) -> bool:
 
 
 def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str:
-    key = str(error.full_key or error.key or next((text for text in known.overrides if "${" in text), "a setting"))
+    key = str(error.full_key or error.key or known.referring() or "a setting")
     first_line = str(error.msg or error).splitlines()[0]
     missing = re.search(r"Missing mandatory value: (\S+)", first_line)
     if missing or isinstance(error, MissingMandatoryValue):
@@ -239,9 +243,9 @@ def _bad_value(error: OmegaConfBaseException, message: str, known: Known) -> str
             return f"{given}: is a section; set one of {settings}."
         return f"{given}: {first_line}."
     if lost := re.match(r"Interpolation key '([^']+)' not found", first_line):
-        if known.given(lost[1]).startswith("~"):
-            return f"{known.given(lost[1])}: cannot be left out, as {key} refers to it."
-        key = next((text for text in known.overrides if f"${{{lost[1]}" in text), key)
+        if (given := known.given(lost[1])).startswith("~"):
+            return f"{given}: cannot be left out, as {key} refers to it."
+        key = known.referring(lost[1]) or key
     return f"{key}: {first_line}."
 
 
