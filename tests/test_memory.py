@@ -322,6 +322,16 @@ def test_checkpointing_changes_no_number_and_keeps_less(k: int, tmp_path: Path) 
     assert sum(a["activations"] for a in after) < 0.75 * sum(a["activations"] for a in before)
 
 
+def test_a_process_that_checkpoints_never_has_whole_graphs(tmp_path: Path) -> None:
+    """Nor does it in the passes before training: the system, or a GPU, would run out of memory there."""
+    images = {"height": 32, "width": 32, "num_train": 64, "num_test": 16}
+    changes = {"model": {**RESNET20, "depth": 56}, "dataset": images, "batch_size": 64, "epochs": 1}
+    (plain,) = last_accounts(run_processes(tiny_config("bp", 1, **changes), tmp_path / "plain"), 1)
+    (less,) = last_accounts(run_processes(checkpointed(1, **changes), tmp_path / "checkpointed"), 1)
+    saved = plain["activations"] - less["activations"]
+    assert saved > 2**28 and plain["peak"] - less["peak"] > 0.5 * saved
+
+
 def test_resnet164_on_cifar_is_as_in_the_literature_predicted_without_running_anything() -> None:
     """B = 128, K = 4, float32, equal cuts: activations, history and stash of FR and DDG over BP's."""
 

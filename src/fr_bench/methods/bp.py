@@ -28,8 +28,7 @@ class Backpropagation(Method):
     """
 
     def __init__(self, module: Module, link: Link, *, checkpoint_activations: bool = False) -> None:
-        super().__init__(module, link)
-        module.network.checkpointing = checkpoint_activations
+        super().__init__(module, link)  # the network checkpoints by the policy, from its first pass on
 
     def play_lower(self, x: Tensor, t: int) -> Tensor:
         """Plays with a graph and keeps it."""

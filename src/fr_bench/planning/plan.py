@@ -52,6 +52,7 @@ class Plan:
             for methods whose policy does not tell.
         uses_link: whether the modules need channels (see Method.uses_link).
         num_parts: of a replica's share of a batch: how many a module sees one after the other.
+        recomputes: whether the networks keep block inputs alone, and recompute each block in the backward.
         num_replicas: how often the network is there, each with its share of every batch: ``replicas`` of the config,
             or the processes of a method that cuts nothing.
         warnings: for the user, in whole sentences: what was asked for and can be had, but hardly is what was meant.
@@ -81,6 +82,7 @@ class Plan:
     predicted_memory: list[dict[str, int]]
     uses_link: bool = True
     num_parts: int = 1
+    recomputes: bool = False
     num_replicas: int = 1
     warnings: Sequence[str] = ()
     label_digest: str | None = None
@@ -244,6 +246,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         predicted_memory=predicted_memory if is_predictable else [{} for _ in site.devices],
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
+        recomputes=policy.recomputes,
         num_replicas=num_replicas,
         warnings=_warnings(config, policy, shapes[:num_modules], steps_per_epoch, num_steps),
     )

@@ -241,6 +241,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
         network.to(memory_format=memory_format)  # separate: torch has no stub for all three
         network.train()
+        network.checkpointing = plan.recomputes
         if config["compile"]:
             network.compile_blocks()
         multiplier = config["module_lr"][place.k - 1] if config["module_lr"] else 1.0
