@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -473,9 +474,6 @@ def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -
     assert label.get_text() == "FR optimizer.weight_decay=0.001\npartition=equal, K = 1"
     rows[0].words, rows[1].words, rows[1].speedup_vs_single = "bp", "fr", 1.0
     figure = draw_bench(rows, "with a limit").figure
-    figure.draw_without_rendering()
-    height_pt = figure.axes[0].get_window_extent().height / figure.dpi * 72
-    assert height_pt > 1.5 * len(rows) * figure.axes[0].xaxis.label.get_size(), "the bars have room"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quartiles", "limit"]
     quartiles = figure.legends[0].get_lines()[0]
     (drawn,) = {
@@ -484,6 +482,25 @@ def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -
         if bars.get_segments()[0][0][1] == bars.get_segments()[0][1][1]  # horizontal; a limit is upright
     }
     assert drawn == ((quartiles.get_linewidth(),), to_rgba(quartiles.get_color()))
+
+
+def test_in_the_figure_names_of_any_length_leave_room_for_bars_and_each_other() -> None:
+    rows = [make_row(each, [measurement(2.0)]) for each in contenders(methods=["plain", "bp"], k=[1, 2])]
+    compare(rows)
+    rows[0].words = "plain " + " ".join(f"optimizer.the_{at}_of_its_settings=0.001" for at in range(4))
+    rows[1].words = "bp method.checkpoint_activations=true"
+    figure = draw_bench(rows, "long names").figure
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = axes.get_yticklabels()
+    assert names[0].get_text() == "BP checkpoint_activations=true,\nK = 1"
+    assert names[-1].get_text().count("\n") == 5
+    extents = sorted((name.get_window_extent() for name in names), key=lambda extent: -extent.y0)
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(extents))
+    words = axes.xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= words.x0 and words.x1 <= figure.bbox.x1, "what the bars are is within the figure"
+    height_pt = axes.get_window_extent().height / figure.dpi * 72
+    assert height_pt < 2.5 * axes.xaxis.label.get_size() * sum(name.get_text().count("\n") + 1 for name in names)
 
 
 def test_an_iteration_has_ended_when_the_slowest_module_is_done_with_it() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -18,12 +20,15 @@ from fr_bench.peers import PEERS
 from fr_bench.report.groups import METHOD_NAMES
 
 STYLE = "paper"
-BAR = 0.7  # of the room that a bar has
+ROW_IN = 0.19  # height of a row whose name has one line
+ROWS_A_LINE = 0.75  # of a name that has more
+BAR = 0.7  # rows
+BARS_IN = 1.7  # least width that is left beside the names
 LIMIT: dict[str, Any] = {"color": "black", "linewidth": 1.4}
 QUARTILES: dict[str, Any] = {"color": "black", "linewidth": 0.8}
 ERROR_BAR: dict[str, Any] = {"ecolor": QUARTILES["color"], "elinewidth": QUARTILES["linewidth"]}
-LONGEST_LINE = 32  # letters of a name; longer ones are broken, which leaves room for the bars
-AROUND = 6  # room that title, axis and legend take, in rows
+LONGEST_LINE = 32  # letters of a name; longer ones are broken
+AROUND = 5  # room that title, axis and legend take, in rows
 
 
 def draw_bench(rows: Sequence[Row], title: str) -> Drawing:
@@ -39,15 +44,16 @@ def draw_bench(rows: Sequence[Row], title: str) -> Drawing:
     with matplotlib.rc_context(style.settings()):
         shown = _ordered([row for row in rows if row.speedup_vs_single is not None])
         labels = [_label(row) for row in shown]
-        num_lines = max((label.count("\n") + 1 for label in labels), default=1)
-        height_in = 0.19 * style.font_pt / 8 * (len(shown) * num_lines**0.75 + AROUND)
-        figure = Figure(figsize=(style.two_panels_in, height_in), layout="constrained")
+        heights = [max(1.0, ROWS_A_LINE * (label.count("\n") + 1)) for label in labels]
+        places = [end - height / 2 for end, height in zip(accumulate(heights), heights, strict=True)]
+        figure = Figure(figsize=(style.two_panels_in, ROW_IN * (sum(heights) + AROUND)), layout="constrained")
         axes = figure.subplots()
         figure.suptitle(title)
-        for at, row in enumerate(shown):
+        for at, row in zip(places, shown, strict=True):
             _draw_bar(axes, at, row)
-        axes.set_yticks(range(len(shown)), labels)
-        axes.invert_yaxis()
+        axes.set_yticks(places, labels)
+        axes.set_ylim(sum(heights), 0)
+        _make_room(figure, axes)
         axes.grid(False, axis="y")
         axes.axvline(1.0, color="#555555", linewidth=0.6, zorder=0)
         axes.set_xlabel("images/s over BP, K = 1")
@@ -58,13 +64,20 @@ def draw_bench(rows: Sequence[Row], title: str) -> Drawing:
     return Drawing("bench", figure, [])
 
 
+def _make_room(figure: Figure, axes: Axes) -> None:
+    """Makes the figure wider, if names leave the bars less than they need."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    names_in = max(label.get_window_extent(renderer).width for label in axes.get_yticklabels()) / figure.dpi
+    figure.set_figwidth(max(figure.get_figwidth(), names_in + BARS_IN))
+
+
 def _ordered(rows: Sequence[Row]) -> list[Row]:
     """Methods as they come, then K, then the settings behind the name; peers last."""
     methods = [row.method for row in rows]
     return sorted(rows, key=lambda row: (row.method in PEERS, methods.index(row.method), row.k, row.words))
 
 
-def _draw_bar(axes: Axes, at: int, row: Row) -> None:
+def _draw_bar(axes: Axes, at: float, row: Row) -> None:
     assert row.speedup_vs_single is not None
     look: Look = look_of(row.method)
     single_s = row.speedup_vs_single * row.step_time_s.median
@@ -81,7 +94,7 @@ def _draw_bar(axes: Axes, at: int, row: Row) -> None:
 
 def _label(row: Row) -> str:
     name, *own = row.words.split()
-    words = " ".join([METHOD_NAMES.get(name, name), *own])
+    words = " ".join([METHOD_NAMES.get(name, name), *(word.removeprefix("method.") for word in own)])
     micro = f", M = {row.num_microbatches}" if row.num_microbatches is not None else ""
     label = f"{words}{micro}, K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{row.k}"
     return textwrap.fill(label, LONGEST_LINE, break_long_words=False).replace("\N{NO-BREAK SPACE}", " ")
