@@ -55,6 +55,21 @@ def test_the_account_is_as_predicted_and_below_the_peak(method: str, gpu: dict[s
         assert account["peak"] > held > 0
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_checkpointed_activations_lower_the_peak(cuda_graphs: bool, cuda: dict[str, Any], tmp_path: Path) -> None:
+    """That of the passes before training, and of captured ones, too."""
+    images = {"height": 32, "width": 32, "num_train": 2 * 64, "num_test": 64}
+    changes: dict[str, Any] = {"model": {**WIDE, "depth": 56}, "batch_size": 64, "cuda_graphs": cuda_graphs, **cuda}
+    accounts = []
+    for checkpoint in (False, True):
+        method = METHODS["bp"] | {"checkpoint_activations": checkpoint}
+        run = run_processes(tiny_config("bp", 1, dataset=images, method=method, **changes), tmp_path / str(checkpoint))
+        accounts.append(run.of("memory")[-1])
+    plain, less = accounts
+    saved = plain["activations"] - less["activations"]
+    assert saved > 2**28 and plain["peak"] - less["peak"] > 0.5 * saved
+
+
 def test_modules_that_share_a_gpu_have_times_but_no_waiting_and_no_efficiency(
     cuda: dict[str, Any], tmp_path: Path
 ) -> None:
