@@ -314,6 +314,20 @@ def test_a_module_that_calls_exit_and_has_no_log_to_write_to_is_named(
     assert "message" in (tmp_path / "error.json").read_text()
 
 
+def test_memory_that_an_iteration_frees_is_kept_for_the_next_one(tmp_path: Path) -> None:
+    """Also here, where it is not the process's first thread that trains."""
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    model = f"_target_: tiny_models.roomy\nname: roomy\npath: {tmp_path / 'pages'}\n"
+    (tmp_path / "mine" / "model" / "roomy.yaml").write_text(model)
+    job = Job(tmp_path, 1)
+    words = ["--config-dir", str(tmp_path / "mine"), "model=roomy", "k=1", "method=bp", "max_steps=20"]
+    job.start(0, *words, program=[sys.executable, "-m", "fr_bench"])  # before anything has started a thread
+    ((code, told),) = job.end()
+    assert code == 0, told
+    pages = [int(line) for line in (tmp_path / "pages").read_text().split()]
+    assert len(pages) > 20 and sorted(pages)[len(pages) // 2] < 1000, pages  # of 32,768; some make the heap grow
+
+
 OF_ANOTHER_VERSION = """
 import sys, fr_bench
 fr_bench.__version__ = "0.0.9"

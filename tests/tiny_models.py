@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -348,6 +349,27 @@ class BadDay(nn.Module):
         if is_learning and self.what == "gradient":
             x.register_hook(lambda gradient: gradient * float("nan"))
         return x
+
+
+class Roomy(nn.Module):
+    """Notes in ``path``, in every pass, how many pages the system had to map for a tensor of 128 MiB."""
+
+    def __init__(self, width: int, num_classes: int, path: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, num_classes)
+        self.path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.ones(2**25, device=x.device)
+        if not x.is_meta:
+            with open(self.path, "a") as notes:
+                notes.write(f"{resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before}\n")
+        return self.linear(x.flatten(1))
+
+
+def roomy(input_shape: tuple[int, int, int], num_classes: int, path: str) -> list[tuple[str, nn.Module]]:
+    return [("roomy", Roomy(math.prod(input_shape), num_classes, path))]
 
 
 def bad_day(

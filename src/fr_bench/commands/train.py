@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 
 from fr_bench.commands.train_help import help_text
 from fr_bench.errors import ConfigError, FrBenchError, Interrupted, ToldElsewhere
+from fr_bench.processes.heap import share_one_heap
 from fr_bench.processes.signals import held_back
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.records.run_files import read_json
@@ -69,6 +70,8 @@ def main(argv: list[str]) -> int:
     typed, argv = argv, with_quoted_paths(argv)
     arguments = parse(argv)
     launch = Torchrun.from_environment()
+    if launch is not None:  # its module trains in a second thread
+        share_one_heap()
     # Hydra's parser wants all overrides side by side; ours takes them in any order.
     argv = [word for word in argv if word not in arguments.overrides]
     if argv[-1:] in (["-i"], ["--info"]):  # it would take the first override for what to tell

@@ -21,7 +21,7 @@ from fr_bench.launching.supervisor import Supervisor
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.plan import Plan, check_components, make_plan
 from fr_bench.processes.board import Board
-from fr_bench.processes.torch_settings import keep_freed_memory
+from fr_bench.processes.heap import keep_freed_memory
 from fr_bench.records.collector import Collector
 from fr_bench.records.console import RunTitle, choose_console, print_summary
 from fr_bench.records.run_directory import RunDirectory, await_directory

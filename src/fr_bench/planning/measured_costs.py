@@ -34,8 +34,9 @@ from fr_bench.planning.environment import cpu_model
 from fr_bench.planning.own_code import describe_code
 from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes import child, nursery
+from fr_bench.processes.heap import keep_freed_memory
 from fr_bench.processes.signals import how_it_ended
-from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
+from fr_bench.processes.torch_settings import configure_torch
 from fr_bench.unread import tell
 
 MIN_SAMPLES, MAX_SAMPLES, ENOUGH_S = 6, 50, 0.3  # of each kind of block: as many as fit in ENOUGH_S, within limits

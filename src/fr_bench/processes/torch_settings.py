@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import sys
 
 import torch
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def configure_torch(device: str, threads: int, precision: str, deterministic: bool) -> None:
@@ -35,16 +30,3 @@ def choose_algorithms(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     # Nothing reads memory that was not written: filling it, such as the memory for every message, would be for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep what this process frees, instead of giving it back to the system.
-
-    An iteration frees its activations and the next one allocates as many: given back in between, every page of them
-    costs a fault, and being zeroed, once an iteration. Does nothing where malloc is not glibc's.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # whose end is never cut off

@@ -29,8 +29,9 @@ from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import DTYPES, memory_format_of
 from fr_bench.processes import rendezvous
 from fr_bench.processes.board import Board
+from fr_bench.processes.heap import keep_freed_memory
 from fr_bench.processes.reporter import Reporter
-from fr_bench.processes.torch_settings import configure_torch, keep_freed_memory
+from fr_bench.processes.torch_settings import configure_torch
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.records.run_files import cannot_write
 from fr_bench.seeds import derive_seed, streams_of
