@@ -582,6 +582,29 @@ def test_features_that_a_companion_is_not_made_for_are_refused(make: Any) -> Non
         make([2, 5, 4])
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("method", ["dni", "dgl"])
+def test_what_is_trained_beside_a_module_has_the_memory_format_of_the_run(
+    method: str, channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside one whose first kernel is of 1x1, as in the bottlenecks behind the first module."""
+    modules: list[Module] = []
+    like_network = Module.like_network
+
+    def noticed(self: Module, other: torch.nn.Module) -> torch.nn.Module:
+        modules.append(self)
+        return like_network(self, other)
+
+    monkeypatch.setattr(Module, "like_network", noticed)
+    model = {"_target_": "fr_bench.models.preactivation.resnet", "name": "resnet", "depth": 11}
+    run_serial(tiny_config(method, 3, model=model, channels_last=channels_last, max_steps=1), tmp_path)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    for module in modules:
+        kernels = [p for p in module.companions[0].parameters() if p.dim() == 4]
+        assert kernels and all(p.stride() == torch.empty_like(p, memory_format=form).stride() for p in kernels)
+    assert [module.k for module in modules] == [1, 2]
+
+
 def test_every_block_draws_random_numbers_of_its_own_for_every_batch() -> None:
     network = Network([("one", torch.nn.Dropout(0.5)), ("two", torch.nn.Dropout(0.5))], seed=0)
     first, again, other = (network(torch.ones(10_000), batch) for batch in (5, 5, 6))

@@ -20,6 +20,8 @@ from fr_bench.modules.running_means import RunningMeans
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
+FORMATS = torch.channels_last, torch.contiguous_format
+
 
 @dataclass(frozen=True)
 class BatchResult:
@@ -279,9 +281,8 @@ class Module:
         """Moves ``other``, a network that the method trains beside this module's, in place to the device, dtype and
         memory format of this module's weights, and returns it. Its weights, too, must stay the same in all replicas."""
         weight = next(self.network.parameters())
-        four_dimensional = next((p for p in self.network.parameters() if p.dim() == 4), None)
         other.to(device=weight.device, dtype=weight.dtype)
-        if four_dimensional is not None and four_dimensional.is_contiguous(memory_format=torch.channels_last):
+        if any(_is_channels_last(parameter) for parameter in self.network.parameters()):
             other.to(memory_format=torch.channels_last)
         self.companions.append(other)
         return other
@@ -298,3 +299,12 @@ def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:
         if own:
             return own
     return []
+
+
+def _is_channels_last(parameter: Tensor) -> bool:
+    """By its strides: to torch a kernel of 1x1 is contiguous in either format."""
+    if parameter.dim() != 4:
+        return False
+    as_either = (torch.empty_like(parameter, memory_format=form, device="meta") for form in FORMATS)
+    one, other = (each.stride() for each in as_either)
+    return parameter.stride() == one != other
