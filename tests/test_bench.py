@@ -99,6 +99,11 @@ def test_a_method_runs_long_enough_for_the_pipe_to_fill_before_the_clock_starts(
         ({"methods": ["1f1b"], "k": [3]}, "none of K times bench.microbatches"),
         ({"methods": ["ddp precision=bf16"], "k": [2]}, "this peer runs in fp32 or fp64"),
         ({"methods": ["ddp replicas=2"], "k": [2]}, "'ddp replicas=2' with K=2: replicas: are of methods' modules"),
+        ({"methods": ["plain clip_norm=1"], "k": [1]}, "'plain clip_norm=1' with K=1: clip_norm: the peers do without"),
+        (
+            {"methods": ["plain method.checkpoint_activations=true"], "k": [1]},
+            "method.checkpoint_activations: the peers do without, as they are",
+        ),
         (
             {"methods": ["fr"], "k": [2], "steps": 10**5},
             r"epochs=10000: with 5 steps in each that is less than the 1000\d\d",

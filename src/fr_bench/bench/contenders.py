@@ -113,7 +113,7 @@ def _make(
             if k > 1 and plan.transport == "serial" and plan.devices[0] == "cpu":
                 raise ConfigError("transport=serial: modules that take turns in one process have no speed to compare.")
             return [Contender(words, method, k, plan, tuple(plan.cuts))]
-        _check_peer(method, k, plan)
+        _check_peer(method, k, plan, own)
         if method not in PIPELINES:
             return [Contender(words, method, k, plan)]
         return _pipelines(words, method, k, plan, settings)
@@ -127,7 +127,7 @@ def _make(
         raise ConfigError(f"in bench.methods, '{words}' with K={k}: {error}") from error
 
 
-def _check_peer(method: str, k: int, plan: Plan) -> None:
+def _check_peer(method: str, k: int, plan: Plan, own: Sequence[str]) -> None:
     config = plan.config
     if method != "plain" and plan.devices[0] != "cpu":
         raise ConfigError(
@@ -139,6 +139,10 @@ def _check_peer(method: str, k: int, plan: Plan) -> None:
     for key in ("compile", "cuda_graphs"):
         if config[key]:
             raise ConfigError(f"{key}=true: the peers run as they are; give it to methods alone, as 'fr {key}=true'.")
+    of_methods = [key for key in ("clip_norm", "freeze", "module_lr") if config[key]]
+    of_methods += [key for key in keys_of(own) if key.startswith("method.")]
+    for key in of_methods:
+        raise ConfigError(f"{key}: the peers do without, as they are; give it to methods alone, as 'bp {key}=...'.")
     if method == "ddp" and config["batch_size"] % k:
         raise ConfigError(f"batch_size={config['batch_size']}: cannot be shared equally by {k} processes.")
 
