@@ -234,6 +234,20 @@ def test_a_run_that_goes_on_is_not_profiled_a_second_time(tmp_path: Path) -> Non
     assert [record["kind"] for record in read_records(tmp_path / "early")].count("profile") == 1
 
 
+def test_one_that_takes_over_has_a_profile_of_its_own(tmp_path: Path) -> None:
+    """Exactly so, or with other modules; and, if it goes on itself, no second one."""
+    changes: dict[str, Any] = {"profile": 2, "eval_every": 2}
+    train_here(tiny_config("fr", 2, max_steps=8, checkpoint={"every": 8}, **changes), tmp_path / "one")
+    for method in ("fr", "ddg"):
+        other = tmp_path / method
+        config = tiny_config(method, 2, epochs=4, resume=str(tmp_path / "one"), checkpoint={"every": 1}, **changes)
+        train_here(config, other, stop_at=16)
+        train_here(config, other)
+        own = [record["step"] for record in read_records(other) if record["kind"] == "profile" and record["step"] > 8]
+        assert len(own) == 1 and 8 < own[0] < 16
+        assert (other / "profile_1-2.json").exists()
+
+
 def test_one_that_a_checkpoint_cuts_short_is_of_the_iterations_until_then(tmp_path: Path) -> None:
     train_here(tiny_config("fr", 2, profile=3, eval_every=2, checkpoint={"every": 6}), tmp_path)
     (record,) = (record for record in read_records(tmp_path) if record["kind"] == "profile")

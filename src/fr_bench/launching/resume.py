@@ -194,7 +194,7 @@ def _start(
         notes.append(f"The code of {changed} has changed since {began} with what is there now.")
     code_before = history[:-1] if history[-1:] == [now] else history
     is_exact = is_whole and has_modules_of(checkpoint, plan)
-    resumption = Resumption(checkpoint, is_exact, has_trace)
+    resumption = Resumption(checkpoint, is_exact, has_trace, is_own=found is not None)
     return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
 
 

@@ -27,23 +27,27 @@ class Resumption:
         is_exact: whether it has the same modules and all of their state. If not, weights and optimizer are taken
             and the method begins anew: nothing is kept, nothing in flight.
         has_trace: whether there is a trace.json of the run already.
+        is_own: whether the checkpoint is the run's own; one that takes over from another is profiled itself.
     """
 
     checkpoint: Checkpoint
     is_exact: bool
     has_trace: bool = False
+    is_own: bool = True
 
     def description(self) -> dict[str, Any]:
         """As JSON."""
         folder, manifest = str(self.checkpoint.folder.absolute()), self.checkpoint.manifest
-        return {"folder": folder, "manifest": manifest, "is_exact": self.is_exact, "has_trace": self.has_trace}
+        told = {"is_exact": self.is_exact, "has_trace": self.has_trace, "is_own": self.is_own}
+        return {"folder": folder, "manifest": manifest, **told}
 
     @classmethod
     def from_description(cls, found: dict[str, Any] | None) -> Resumption | None:
         """What :meth:`description` told of."""
         if found is None:
             return None
-        return cls(Checkpoint(Path(found["folder"]), found["manifest"]), found["is_exact"], found["has_trace"])
+        checkpoint = Checkpoint(Path(found["folder"]), found["manifest"])
+        return cls(checkpoint, found["is_exact"], found["has_trace"], found["is_own"])
 
     @property
     def step(self) -> int:
@@ -62,7 +66,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
     trainer.start = resumption.step
     try:
         if resumption.is_exact:
-            _restore_exactly(trainer, resumption.checkpoint)
+            _restore_exactly(trainer, resumption.checkpoint, resumption.is_own)
         else:
             _restore_weights(trainer, resumption.checkpoint)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -79,7 +83,7 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
         raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
 
 
-def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
+def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint, is_own: bool) -> None:
     in_flight = gradients_in_flight(checkpoint.manifest["modules"])
     from_above = [*in_flight[1:], 0]
     trainer.synchronize()  # what was built so far is on no module's stream
@@ -93,7 +97,7 @@ def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint) -> None:
             meter = trainer.meter if player.module.is_top else None
             snapshot.restore(player.module, player.method, player.link, meter, state, in_flight[number - 1])
             player.link.expect_gradients(from_above[number - 1])
-        trainer.load_state_dict(index, state["loop"])
+        trainer.load_state_dict(index, state["loop"] if is_own else state["loop"] | {"has_profiled": False})
     trainer.synchronize()  # what comes before the next iteration is on none either
 
 
