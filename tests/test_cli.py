@@ -41,9 +41,12 @@ class FakeLaunch(types.ModuleType):
         self.refuse: Callable[[dict[str, Any]], None] = lambda config: None
         self.train: Callable[[dict[str, Any]], float] = lambda config: 0.25
 
-    def check_plan(self, config: dict[str, Any], planned: set[str], *, runs_here: bool) -> None:
+    def check_plan(self, config: dict[str, Any], planned: set[str], *, runs_here: bool, fetches: bool) -> None:
         self.planned.append(config)
         self.refuse(config)
+
+    def check_data(self, config: dict[str, Any], as_planned: dict[str, bool], *, runs_here: bool) -> None:
+        pass
 
     def run_training(self, config: dict[str, Any], run_dir: Path, _: Any = None) -> dict[str, Any]:
         self.started.append(config)
@@ -798,6 +801,23 @@ def test_a_mistake_in_any_combination_is_found_before_the_first_job(words, combi
     message = capsys.readouterr().err
     assert combination in message and "in the combination" in message and message.count("\n") == 1, message
     assert not launch.started and not list(tmp_path.iterdir())
+
+
+def test_a_data_set_is_downloaded_when_nothing_is_wrong_with_any_combination(tmp_path, monkeypatch, capsys):
+    fetched = []
+
+    def prepare(config: dict[str, Any]) -> None:
+        fetched.append(config["name"])
+        raise ConfigError("there is no network")
+
+    monkeypatch.setattr("fr_bench.planning.plan.prepare_dataset", prepare)
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "model=mlp", "dataset=fashion_mnist,cifar10", "device=cpu", "dataset.root=data"]
+    assert train(*words, "k=2,99") == 2
+    assert "k=99: the model has only" in capsys.readouterr().err and not fetched
+    assert train(*words, "k=2,1") == 2
+    assert "there is no network" in capsys.readouterr().err and fetched == ["fashion_mnist"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_how_an_object_is_made_is_not_among_the_keys(launch, capsys):

@@ -194,10 +194,14 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
 
         nursery.context()  # before the last checks: it imports torch while we do
     with held_back([signal.SIGINT]):  # in the middle of an import it comes out as whatever that makes of it
-        from fr_bench.launching.launch import check_plan  # imports torch, which --help and --cfg must not
+        from fr_bench.launching.launch import check_data, check_plan  # imports torch, which --help and --cfg must not
 
     planned: set[str] = set()
-    _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere))
+    is_one = len(jobs) == 1
+    _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere, fetches=is_one))
+    if not is_one and not _is_dry_run(jobs):  # now that nothing else is wrong with any of them
+        as_planned: dict[str, bool] = {}
+        _check_all(jobs, lambda job: check_data(job.config, as_planned, runs_here=not run_elsewhere))
 
 
 class TrainTask:

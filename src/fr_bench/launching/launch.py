@@ -19,7 +19,7 @@ from fr_bench.launching.resume import Start, check_end, check_resume, decide, pl
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.planning.environment import describe_environment
-from fr_bench.planning.plan import Plan, check_components, make_plan
+from fr_bench.planning.plan import Plan, check_components, has_declared_sizes, make_plan
 from fr_bench.processes.board import Board
 from fr_bench.processes.heap import keep_freed_memory
 from fr_bench.records.collector import Collector
@@ -38,13 +38,15 @@ from fr_bench.workers.resumption import Resumption
 WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
 
 
-def check_plan(config: dict[str, Any], planned: set[str] | None = None, *, runs_here: bool = True) -> None:
+def check_plan(
+    config: dict[str, Any], planned: set[str] | None = None, *, runs_here: bool = True, fetches: bool = True
+) -> None:
     """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
 
     Args:
         planned: what other configs of the sweep were planned as, which this one is added to. Of those that differ in
             the seed alone one is planned: it takes half a second, and a sweep has many.
-        runs_here: see :func:`make_plan`.
+        runs_here, fetches: see :func:`make_plan`.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -54,9 +56,28 @@ def check_plan(config: dict[str, Any], planned: set[str] | None = None, *, runs_
     check_wandb(resolve_mode(config["wandb"]["mode"]))
     likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
     if planned is None or likeness not in planned:
-        check_end(config, make_plan(config, runs_here=runs_here).num_steps)  # last: a plan may download a data set
+        plan = make_plan(config, runs_here=runs_here, fetches=fetches)  # last: a plan may download a data set
+        check_end(config, plan.num_steps)
     if planned is not None:
         planned.add(likeness)
+
+
+def check_data(config: dict[str, Any], as_planned: dict[str, bool], *, runs_here: bool = True) -> None:
+    """What :func:`check_plan` leaves where it fetches nothing: the data set, which is downloaded if it may be.
+
+    Args:
+        as_planned: of data sets that other configs of the sweep have, whether their sizes are those that they declare;
+            this one's is added.
+        runs_here: see :func:`make_plan`.
+
+    Raises:
+        ConfigError: it cannot be had, or the config does not fit what it turns out to be.
+    """
+    data = repr(config["dataset"])
+    if data not in as_planned:
+        as_planned[data] = has_declared_sizes(config)
+    if not as_planned[data]:
+        check_plan(config, runs_here=runs_here)
 
 
 def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:

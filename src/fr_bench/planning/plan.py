@@ -154,7 +154,7 @@ class Plan:
         }
 
 
-def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
+def make_plan(config: dict[str, Any], *, runs_here: bool = True, fetches: bool = True) -> Plan:
     """Plans the run that ``config`` (resolved, plain) describes.
 
     Downloads the data set if it may, once nothing else is wrong; for a dry run nothing is downloaded.
@@ -163,6 +163,7 @@ def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
         config: of the run.
         runs_here: whether on this machine. If not, its devices are nobody's business here, and the plan is as if they
             were CPUs, with analytic costs: what depends on them the run itself finds.
+        fetches: whether the data set is looked at; if not, its sizes are those that it declares, if it does.
 
     Raises:
         ConfigError: whatever is wrong with it, naming the key.
@@ -171,7 +172,7 @@ def make_plan(config: dict[str, Any], *, runs_here: bool = True) -> Plan:
     if declared is None:
         return _plan_with(config, fetch_dataset(config), runs_here)
     plan = _plan_with(config, declared, runs_here)
-    if config["dry_run"]:
+    if config["dry_run"] or not fetches:
         return plan
     found = fetch_dataset(config)
     return replace(plan, label_digest=found.label_digest) if found == declared else _plan_with(config, found, runs_here)
@@ -310,6 +311,16 @@ def fetch_dataset(config: dict[str, Any]) -> Outline:
     """
     prepare_dataset(config["dataset"])
     return Outline.of(build_dataset(config["dataset"]))
+
+
+def has_declared_sizes(config: dict[str, Any]) -> bool:
+    """Whether the data set, downloaded if it may be, is what a plan was made for that did not fetch it.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    declared = outline_dataset(config["dataset"])
+    return declared is None or fetch_dataset(config) == declared
 
 
 def check_components(config: dict[str, Any]) -> None:
