@@ -20,7 +20,7 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
-from harness import as_owner_alone, assert_same_run, read_records, read_weights, tiny_config, train_here
+from harness import as_owner_alone, assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
 from tiny_models import partly_frozen
 from torch import nn
@@ -1082,6 +1082,19 @@ def test_a_run_that_takes_over_from_one_of_other_code_says_so(own_folder: Path) 
     said = train_here(config | {"resume": str(source)}, own_folder / "run")
     assert said.count(f"{CHANGED} that run began: this one goes on with what is there now.") == 1
     assert environment_of(own_folder / "run")["code_before"] == [environment_of(source)["code"]]
+
+
+@pytest.mark.parametrize("is_sweep", [False, True])
+def test_a_finished_run_needs_its_data_no_more(is_sweep: bool, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 50)
+    words = ["train", "method=bp", "model=transformer", "optimizer=adam", "dataset=text", "dataset.path=text.txt"]
+    words += ["max_steps=1", "batch_size=8", "device=cpu", "transport=serial", "wandb.mode=disabled"]
+    words += ["-m", "k=1,2", "sweep_dir=sweep"] if is_sweep else ["k=1", "run_dir=run"]
+    done = call(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "text.txt").unlink()
+    again = call(tmp_path, *words)
+    assert again.returncode == 0 and again.stderr.count("holds this run, finished; nothing to do") == 1 + is_sweep
 
 
 def test_a_finished_run_of_other_code_is_said_to_be_one(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

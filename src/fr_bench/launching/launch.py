@@ -15,7 +15,7 @@ from fr_bench.launching.earlier_records import bring_records
 from fr_bench.launching.meeting import Meeting
 from fr_bench.launching.members import Members, follow
 from fr_bench.launching.origin import settle_origin
-from fr_bench.launching.resume import Start, check_end, check_resume, decide, plan_with_cuts
+from fr_bench.launching.resume import Start, check_end, check_resume, decide, is_done, plan_with_cuts
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.planning.environment import describe_environment
@@ -54,6 +54,8 @@ def check_plan(
     check_components(config)
     check_resume(config)
     check_wandb(resolve_mode(config["wandb"]["mode"]))
+    if is_done(config):  # it needs no plan, for which a data set would be read, or blocks be timed
+        return
     likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
     if planned is None or likeness not in planned:
         plan = make_plan(config, runs_here=runs_here, fetches=fetches)  # last: a plan may download a data set
@@ -73,6 +75,8 @@ def check_data(config: dict[str, Any], as_planned: dict[str, bool], *, runs_here
     Raises:
         ConfigError: it cannot be had, or the config does not fit what it turns out to be.
     """
+    if is_done(config):
+        return
     data = repr(config["dataset"])
     if data not in as_planned:
         as_planned[data] = has_declared_sizes(config)

@@ -82,6 +82,12 @@ def check_resume(config: dict[str, Any]) -> None:
         _refuse_other_settings(manifest, config)
 
 
+def is_done(config: dict[str, Any]) -> bool:
+    """Whether the run in ``run_dir``, which check_resume has found to be that of ``config``, is finished."""
+    found = RunDirectory(Path(config["run_dir"])).find() if config["resume"] != "never" else None
+    return found is not None and found.state == "finished"
+
+
 def check_end(config: dict[str, Any], num_steps: int) -> None:
     """Finds a run of ``num_steps`` that would end before the checkpoint that it is to begin from, as check_resume does.
 
