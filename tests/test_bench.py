@@ -479,6 +479,9 @@ def test_the_figure_has_the_rows_of_a_method_together_and_explains_its_lines() -
     assert label.get_text() == "FR optimizer.weight_decay=0.001\npartition=equal, K = 1"
     rows[0].words, rows[1].words, rows[1].speedup_vs_single = "bp", "fr", 1.0
     figure = draw_bench(rows, "with a limit").figure
+    figure.draw_without_rendering()
+    height_pt = figure.axes[0].get_window_extent().height / figure.dpi * 72
+    assert height_pt > 1.5 * len(rows) * figure.axes[0].xaxis.label.get_size(), "the bars have room"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["quartiles", "limit"]
     quartiles = figure.legends[0].get_lines()[0]
     (drawn,) = {

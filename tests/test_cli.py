@@ -41,7 +41,7 @@ class FakeLaunch(types.ModuleType):
         self.refuse: Callable[[dict[str, Any]], None] = lambda config: None
         self.train: Callable[[dict[str, Any]], float] = lambda config: 0.25
 
-    def check_plan(self, config: dict[str, Any], planned: set[str], *, runs_here: bool, fetches: bool) -> None:
+    def check_plan(self, config: dict[str, Any], planned: set[str], *, runs_here: bool) -> None:
         self.planned.append(config)
         self.refuse(config)
 

@@ -197,9 +197,8 @@ def check_jobs(composition: Composition, *, run_elsewhere: bool, starts_processe
         from fr_bench.launching.launch import check_data, check_plan  # imports torch, which --help and --cfg must not
 
     planned: set[str] = set()
-    is_one = len(jobs) == 1
-    _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere, fetches=is_one))
-    if not is_one and not _is_dry_run(jobs):  # now that nothing else is wrong with any of them
+    _check_all(jobs, lambda job: check_plan(job.config, planned, runs_here=not run_elsewhere))
+    if not _is_dry_run(jobs):  # now that nothing else is wrong with any of them
         as_planned: dict[str, bool] = {}
         _check_all(jobs, lambda job: check_data(job.config, as_planned, runs_here=not run_elsewhere))
 

@@ -38,15 +38,13 @@ from fr_bench.workers.resumption import Resumption
 WITHOUT_A_SAY_IN_A_PLAN = ("run_dir", "seed", "wandb")
 
 
-def check_plan(
-    config: dict[str, Any], planned: set[str] | None = None, *, runs_here: bool = True, fetches: bool = True
-) -> None:
-    """Finds every mistake in ``config`` (resolved, plain) that can be found without starting anything.
+def check_plan(config: dict[str, Any], planned: set[str] | None = None, *, runs_here: bool = True) -> None:
+    """Finds every mistake in ``config`` (resolved, plain) that can be found without starting or downloading anything.
 
     Args:
         planned: what other configs of the sweep were planned as, which this one is added to. Of those that differ in
             the seed alone one is planned: it takes half a second, and a sweep has many.
-        runs_here, fetches: see :func:`make_plan`.
+        runs_here: see :func:`make_plan`.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -58,14 +56,13 @@ def check_plan(
         return
     likeness = repr(sorted((key, value) for key, value in config.items() if key not in WITHOUT_A_SAY_IN_A_PLAN))
     if planned is None or likeness not in planned:
-        plan = make_plan(config, runs_here=runs_here, fetches=fetches)  # last: a plan may download a data set
-        check_end(config, plan.num_steps)
+        check_end(config, make_plan(config, runs_here=runs_here, fetches=False).num_steps)
     if planned is not None:
         planned.add(likeness)
 
 
 def check_data(config: dict[str, Any], as_planned: dict[str, bool], *, runs_here: bool = True) -> None:
-    """What :func:`check_plan` leaves where it fetches nothing: the data set, which is downloaded if it may be.
+    """What :func:`check_plan` leaves: the data set, which is downloaded if it may be.
 
     Args:
         as_planned: of data sets that other configs of the sweep have, whether their sizes are those that they declare;
@@ -81,7 +78,7 @@ def check_data(config: dict[str, Any], as_planned: dict[str, bool], *, runs_here
     if data not in as_planned:
         as_planned[data] = has_declared_sizes(config)
     if not as_planned[data]:
-        check_plan(config, runs_here=runs_here)
+        check_end(config, make_plan(config, runs_here=runs_here).num_steps)
 
 
 def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting | None = None) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from fr_bench.modules.running_means import RunningMeans
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-FORMATS = torch.channels_last, torch.contiguous_format
-
 
 @dataclass(frozen=True)
 class BatchResult:
@@ -95,6 +93,7 @@ class Module:
         clip_norm: largest norm of the module's gradient, or None.
         label_smoothing: of the loss, see :func:`fr_bench.modules.loss.loss_sum`.
         num_classes, seed: of the run.
+        memory_format: of the network's weights.
         precision: ``bf16`` runs the passes under autocast; the others need nothing here.
     """
 
@@ -114,6 +113,7 @@ class Module:
         frozen: bool = False,
         clip_norm: float | None = None,
         label_smoothing: float = 0.0,
+        memory_format: torch.memory_format = torch.contiguous_format,
         precision: str = "fp32",
     ) -> None:
         self.k, self.num_modules = place.k, place.num_modules
@@ -137,6 +137,7 @@ class Module:
         self.num_updates = 0  # calls of step() in this process
         self.gradient_tap: Callable[[], None] | None = None  # diagnostics: called before a step, gradients at hand
         self.watch = watch
+        self._memory_format = memory_format
         self.frozen = frozen
         self.clip_norm = clip_norm
         self.label_smoothing = label_smoothing
@@ -282,8 +283,7 @@ class Module:
         memory format of this module's weights, and returns it. Its weights, too, must stay the same in all replicas."""
         weight = next(self.network.parameters())
         other.to(device=weight.device, dtype=weight.dtype)
-        if any(_is_channels_last(parameter) for parameter in self.network.parameters()):
-            other.to(memory_format=torch.channels_last)
+        other.to(memory_format=self._memory_format)  # separate: torch has no stub for all three
         self.companions.append(other)
         return other
 
@@ -299,12 +299,3 @@ def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:
         if own:
             return own
     return []
-
-
-def _is_channels_last(parameter: Tensor) -> bool:
-    """By its strides: to torch a kernel of 1x1 is contiguous in either format."""
-    if parameter.dim() != 4:
-        return False
-    as_either = (torch.empty_like(parameter, memory_format=form, device="meta") for form in FORMATS)
-    one, other = (each.stride() for each in as_either)
-    return parameter.stride() == one != other

@@ -261,6 +261,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
                 frozen=place.k in config["freeze"],
                 clip_norm=config["clip_norm"],
                 label_smoothing=config["label_smoothing"],
+                memory_format=memory_format,
                 precision=config["precision"],
             )
         )
