@@ -529,9 +529,12 @@ def test_events_come_all_at_once_in_the_order_of_each_process_and_do_not_stay() 
     for number in range(3):
         for rank, other in enumerate(others, start=1):
             other.send({"number": 10 * rank + number})
+    for other in others:
+        other._store.num_keys()  # is answered when all is there that it sent, for which the store says nothing
     assert first.receive() == [(number // 10, {"number": number}) for number in (10, 11, 12, 20, 21, 22)]
     assert first._store.num_keys() == num_before
     others[1].send({"number": 23})
+    others[1]._store.num_keys()
     assert first.receive() == [(2, {"number": 23})] and first.receive() == []
 
 
