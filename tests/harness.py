@@ -346,5 +346,6 @@ def train_here(
                 thread.join()
     finally:
         torch.set_num_threads(threads)
+        connection.sink.finish(None, 0)
         directory.set_status(state)
     return said + start.notes

@@ -94,7 +94,8 @@ def test_a_sweep_without_room_for_its_outcomes_goes_on_and_knows_them(small_disk
     assert log.news() == outcomes and log.news() == []
     lines = (folder / "jobs.jsonl").read_text().splitlines()
     assert 0 < len(lines) < 9 and all(json.loads(line) for line in lines)
-    (folder / "jobs.jsonl").open("a").write('{"number": 9, "overr')  # what an older version may have left
+    with (folder / "jobs.jsonl").open("a") as file:
+        file.write('{"number": 9, "overr')  # what an older version may have left
     assert log.read() == outcomes
 
 

@@ -86,7 +86,7 @@ def model(input_shape: tuple[int, ...], num_classes: int, what: str = "plain") -
 
 
 @pytest.mark.parametrize("what", ["item", "numpy weights", "numpy buffer", "device", "loaded"])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "default::pytest.PytestUnraisableExceptionWarning")  # that may be another test's
 def test_a_model_may_be_built_with_values(what: str, tmp_path: Path) -> None:
     """Before anything starts only its shapes are wanted, and not everything can be built of shapes alone."""
     config = tiny_config("fr", 2, **own("model", "model", what=what))

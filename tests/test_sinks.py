@@ -66,6 +66,7 @@ def test_every_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
         assert [json.loads(line) for line in path.read_text().splitlines()] == [
             train_record(each) for each in range(1, step + 1)
         ]
+    sink.finish(None, 0)
 
 
 def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -73,12 +74,14 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path) -> None:
     sink = JsonLinesSink(tmp_path / "metrics.jsonl")
     for value in values:
         sink.write({"loss": value})
+    sink.finish(None, 0)
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == values
 
 
 def test_a_loss_that_is_not_a_number_is_null(tmp_path: Path) -> None:
     sink = JsonLinesSink(tmp_path / "metrics.jsonl")
     sink.write({"loss": float("nan"), "error": float("inf")})
+    sink.finish(None, 0)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": null, "error": null}\n'
 
 
