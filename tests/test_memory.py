@@ -13,6 +13,7 @@ import pytest
 import torch
 from harness import METHODS, assert_same, run_processes, run_serial, tiny_config
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fr_bench.errors import ConfigError
@@ -20,6 +21,7 @@ from fr_bench.measuring.categories import CATEGORIES, OTHER
 from fr_bench.measuring.saved_tensors import PeakOfSaved, SavedTensors, optimizer_state_bytes, tensor_bytes
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.loss import loss_sum
+from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass
 from fr_bench.planning.batch_norm import BatchNormByShape
 from fr_bench.planning.plan import make_plan
@@ -330,6 +332,24 @@ def test_a_process_that_checkpoints_never_has_whole_graphs(tmp_path: Path) -> No
     (less,) = last_accounts(run_processes(checkpointed(1, **changes), tmp_path / "checkpointed"), 1)
     saved = plain["activations"] - less["activations"]
     assert saved > 2**28 and plain["peak"] - less["peak"] > 0.5 * saved
+
+
+def test_of_the_blocks_that_are_recomputed_one_at_a_time_is_held() -> None:
+    """To count them, too: it would be the account that a process needs most memory for."""
+    made: list[StorageWeakRef] = []
+    num_held: list[int] = []
+
+    class Block(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            num_held.append(sum(not each.expired() for each in made))
+            h = super().forward(x).exp()
+            made.append(StorageWeakRef(h.untyped_storage()))
+            return h * 2
+
+    network = Network([(name, Block(3, 3)) for name in ("one", "two", "three")], seed=0)
+    num_bytes = network.block_graph_bytes(torch.ones(4, 3), 0)
+    assert num_bytes == [2 * 4 * 3 * 4] * 3  # the input, and what exp returns
+    assert num_held == [0, 0, 0]
 
 
 def test_resnet164_on_cifar_is_as_in_the_literature_predicted_without_running_anything() -> None:

@@ -178,12 +178,13 @@ class Network(nn.Module):
 
     def block_graph_bytes(self, x: Tensor, batch: int) -> list[int]:
         """What autograd saves for each block on the module's input ``x``, without weights, in bytes."""
-        found = []
+        found, x = [], x.detach()
         with self.statistics(update=False):
             for name, block in self._named_blocks():
                 saved = SavedTensors()
                 with torch.enable_grad(), saved.listen():
-                    x = self._forward_keyed(name, block, x.detach(), batch)
+                    # Without the graph, which goes before the next one comes: a backward has one at a time, too.
+                    x = self._forward_keyed(name, block, x, batch).detach()
                 found.append(tensor_bytes(saved.tensors, except_for=[*block.parameters(), *block.buffers()]))
         return found
 
