@@ -1224,12 +1224,15 @@ def test_records_behind_the_checkpoint_and_a_torn_line_go(tmp_path: Path) -> Non
     train_here(config, tmp_path, cut_off_at=8)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"kind": "train", "step": 9, "lo')
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run_id").write_text("abcd1234\n")
     start = decide(config, RunDirectory(tmp_path), print)
     records = bring_records(start, RunDirectory(tmp_path))
     left = read_records(tmp_path)
     assert left == records.kept and len(left) == 5 + 2
     assert {(record["kind"], record["step"]) for record in left} == {*[("train", s) for s in range(1, 6)], ("time", 5)}
-    assert {(record["kind"], record["step"]) for record in records.dropped} == {
+    made_before = read_json(tmp_path / "wandb" / "made_before.json")["rows"]
+    assert {(kind, step) for kind, step, _ in made_before} == {
         *[("train", s) for s in (6, 7, 8)], ("eval", 5), ("memory", 5),
     }  # fmt: skip
 

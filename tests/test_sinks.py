@@ -259,6 +259,17 @@ def test_a_takeover_that_is_cut_off_and_begins_again_is_there_once(tmp_path: Pat
     assert rows_after(config, tmp_path / "run") == []
 
 
+def test_what_two_attempts_made_behind_one_checkpoint_is_there_once(tmp_path: Path) -> None:
+    """The second was cut off before it came as far as the first."""
+    config = tiny_config("fr", 2, checkpoint={"every": 5})
+    train_here(config, tmp_path / "run", cut_off_at=8)
+    (tmp_path / "run" / "wandb").mkdir()
+    (tmp_path / "run" / "wandb" / "run_id").write_text("abcd1234\n")  # it has the steps until then
+    train_here(config, tmp_path / "run", cut_off_at=6)
+    config["wandb"] |= {"mode": "offline"}
+    assert rows_after(config, tmp_path / "run") == []
+
+
 def test_sinks_are_told_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 

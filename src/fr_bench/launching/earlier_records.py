@@ -16,6 +16,7 @@ from fr_bench.launching.resume import Start, has_modules_of
 from fr_bench.records.reading import POSITION, Record, number, read_lines
 from fr_bench.records.run_directory import RunDirectory
 from fr_bench.records.run_files import strict_json, write_text
+from fr_bench.records.wandb_sink import remember_rows
 
 BEFORE_THE_CUT = ("train", "method", "time", "profile")
 # What records of a kind have, beside their position.
@@ -37,12 +38,10 @@ class Records:
 
     Attributes:
         kept: up to the checkpoint; they are in metrics.jsonl.
-        dropped: behind it; the run makes them again.
         lost: what to tell of those that should be there and are not; empty if all are.
     """
 
     kept: list[Record]
-    dropped: list[Record]
     lost: list[str]
 
 
@@ -66,12 +65,13 @@ def bring_records(start: Start, directory: RunDirectory) -> Records:
         dropped, kept = [*kept, *dropped], []
     elif start.plan is not None and not has_modules_of(start.resumption.checkpoint, start.plan):
         kept = [record for record in kept if "module" not in record]  # those were other modules
+    remember_rows(directory.wandb, dropped)  # first: the run may be cut off at any time
     if kept or directory.metrics.exists():
         write_text(directory.metrics, "".join(strict_json(record) + "\n" for record in kept))
     remove_after(directory.checkpoints, step if start.resumption is not None and own else -1)
     for folder in (directory.path, directory.checkpoints, directory.checkpoints / "final"):
         remove_temporaries(folder)
-    return Records(kept, dropped, _lost(start, kept, source.metrics))
+    return Records(kept, _lost(start, kept, source.metrics))
 
 
 def _is_before(record: Record, step: int) -> bool:

@@ -347,8 +347,6 @@ class Run:
             if wandb.is_new:  # the steps before are another run's, or were made with wandb.mode=disabled
                 for record in self.records.kept:
                     wandb.write(record)
-            else:
-                wandb.leave_out(self.records.dropped)  # it has them: an earlier process made them
             sinks.append(wandb)
         sinks.append(choose_console(config["console"], title))  # last: a live display is to be ended whatever happens
         return sinks

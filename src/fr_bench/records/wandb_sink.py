@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from fr_bench.errors import ConfigError, RunFailed, nearest
 from fr_bench.planning.environment import installed_version
 from fr_bench.records.reading import KINDS_BY_MODULE, OF_EVERY_MODULE, POSITION
+from fr_bench.records.run_files import read_json, strict_json, write_text
 from fr_bench.records.wandb_server import server_url, setting
 from fr_bench.unread import tell
 
@@ -20,6 +21,8 @@ MODES = ("offline", "online", "disabled")
 OLD_NAMES = {"dryrun": "offline", "run": "online"}  # which wandb still takes in WANDB_MODE
 # How long the end of a run waits for uploads, seconds: what is not uploaded by then stays on disk.
 FINISH_WITHIN_S = 60.0
+# Beside W&B's own files: the run's name there, and the rows that it has of records that were dropped.
+RUN_ID, MADE_BEFORE = "run_id", "made_before.json"
 
 
 def resolve_mode(config_mode: str) -> str:
@@ -124,6 +127,23 @@ def _settings() -> Any:
     return wandb.Settings(console="off", silent=True, **known)
 
 
+def remember_rows(folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Of ``records``, which are dropped because a run that goes on makes them once more, keeps which rows those are in
+    the W&B run in ``folder``, if there is one: W&B cannot replace a row. Those of earlier times stay, since the run may
+    have been cut off again before it had made them.
+
+    Raises:
+        RunFailed: the disk is full, or the like.
+    """
+    if (folder / RUN_ID).exists():
+        rows = _made_before(folder) | {_identity(record) for record in records}
+        write_text(folder / MADE_BEFORE, strict_json({"rows": list(rows)}) + "\n")
+
+
+def _made_before(folder: Path) -> set[tuple[Any, ...]]:
+    return {tuple(row) for row in read_json(folder / MADE_BEFORE, complain=lambda _: None).get("rows", [])}
+
+
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["kind"], record["step"], record.get("module")
 
@@ -166,9 +186,10 @@ class WandbSink:
         """
         wandb = _import()
         method, model, dataset = (config[part]["name"] for part in ("method", "model", "dataset"))
-        id_path = run_dir / "wandb" / "run_id"
+        folder = run_dir / "wandb"
+        id_path = folder / RUN_ID
         self.is_new = not id_path.exists()  # no earlier process of the run had it
-        (run_dir / "wandb").mkdir(exist_ok=True)  # or wandb may choose a hidden folder
+        folder.mkdir(exist_ok=True)  # or wandb may choose a hidden folder
         try:
             self._run = wandb.init(
                 dir=str(run_dir),
@@ -195,7 +216,7 @@ class WandbSink:
         id_path.write_text(self._run.id + "\n", encoding="utf-8")
         self._define_metrics()
         self._broken = False
-        self._left_out: set[tuple[Any, ...]] = set()
+        self._left_out = set() if self.is_new else _made_before(folder)
 
     def _define_metrics(self) -> None:
         for axis in POSITION:
@@ -205,13 +226,8 @@ class WandbSink:
         for split in ("test", "validation"):
             self._run.define_metric(f"eval/{split}_error", step_metric="step", summary="min")
 
-    def leave_out(self, records: Iterable[dict[str, Any]]) -> None:
-        """Says which rows the W&B run has already: a run that goes on makes those behind its checkpoint once more,
-        and W&B cannot replace a row."""
-        self._left_out = {_identity(record) for record in records}
-
     def write(self, record: dict[str, Any]) -> None:
-        """Logs one record as one row; only numbers."""
+        """Logs one record as one row, unless W&B has it already; only numbers."""
         if _identity(record) in self._left_out:
             return
         row = {axis: record[axis] for axis in POSITION}
