@@ -81,6 +81,17 @@ def test_dropout_draws_the_same_wherever_the_network_is_cut(tmp_path: Path) -> N
     assert_same(run_serial(tiny_config("fr", 1, model=model), tmp_path / "fr1"), bp)
 
 
+def test_what_a_method_draws_depends_on_seed_module_and_batch_alone(tmp_path: Path) -> None:
+    """Neither on the other modules of a process, nor on evaluations and diagnostics, nor on where a run was stopped."""
+    method = {"_target_": "tiny_methods.Noisy", "name": "noisy"}
+    serial = run_serial(tiny_config("bp", 3, method=method), tmp_path / "serial")
+    config = tiny_config("bp", 3, "ipc", method=method, diagnostics={"sigma": {"every": 2, "window": 1}})
+    run_processes(config | {"max_steps": 6, "checkpoint": {**config["checkpoint"], "every": 6}}, tmp_path / "first")
+    assert_same(run_processes(config | {"resume": str(tmp_path / "first")}, tmp_path / "rest"), serial)
+    other = run_serial(tiny_config("bp", 3, method=method, seed=4), tmp_path / "other")
+    assert other.losses != serial.losses
+
+
 def test_initial_weights_and_data_order_depend_on_the_seed_alone(tmp_path: Path) -> None:
     """With every module frozen, all methods, K and cuts leave the same weights; another seed does not."""
     changes = {"optimizer": {"lr": 0.0, "weight_decay": 0.0}, "epochs": 1}

@@ -113,3 +113,13 @@ class Doubled(ChangesGradients, FeaturesReplay):
 
     def change(self, parameter: Tensor, gradient: Tensor, then: Tensor | None) -> None:
         gradient.mul_(2)
+
+
+class Noisy(Backpropagation):
+    """Draws noise before the pass of a play, and again where it learns."""
+
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        return super().play_lower(x + 0.1 * torch.rand_like(x), t)
+
+    def descend(self, live: Pass, d: Tensor, t: int) -> None:
+        super().descend(live, d * torch.rand_like(d), t)

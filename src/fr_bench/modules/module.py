@@ -14,9 +14,10 @@ from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.finite import FiniteWatch
 from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import loss_sum, num_errors
-from fr_bench.modules.network import Network
+from fr_bench.modules.network import Network, seed_generators
 from fr_bench.modules.passes import Pass, Passes, PassKind
 from fr_bench.modules.running_means import RunningMeans
+from fr_bench.seeds import derive_seed
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -277,6 +278,13 @@ class Module:
     def stream(self, batch: int) -> int:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
         return batch * self.num_replicas + self.replica - 1
+
+    def key_draws(self, half: str, t: int) -> None:
+        """What the method itself draws from torch's default generators in this ``half`` of iteration ``t`` (noise,
+        dropout in a network of its own) is then keyed as a block's draws are: it depends neither on which modules the
+        process has, nor on what was done between two iterations."""
+        seed = derive_seed(self.seed, "method", half, self.k, self.stream(t))
+        seed_generators(self._first_parameter.device, seed)
 
     def like_network(self, other: AnyModule) -> AnyModule:
         """Moves ``other``, a network that the method trains beside this module's, in place to the device, dtype and

@@ -111,9 +111,7 @@ class Network(nn.Module):
         if draws is Draws.NOWHERE and x.is_cuda and torch.cuda.is_current_stream_capturing():
             return run(x)  # a generator cannot be seeded there
         seed = derive_seed(self._seed, "stochastic block", name, batch)
-        generators = _default_generators(x.device)
-        for generator in generators:
-            generator.manual_seed(seed)
+        generators = seed_generators(x.device, seed)
         if draws in (Draws.NOWHERE, Draws.TORCH):  # who has drawn nothing may begin to, as dropout whose p grows from 0
             return run(x)
         with host_streams(seed) as has_drawn:
@@ -370,12 +368,15 @@ def _run_and_see(
     return h, not all(map(torch.equal, before, [generator.get_state() for generator in generators]))
 
 
-def _default_generators(device: torch.device) -> list[torch.Generator]:
-    """Of the host, on which a block may draw wherever it computes, and of the device; none where shapes alone are."""
+def seed_generators(device: torch.device, seed: int) -> list[torch.Generator]:
+    """Seeds torch's default generators, and returns them: that of the host, from which may be drawn wherever a block
+    computes, and that of ``device``; none where shapes alone are."""
     if device.type == "meta":
         return []
     found = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         found.append(torch.cuda.default_generators[index])
+    for generator in found:
+        generator.manual_seed(seed)
     return found

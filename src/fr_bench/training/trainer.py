@@ -302,12 +302,14 @@ class Trainer:
             self.reporter.enter_iteration(player.module.number, t)
             player.module.watch.tracing = t in self._to_trace
             with player.on_stream():
+                player.module.key_draws("play", t)
                 player.method.play(t)
         if self.checkpointer.pauses_at(t + 1):
             for player in self.players:
                 player.link.keep_gradients()
         for player in reversed(self.players):
             with player.on_stream():
+                player.module.key_draws("learn", t)
                 result = player.method.learn(t) or result
         return result
 
