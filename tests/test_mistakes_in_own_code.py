@@ -460,10 +460,21 @@ class OddSgd(torch.optim.SGD):
         return super().step(closure)
 
 
+class WrappedSgd(torch.optim.SGD):
+    """Saves itself beside something else, as Lookahead does with the optimizer that it wraps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"slow": [], "base": super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict["base"])
+
+
+@pytest.mark.parametrize("optimizer", ["OddSgd", "WrappedSgd"])
 def test_what_an_optimizer_keeps_and_cannot_be_saved_costs_the_checkpoint_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"checkpoint": {"every": 4}, **own("optimizer", "OddSgd", lr=0.05, momentum=0.9, weight_decay=5e-4)}
+    changes = {"checkpoint": {"every": 4}, **own("optimizer", optimizer, lr=0.05, momentum=0.9, weight_decay=5e-4)}
     run = run_processes(tiny_config("fr", 2, "ipc", **changes), tmp_path / "run")
     assert_same(run, run_serial(tiny_config("fr", 2), tmp_path / "plain"))
     assert capsys.readouterr().err.count("\n") == 1

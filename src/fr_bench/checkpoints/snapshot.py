@@ -49,7 +49,8 @@ def take(
         loop: the training loop's own numbers.
 
     Raises:
-        TypeError: the method's state holds something that is not plain data.
+        TypeError: the method's state or the optimizer's holds something that is not plain data, or see
+            :func:`optimizer_state`.
     """
     state = {
         "optimizer": optimizer_state(module),
@@ -103,7 +104,16 @@ def restore(
 
 
 def optimizer_state(module: Module) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by the name of the parameter, so that it does not depend on K."""
+    """The optimizer's state by the name of the parameter, so that it does not depend on K.
+
+    Raises:
+        TypeError: it keeps more, as one does that wraps another, and nothing of it could be put back.
+    """
+    if not {"state", "param_groups"} <= module.optimizer.state_dict().keys():
+        raise TypeError(
+            f"state_dict() of the optimizer {type(module.optimizer).__name__} has no 'state' and 'param_groups', as "
+            "torch's have, so that a run could not go on from a checkpoint"
+        )
     names = {id(parameter): name for name, parameter in module.network.named_parameters()}
     return {names[id(parameter)]: dict(values) for parameter, values in module.optimizer.state.items()}
 
