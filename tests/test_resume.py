@@ -328,9 +328,15 @@ def test_the_peak_before_it_stopped_is_that_of_the_evaluation_it_goes_on_with(
     assert all(record["peak"] == 1000 for record in records)
 
 
-def test_current_weights_of_ddg_resume_with_an_empty_pipe_and_say_so(tmp_path: Path) -> None:
-    config = tiny_config("ddg", 3)
-    config["method"]["weights"] = "current"
+@pytest.mark.parametrize(
+    ("method", "changes"), [("ddg", {"weights": "current"}), ("fr", {"_target_": "tiny_methods.Patient"})]
+)
+def test_what_cannot_be_saved_resumes_with_an_empty_pipe_and_that_is_said(
+    method: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """DDG's graphs at current weights; gradients that are in flight for longer than an iteration."""
+    config = tiny_config(method, 3)
+    config["method"] |= changes
     said = train_here(config, stopped(config, tmp_path, 5))
     assert any("resumes with an empty pipe" in line for line in said)
     assert [record["step"] for record in read_records(tmp_path) if record["kind"] == "train"] == list(range(1, 11))

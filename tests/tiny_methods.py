@@ -123,3 +123,12 @@ class Noisy(Backpropagation):
 
     def descend(self, live: Pass, d: Tensor, t: int) -> None:
         super().descend(live, d * torch.rand_like(d), t)
+
+
+class Patient(FeaturesReplay):
+    """FR whose gradients may take an iteration longer over every link."""
+
+    def learn_lower(self, t: int) -> None:
+        if self.num_plays > 2 * self.module.delay:
+            batch, kept = self.kept.popleft()
+            self.learn_delayed(kept, batch, t)

@@ -205,6 +205,7 @@ class Checkpointer:
                     "is_exact": method.resumes_exactly,
                     "gradients_sent": gradients["num_sent"],
                     "gradients_received": gradients["num_received"],
+                    "gradients_kept": len(gradients["kept"]),
                 }
                 if losses is not None:
                     facts[module.number]["steps_since_record"] = losses["num_batches"]["interval"]

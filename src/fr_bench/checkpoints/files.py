@@ -43,7 +43,7 @@ class Checkpoint:
         folder: where it is.
         manifest: ``step``, ``k``, ``replicas``, ``cuts``, ``blocks`` (all, in order), ``train_time`` (s), ``config``
             (resolved), ``modules``: by number ``module``, ``is_exact``, ``gradients_sent``, ``gradients_received``,
-            ``files``, and of module K ``steps_since_record``, since the last `train` record.
+            ``gradients_kept``, ``files``, and of module K ``steps_since_record``, since the last `train` record.
     """
 
     folder: Path

@@ -32,7 +32,7 @@ from fr_bench.planning.own_code import Code, changed_since, code_history, descri
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.run_directory import FoundRun, RunDirectory
 from fr_bench.records.run_files import read_json
-from fr_bench.workers.resumption import Resumption
+from fr_bench.workers.resumption import Resumption, is_whole
 
 Complain = Callable[[str], None]
 
@@ -188,18 +188,18 @@ def _start(
 ) -> Start:
     """``notes``: what else to tell of it."""
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}.", *notes]
-    is_whole = all(module["is_exact"] for module in checkpoint.manifest["modules"])
-    if not is_whole:
+    has_all = is_whole(checkpoint.manifest["modules"])
+    if not has_all:
         notes.append(
-            f"What method={plan.config['method']['name']} keeps cannot be saved with these settings: it resumes with "
-            "an empty pipe, weights and optimizer as they were."
+            f"What method={plan.config['method']['name']} keeps or has in flight cannot be saved with these settings: "
+            "it resumes with an empty pipe, weights and optimizer as they were."
         )
     history, now = code_history(read_json(source / "env.json")), describe_code(plan.config)
     if changed := changed_since(history, now):
         began = "that run began: this one goes on" if found is None else "this run began: it goes on"
         notes.append(f"The code of {changed} has changed since {began} with what is there now.")
     code_before = history[:-1] if history[-1:] == [now] else history
-    is_exact = is_whole and has_modules_of(checkpoint, plan)
+    is_exact = has_all and has_modules_of(checkpoint, plan)
     resumption = Resumption(checkpoint, is_exact, has_trace, is_own=found is not None)
     return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
 

@@ -125,6 +125,14 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.direction.leave_out(checkpoint.step + trainer.direction.windows.first)
 
 
+def is_whole(modules: Sequence[dict[str, Any]]) -> bool:
+    """Whether a checkpoint has all that ``modules`` kept and had in flight. Of gradients it has those that were sent in
+    its last iteration; a method may receive them later than in the next, so that older ones are on their way, too."""
+    kept = [module.get("gradients_kept", 1) for module in modules]  # which older checkpoints do not tell
+    has_gradients = all(number <= there for number, there in zip(gradients_in_flight(modules), kept, strict=True))
+    return has_gradients and all(module["is_exact"] for module in modules)
+
+
 def gradients_in_flight(modules: Sequence[dict[str, Any]]) -> list[int]:
     """By module: how many of the gradients that it sent down the module below has not received."""
     sent = [module["gradients_sent"] for module in modules]
