@@ -114,6 +114,31 @@ def test_modules_that_wait_for_each_other_for_ever_are_told_so(tmp_path: Path, m
     )
 
 
+DEAF = """
+import torch
+from fr_bench.methods.bp import Backpropagation
+
+
+class Deaf(Backpropagation):
+    def learn_lower(self, t):
+        live, self._live = self._live, None
+        self.descend(live, torch.zeros(self.module.output_shape), t)  # it asks the link for no gradient
+"""
+
+
+def test_a_method_whose_gradients_nobody_receives_is_told_what_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deaf_here.py").write_text(DEAF)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "deaf.yaml").write_text("_target_: deaf_here.Deaf\nname: deaf\n")
+    words = ["--config-dir", "mine", "method=deaf", "transport=ipc", "hang_timeout=2"]
+    code, stderr = run_here(tmp_path, *words).end()
+    assert code == 1 and "module 2 for room for gradients from module 2 to 1" in stderr
+    assert "sends_gradients = False" in stderr
+
+
 def test_a_standstill_is_one_of_all_in_one_and_the_same_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

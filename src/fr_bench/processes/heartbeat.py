@@ -131,8 +131,9 @@ class Standstill:
             waits = [f"module {k} for {what}" for k, (_, what) in zip(self._modules, self._waits, strict=True)]
             raise RunFailed(
                 f"all modules have waited for each other for {self._timeout_s:g} s: {'; '.join(waits)}. A method that "
-                "receives what no module sends does that, or a message that takes longer; a larger hang_timeout waits "
-                "longer, null for ever",
+                "receives what no module sends does that, or one that sends gradients which none receives (without "
+                "sends_gradients = False), or a message that takes longer; a larger hang_timeout waits longer, null "
+                "for ever",
                 self._modules[0],
             )
 
