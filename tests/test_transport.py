@@ -71,13 +71,22 @@ def test_another_shape_or_dtype_is_refused_by_name(wrong: torch.Tensor) -> None:
         spec.conform(wrong, "features from module 1 to 2")
 
 
-def test_a_neighbour_is_not_blamed_for_an_error_of_ones_own_device() -> None:
-    """Kernels fail when they run, which shows wherever the host asks for something next: often a message."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
+    ],
+)
+def test_a_neighbour_is_not_blamed_for_an_error_of_ones_own_device(error: RuntimeError) -> None:
+    """Kernels fail when they run, which shows wherever the host asks for something next: often a message, for which
+    memory may be wanting, too."""
     with pytest.raises(PeerLost, match="module 2 is gone: Connection closed"), noticing_loss("module 2 is gone"):
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(torch.AcceleratorError) as caught, noticing_loss("module 2 is gone"):
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-    assert not is_lost_peer(caught.value)
+    with pytest.raises(type(error)) as caught, noticing_loss("module 2 is gone"):
+        raise error
+    assert caught.value is error and not is_lost_peer(error)
 
 
 def test_a_message_about_another_batch_is_refused() -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fr_bench.memory_errors import is_out_of_memory
+
 
 class TransportError(RuntimeError):
     """A message that is not what was agreed on."""
@@ -37,12 +39,13 @@ def noticing_loss(what: str) -> Iterator[None]:
     Raises:
         PeerLost: it did.
         torch.AcceleratorError: this process's own device failed, as in a kernel of the model, and it shows here.
+        RuntimeError: this process has no memory left for a message.
     """
     try:
         yield
-    except torch.AcceleratorError:
-        raise
     except RuntimeError as error:
+        if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+            raise
         raise PeerLost(f"{what}: {error}") from error
 
 
