@@ -22,7 +22,7 @@ import torch
 import yaml
 from harness import as_owner_alone, assert_same_run, call, read_records, read_weights, tiny_config, train_here
 from safetensors.torch import load_file
-from tiny_models import partly_frozen
+from tiny_models import Counting, partly_frozen
 from torch import nn
 
 from fr_bench.checkpoints import snapshot
@@ -216,6 +216,13 @@ def test_what_an_optimizer_keeps_by_group_goes_back_to_the_device_that_it_was_on
     devices = {key: value.device.type for key, value in group.items() if isinstance(value, torch.Tensor)}
     assert devices == {"made": "meta", "made later": "meta", "counter": "cpu"}
     assert (group["number"], group["lr"]) == (3, 0.1)
+
+
+def test_so_it_does_of_what_a_method_trains_beside_a_module() -> None:
+    """DGL's and DNI's optimizers; `meta` stands for a GPU."""
+    optimizer = Counting([nn.Parameter(torch.ones(2, device="meta"))], lr=0.1)
+    load_state(optimizer, Counting([nn.Parameter(torch.ones(2))], lr=0.1).state_dict())
+    assert optimizer.param_groups[0]["sum"].is_meta
 
 
 def test_what_nadam_reads_in_every_step_stays_on_the_host() -> None:

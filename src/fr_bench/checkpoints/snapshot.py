@@ -143,22 +143,8 @@ def load_optimizer(
     }
     groups_now = module.optimizer.state_dict()["param_groups"]
     if groups is not None:
-        groups_now = [
-            {**now, **{key: _where_it_was(value, now.get(key), _device(module)) for key, value in then.items()}}
-            for now, then in zip(groups_now, groups, strict=True)
-        ]
-    # Of the state, unlike of the groups, the optimizer itself knows what belongs on which device.
+        groups_now = [{**now, **then} for now, then in zip(groups_now, groups, strict=True)]
     load_state(module.optimizer, {"state": by_index, "param_groups": groups_now})
-
-
-def _where_it_was(value: Any, made: Any, device: torch.device) -> Any:
-    """A tensor that was saved goes where a new optimizer has ``made`` its own; where it has none yet, to its parameters
-    on ``device``, but for a scalar, which may be a counter on the CPU."""
-    if not isinstance(value, Tensor):
-        return value
-    if isinstance(made, Tensor):
-        return value.to(made.device)
-    return value.to(device) if value.dim() else value
 
 
 def random_state(device: torch.device) -> dict[str, Tensor | None]:

@@ -12,9 +12,12 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Puts back what ``state_dict()`` of an optimizer like this one gave, each tensor with the type that it had: torch
     gives them the parameters', and what NAdam multiplies up is float32 beside parameters of float64, too. NAdam keeps
     that on the host, and reads it in every step: on the parameters' device, where torch puts it, it would be waited
-    for."""
+    for. Of the state, unlike of the groups, the optimizer itself knows what belongs on which device."""
+    made = optimizer.param_groups
     optimizer.load_state_dict(state)
     order = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    for group, new in zip(optimizer.param_groups, made, strict=True):
+        group.update({key: _where_it_was(value, new.get(key), order[0][0].device) for key, value in group.items()})
     for index, saved in state["state"].items():
         parameter, group = order[index]
         now = optimizer.state[parameter]
@@ -25,3 +28,13 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
                 now[key] = value.cpu()
             elif now[key].dtype != value.dtype:
                 now[key] = value.to(now[key].device)
+
+
+def _where_it_was(value: Any, made: Any, device: torch.device) -> Any:
+    """A tensor that was saved goes where a new optimizer has ``made`` its own; where it has none yet, to its parameters
+    on ``device``, but for a scalar, which may be a counter on the CPU."""
+    if not isinstance(value, Tensor):
+        return value
+    if isinstance(made, Tensor):
+        return value.to(made.device)
+    return value.to(device) if value.dim() else value
