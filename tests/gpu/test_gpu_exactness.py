@@ -148,6 +148,15 @@ def test_replicas_with_a_part_of_the_batch_are_one_with_all_of_it(
     assert_close(two, one, 1e-10)
 
 
+def test_blocks_that_the_images_of_one_replica_skip_learn_from_those_of_the_other(
+    gpu: dict[str, Any], tmp_path: Path
+) -> None:
+    """Replicas that drift apart end a run at its evaluation."""
+    model = {"_target_": "tiny_models.layer_drop", "name": "drop", "of": "torch"}
+    config = tiny_config("fr", 2, "gloo", model=model, replicas=2, partition=[3], **gpu)
+    assert len(run_processes(config, tmp_path).losses) == 10
+
+
 def test_modules_that_torchrun_starts_are_those_of_a_run(gpu: dict[str, Any], tmp_path: Path) -> None:
     words = ["k=2", "replicas=2", "method=fr", "epochs=2", "deterministic=true", f"device={gpu['device']}"]
     words += [] if gpu["devices"] is None else ["devices=[0]"]

@@ -77,6 +77,7 @@ def test_stopped_and_started_again_it_is_the_run_left_alone(method: str, cuda: d
         ("fr", {"bn_stats": "both", "warmup": "zero"}, {}),
         ("ddg", {"carry_history": False}, {"clip_norm": 0.5, "freeze": [1]}),
         ("bp", {"checkpoint_activations": True}, {}),
+        ("bp", {"checkpoint_activations": True}, {"precision": "bf16"}),
         ("ddg", {}, {"diagnostics": {"sigma": {"every": 3, "window": 2}}}),
         ("fr", {}, {"precision": "bf16"}),
         ("fr", {}, {"precision": "tf32"}),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import METHODS, Result, run_processes, run_serial, tiny_config
+from harness import METHODS, Result, run_processes, run_serial, tiny_config, train_here
 
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.modules.module import BatchResult
@@ -100,16 +100,13 @@ def test_a_profile_says_how_busy_the_gpu_was(cuda: dict[str, Any], tmp_path: Pat
     assert list(tmp_path.glob("profile_1.json*"))
 
 
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_no_iteration_waits_for_the_device(
-    method: str, cuda_graphs: bool, cuda: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As torch sees it; on the CPU: test_host_sync.py."""
-    iterate, num_iterations = Trainer._iterate, [0]
+@pytest.fixture
+def num_iterations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many there were in this process; in each of them torch raises where it would wait for the device."""
+    iterate, number = Trainer._iterate, [0]
 
     def watched(self: Trainer, t: int) -> BatchResult | None:
-        num_iterations[0] += 1
+        number[0] += 1
         torch.cuda.set_sync_debug_mode("error")
         try:
             return iterate(self, t)
@@ -117,7 +114,27 @@ def test_no_iteration_waits_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Trainer, "_iterate", watched)
+    return number
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_iteration_waits_for_the_device(
+    method: str, cuda_graphs: bool, cuda: dict[str, Any], num_iterations: list[int], tmp_path: Path
+) -> None:
+    """As torch sees it; on the CPU: test_host_sync.py."""
     changes = cuda | {"deterministic": False, "cuda_graphs": cuda_graphs}
-    config = tiny_config(method, 3, log_every=4, clip_norm=1.0, **changes)
-    run_serial(config, tmp_path)  # a wait raises
+    run_serial(tiny_config(method, 3, log_every=4, clip_norm=1.0, **changes), tmp_path)
+    assert num_iterations == [10]
+
+
+@pytest.mark.parametrize("method", ["ddg", "dgl"])
+def test_nor_does_one_of_a_run_that_goes_on(
+    method: str, cuda: dict[str, Any], num_iterations: list[int], tmp_path: Path
+) -> None:
+    """With an optimizer that reads some of its state in every step."""
+    optimizer = {"_target_": "torch.optim.NAdam", "name": "nadam", "lr": 0.01}
+    config = tiny_config(method, 3, optimizer=optimizer, **(cuda | {"deterministic": False}))
+    train_here(config, tmp_path, stop_at=4)
+    train_here(config, tmp_path)
     assert num_iterations == [10]
