@@ -163,8 +163,8 @@ def test_epochs_too_short_for_module_1_to_learn_leave_no_gradient_in_flight(tmp_
 def test_what_draws_from_the_default_generators_goes_on_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a user's method may; our own random numbers are keyed, in every block of a pass. So what counts is what is
-    drawn between the start and the first pass."""
+    """As a user's method may, between the start of an iteration and its first pass, whose blocks have streams of their
+    own."""
     original = FeaturesReplay.play_lower
     drawn: list[float] = []
 

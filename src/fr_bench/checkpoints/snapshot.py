@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
 from torch import Tensor
 
@@ -57,7 +56,6 @@ def take(
         "optimizer_groups": optimizer_groups(module),
         "method": method.state_dict(),
         "gradients": link.state_dict(),
-        "random": random_state(_device(module)),
         "stopwatch": module.watch.state_dict(),
         "meter": None if meter is None else meter.state_dict(),
         "loop": dict(loop),
@@ -100,7 +98,6 @@ def restore(
     module.watch.load_state_dict(state["stopwatch"])
     if meter is not None and state["meter"] is not None:
         meter.load_state_dict(state["meter"])
-    set_random_state(state["random"], _device(module))
 
 
 def optimizer_state(module: Module) -> dict[str, dict[str, Any]]:
@@ -147,20 +144,6 @@ def load_optimizer(
     load_state(module.optimizer, {"state": by_index, "param_groups": groups_now})
 
 
-def random_state(device: torch.device) -> dict[str, Tensor | None]:
-    """Of the default generators. Our own streams are keyed, a user's method may draw from these."""
-    on_gpu = device.type == "cuda"
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if on_gpu else None}
-
-
-def set_random_state(state: Mapping[str, Tensor | None], device: torch.device) -> None:
-    """Puts :func:`random_state` back."""
-    if state["cpu"] is not None:
-        torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
 def to_cpu(tensor: Tensor) -> Tensor:
     """A copy with the same strides: they decide the last bits of what is computed from it."""
     return tensor.detach().to("cpu", copy=True)
@@ -200,7 +183,3 @@ def refuse_unsavable(method: Method) -> None:
     if not isinstance(state, dict):
         raise TypeError(f"{name} must return a dict, not {type(state).__name__}")
     plain_copy(state, name)
-
-
-def _device(module: Module) -> torch.device:
-    return next(module.network.parameters()).device

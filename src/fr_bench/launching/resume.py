@@ -32,7 +32,7 @@ from fr_bench.planning.own_code import Code, changed_since, code_history, descri
 from fr_bench.planning.plan import Plan, make_plan
 from fr_bench.records.run_directory import FoundRun, RunDirectory
 from fr_bench.records.run_files import read_json
-from fr_bench.workers.resumption import Resumption, is_whole
+from fr_bench.workers.resumption import Resumption, has_whole_pipe
 
 Complain = Callable[[str], None]
 
@@ -188,8 +188,8 @@ def _start(
 ) -> Start:
     """``notes``: what else to tell of it."""
     notes = [f"Goes on after step {checkpoint.step} of {plan.num_steps}, from {checkpoint.folder}.", *notes]
-    has_all = is_whole(checkpoint.manifest["modules"])
-    if not has_all:
+    has_pipe = has_whole_pipe(checkpoint.manifest["modules"])
+    if not has_pipe:
         notes.append(
             f"What method={plan.config['method']['name']} keeps or has in flight cannot be saved with these settings: "
             "it resumes with an empty pipe, weights and optimizer as they were."
@@ -199,7 +199,7 @@ def _start(
         began = "that run began: this one goes on" if found is None else "this run began: it goes on"
         notes.append(f"The code of {changed} has changed since {began} with what is there now.")
     code_before = history[:-1] if history[-1:] == [now] else history
-    is_exact = has_all and has_modules_of(checkpoint, plan)
+    is_exact = has_pipe and has_modules_of(checkpoint, plan)
     resumption = Resumption(checkpoint, is_exact, has_trace, is_own=found is not None)
     return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fr_bench.measuring.stopwatch import Stopwatch
+from fr_bench.modules.draws import seed_generators
 from fr_bench.modules.finite import FiniteWatch
 from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import loss_sum, num_errors
-from fr_bench.modules.network import Network, seed_generators
+from fr_bench.modules.network import Network
 from fr_bench.modules.passes import Pass, Passes, PassKind
 from fr_bench.modules.running_means import RunningMeans
 from fr_bench.seeds import derive_seed
@@ -279,11 +280,11 @@ class Module:
         """What keys the random numbers of ``batch``, such as those of dropout: replicas draw apart."""
         return batch * self.num_replicas + self.replica - 1
 
-    def key_draws(self, half: str, t: int) -> None:
-        """What the method itself draws from torch's default generators in this ``half`` of iteration ``t`` (noise,
+    def key_draws(self, hook: str, t: int) -> None:
+        """What the method itself draws from torch's default generators in its ``hook`` of iteration ``t`` (noise,
         dropout in a network of its own) is then keyed as a block's draws are: it depends neither on which modules the
-        process has, nor on what was done between two iterations."""
-        seed = derive_seed(self.seed, "method", half, self.k, self.stream(t))
+        process has, nor on what was done before, so that no generator's state need be saved."""
+        seed = derive_seed(self.seed, "method", hook, self.k, self.stream(t))
         seed_generators(self._first_parameter.device, seed)
 
     def like_network(self, other: AnyModule) -> AnyModule:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import Enum
 from itertools import chain
 from typing import Any
 
@@ -15,8 +14,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
-from fr_bench.modules.random_ops import RandomOps
-from fr_bench.seeds import derive_seed, host_streams
+from fr_bench.modules.draws import KeyedDraws
 
 NUM_DRAWS = 32  # batches that a block may skip by chance before it is taken to skip all
 
@@ -27,14 +25,6 @@ class InPlaceError(ValueError):
 
 class DetachedError(ValueError):
     """No error gradient gets through a module, to its input or to any of its parameters."""
-
-
-class Draws(Enum):
-    """From where a block draws random numbers."""
-
-    NOWHERE = "nowhere"
-    TORCH = "torch's default generators"
-    ANYWHERE = "those, and Python's or numpy's"
 
 
 class Network(nn.Module):
@@ -52,8 +42,7 @@ class Network(nn.Module):
             self.add_module(name, block)
         self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
         self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
-        self._seed = seed
-        self._draws: dict[str, Draws] = {}
+        self._draws = KeyedDraws(seed)
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # Buffers that other layers have, by owner and name: those that passes move, as far as passes have shown.
         self._moving = [
@@ -103,27 +92,11 @@ class Network(nn.Module):
     @property
     def drawing_blocks(self) -> list[str]:
         """Those that draw random numbers, as far as passes have shown."""
-        return [name for name, draws in self._draws.items() if draws != Draws.NOWHERE]
+        return self._draws.drawing_blocks
 
     def _forward_keyed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
-        draws = self._draws.get(name)
         run = self._compiled.get(name, block) if self.training else block
-        if draws is Draws.NOWHERE and x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return run(x)  # a generator cannot be seeded there
-        seed = derive_seed(self._seed, "stochastic block", name, batch)
-        generators = seed_generators(x.device, seed)
-        if draws in (Draws.NOWHERE, Draws.TORCH):  # who has drawn nothing may begin to, as dropout whose p grows from 0
-            return run(x)
-        with host_streams(seed) as has_drawn:
-            if draws is Draws.ANYWHERE:
-                return run(x)
-            h, uses_torch = _run_and_see(run, x, generators)  # the first pass, which tells whether this block draws
-            if not isinstance(h, Tensor):
-                raise TypeError(
-                    f"block '{name}' returns a {type(h).__name__}; every block takes one tensor and returns one"
-                )
-            self._draws[name] = Draws.ANYWHERE if has_drawn() else Draws.TORCH if uses_torch else Draws.NOWHERE
-            return h
+        return self._draws.run(name, run, x, batch)
 
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
@@ -352,31 +325,4 @@ def _nodes_behind(h: Tensor) -> set[Node]:
         if node is not None and node not in found:
             found.add(node)
             ahead += [before for before, _ in node.next_functions]
-    return found
-
-
-def _run_and_see(
-    run: Callable[[Tensor], Tensor], x: Tensor, generators: Sequence[torch.Generator]
-) -> tuple[Tensor, bool]:
-    """What ``run`` makes of ``x``, and whether it drew from ``generators``, or would have where shapes alone are."""
-    if x.device.type == "meta":
-        with RandomOps() as random_ops:
-            h = run(x)
-        return h, random_ops.seen
-    before = [generator.get_state() for generator in generators]
-    h = run(x)
-    return h, not all(map(torch.equal, before, [generator.get_state() for generator in generators]))
-
-
-def seed_generators(device: torch.device, seed: int) -> list[torch.Generator]:
-    """Seeds torch's default generators, and returns them: that of the host, from which may be drawn wherever a block
-    computes, and that of ``device``; none where shapes alone are."""
-    if device.type == "meta":
-        return []
-    found = [torch.default_generator]
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        found.append(torch.cuda.default_generators[index])
-    for generator in found:
-        generator.manual_seed(seed)
     return found

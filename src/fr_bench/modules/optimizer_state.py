@@ -12,8 +12,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Puts back what ``state_dict()`` of an optimizer like this one gave, each tensor with the type that it had: torch
     gives them the parameters', and what NAdam multiplies up is float32 beside parameters of float64, too. NAdam keeps
     that on the host, and reads it in every step: on the parameters' device, where torch puts it, it would be waited
-    for. Of the state, unlike of the groups, the optimizer itself knows what belongs on which device."""
-    made = optimizer.param_groups
+    for."""
+    made = optimizer.param_groups  # torch puts new ones there, and their tensors, unlike the state's, on no device
     optimizer.load_state_dict(state)
     order = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     for group, new in zip(optimizer.param_groups, made, strict=True):

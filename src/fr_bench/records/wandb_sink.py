@@ -135,9 +135,9 @@ def remember_rows(folder: Path, records: Iterable[dict[str, Any]]) -> None:
     Raises:
         RunFailed: the disk is full, or the like.
     """
-    if (folder / RUN_ID).exists():
-        rows = _made_before(folder) | {_identity(record) for record in records}
-        write_text(folder / MADE_BEFORE, strict_json({"rows": list(rows)}) + "\n")
+    rows = {_identity(record) for record in records}
+    if rows and (folder / RUN_ID).exists():
+        write_text(folder / MADE_BEFORE, strict_json({"rows": list(rows | _made_before(folder))}) + "\n")
 
 
 def _made_before(folder: Path) -> set[tuple[Any, ...]]:

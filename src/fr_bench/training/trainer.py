@@ -261,6 +261,7 @@ class Trainer:
             if t % self.extent.steps_per_epoch == 0:
                 for player in self.players:
                     with player.on_stream():
+                        player.module.key_draws("start_epoch", t)
                         player.method.start_epoch()
             result = self._iterate(t)
             self._lead.end_iteration()

@@ -125,7 +125,7 @@ def _restore_weights(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.direction.leave_out(checkpoint.step + trainer.direction.windows.first)
 
 
-def is_whole(modules: Sequence[dict[str, Any]]) -> bool:
+def has_whole_pipe(modules: Sequence[dict[str, Any]]) -> bool:
     """Whether a checkpoint has all that ``modules`` kept and had in flight. Of gradients it has those that were sent in
     its last iteration; a method may receive them later than in the next, so that older ones are on their way, too."""
     kept = [module.get("gradients_kept", 1) for module in modules]  # which older checkpoints do not tell
