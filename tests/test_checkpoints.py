@@ -28,9 +28,9 @@ from harness import (
 )
 from test_faults import RunDirectory, run_here, wait_until
 
-from fr_bench.checkpoints import snapshot
+from fr_bench.checkpoints import checkpointer, snapshot
 from fr_bench.checkpoints.checkpointer import Checkpointer, Interval, write
-from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders
+from fr_bench.checkpoints.files import folder_of, read_manifest, state_file, whole_folders, write_file
 from fr_bench.errors import Interrupted
 from fr_bench.launching.checkpoint_book import CheckpointBook
 from fr_bench.launching.launch import run_training
@@ -193,6 +193,26 @@ def test_a_full_disk_ends_neither_training_nor_the_checkpoint_before(tmp_path: P
         assert len(whole_folders(checkpoints)) == 1
     finally:
         subprocess.run(["umount", str(checkpoints)], check=True)
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_the_last_checkpoint_is_whole_or_removed_before_final_weights_are_written(
+    in_processes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is too full for it may have room for them."""
+
+    def write_slowly(path: Path, content: bytes | memoryview) -> dict[str, Any]:
+        time.sleep(0.05)
+        return write_file(path, content)
+
+    monkeypatch.setattr(checkpointer, "write_file", write_slowly)  # in this process
+    config = tiny_config("fr", 3, epochs=1, checkpoint={"every": 4, "keep": 1})
+    run_processes(config, tmp_path) if in_processes else train_here(config, tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    [last] = whole_folders(checkpoints)
+    settled_ns = (last / "manifest.json").stat().st_mtime_ns
+    weights = sorted((checkpoints / "final").iterdir())
+    assert len(weights) == 3 and all(path.stat().st_mtime_ns >= settled_ns for path in weights)
 
 
 def test_when_a_checkpoint_is_due() -> None:

@@ -24,6 +24,9 @@ from fr_bench.processes.reporter import Reporter
 from fr_bench.transport.link import ModuleLink
 from fr_bench.transport.relay import GO_ON, PAUSE, STOP, Relay
 
+# How often module 1 looks, before it ends, whether the parent has done with the last checkpoint.
+POLL_S = 0.002
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -224,7 +227,14 @@ class Checkpointer:
             write(*arguments)
 
     def wait(self) -> None:
-        """Waits for what is being written."""
+        """Waits for what is being written here."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
+
+    def wait_settled(self) -> None:
+        """As :meth:`wait`, and in the process of module 1 for all others: behind it, the parent has made the last
+        checkpoint whole, or has removed what there was of it."""
+        self.wait()
+        while self._unsettled is not None and not self._board.is_settled(self._unsettled):
+            time.sleep(POLL_S)

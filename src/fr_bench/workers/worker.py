@@ -156,11 +156,16 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
     if task.resumption is not None:
         restore(trainer, task.resumption)
     reporter.send("ready", modules=task.modules)
-    if trainer.run():
+    is_complete = trainer.run()
+    if task.board is not None:
+        checkpointer.wait_settled()
+    else:  # no parent, or another process's
+        checkpointer.wait()
+    sides[0].barrier()  # final weights get the room of a checkpoint for which the disk was too full
+    if is_complete:
         for module in modules:
             if module.replica == 1:
                 save_weights(module, task.run_directory / "checkpoints" / "final")
-    checkpointer.wait()
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
