@@ -197,7 +197,7 @@ def test_on_a_shared_gpu_nothing_is_made_of_waiting_and_the_idle_share_is_that_o
     plain, single, _, fr = rows
     assert (plain.idle_share, single.idle_share, fr.idle_share) == (0.25, 0.0, pytest.approx(0.4))
     assert (plain.num_kernels, fr.device_busy_s, fr.num_kernels) == (900.0, 0.75, None)
-    assert (fr.speedup_vs_plain, fr.speedup_vs_single, fr.speedup_vs_locked) == (1.6, 0.8, 1.2)
+    assert (fr.speedup_vs_plain, fr.speedup_vs_single, fr.speedup_vs_locked) == pytest.approx((1.6, 0.8, 1.2))
     assert fr.shares_gpu and fr.busy_s == [0.5, 0.75]
     assert [fr.limit, fr.efficiency, fr.waiting_share, fr.wait_s, simulated_step_s(fr)] == [None] * 5
     heading, _, *lines = as_table(rows).splitlines()
@@ -393,7 +393,7 @@ def test_a_method_is_compared_with_bp_under_the_same_switches() -> None:
     assert found_ups["fr", 2] == (1.0, 2.0)
     assert found_ups["fr compile=true", 2] == found_ups["fr transport=ipc compile=true", 2] == (0.75, 1.5)
     assert found_ups["fr precision=bf16", 2] == (None, None)
-    assert found_ups["bp compile=true", 2] == (2.0 / 3.0, 4.0 / 3.0)
+    assert found_ups["bp compile=true", 2] == pytest.approx((2.0 / 3.0, 4.0 / 3.0))
     assert found_ups["ddp compile=true", 2] == (1.0, 2.0)  # a peer with BP as it is
 
 
@@ -410,7 +410,9 @@ def test_speed_ups_are_ratios_of_medians_efficiency_and_waiting_shares_of_all_th
     fr = rows[-1]
     assert fr.step_time_s == Quartiles(5.0, 5.5, 6.0) and fr.num_samples == 8
     assert fr.images_per_s == 8 / 5.5
-    assert (fr.speedup_vs_single, fr.speedup_vs_locked, fr.speedup_vs_plain) == (10 / 5.5, 11 / 5.5, 9 / 5.5)
+    assert (fr.speedup_vs_single, fr.speedup_vs_locked, fr.speedup_vs_plain) == pytest.approx(
+        (10 / 5.5, 11 / 5.5, 9 / 5.5)
+    )
     assert (fr.limit, fr.efficiency) == pytest.approx((11 / 5, 5 / 5.5))  # the top is the busiest: 5 seconds
     assert fr.busy_s == [4.0, 5.0] and fr.waiting_share == [1 / 5.5, 0.0]
     assert rows[0].limit is None and rows[2].limit is None and rows[1].efficiency is None
@@ -434,6 +436,17 @@ def test_the_uncontended_limit_is_over_a_network_that_does_not_replay(monkeypatc
     monkeypatch.setattr(run_file, "Balance", lambda *_: costs)
     found = by_label(methods=["fr partition=equal"], k=[2])["fr partition=equal K=2"]
     assert run_file.limit_uncontended(found) == 6 * 3 / (3 * 4)
+
+
+def test_speed_ups_of_a_row_with_a_batch_of_its_own_are_of_images() -> None:
+    found = by_label(methods=["plain", "bp", "bp batch_size=16", "fr batch_size=16"], k=[2])
+    rows = [make_row(found[label], [measurement(2.0)]) for label in ("plain K=1", "bp K=1", "bp K=2")]
+    rows += [make_row(found[f"bp batch_size=16 K={k}"], [measurement(3.0)]) for k in (1, 2)]
+    rows.append(make_row(found["fr batch_size=16 K=2"], [measurement(1.5)]))
+    compare(rows)
+    bp, fr = rows[-2:]
+    assert (bp.images_per_s, bp.speedup_vs_single, bp.speedup_vs_locked) == pytest.approx((16 / 3, 4 / 3, 4 / 3))
+    assert (fr.speedup_vs_plain, fr.speedup_vs_single, fr.speedup_vs_locked) == pytest.approx((8 / 3, 2, 2))
 
 
 def test_sending_is_no_computing_and_phases_are_medians_over_the_rounds() -> None:

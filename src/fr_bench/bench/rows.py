@@ -83,7 +83,7 @@ class Row:
         num_microbatches: of a pipeline, the fastest; ``tried_microbatches`` has the step times of all.
         step_time_s: on the slowest module or process.
         images_per_s: from the median.
-        speedup_vs_single: over BP with one module; see :func:`compare`.
+        speedup_vs_single: in images/s over BP with one module; see :func:`compare`.
         speedup_vs_locked: over BP over K modules, likewise.
         speedup_vs_plain: over the plain loop, where that takes part.
         limit: the speed-up over locked BP if the busiest module neither waited nor sent: ``speedup_vs_locked /
@@ -187,18 +187,19 @@ def make_row(contender: Contender, measurements: Sequence[Measurement]) -> Row:
 def compare(rows: Sequence[Row]) -> None:
     """Fills in the speed-ups and limits, which are ratios to other rows; in place.
 
+    They are of images/s: a row may have a batch of its own (``batch_size=128``).
+
     A method is compared with BP under the same switches (``cuda_graphs=true``, a precision); BP under a switch, and a
     peer, with BP as it is, which says what they bring.
     """
-    plain = _median_of(rows, "plain", frozenset(), 1)
+    plain = _speed_of(rows, "plain", frozenset(), 1)
     for row in rows:
-        step_s = row.step_time_s.median
         switches = frozenset() if row.method == "bp" or row.method in PEERS else _switches(row)
-        single = _median_of(rows, "bp", switches, 1)
-        locked = _median_of(rows, "bp", switches, row.k) if row.k > 1 else None
-        row.speedup_vs_single = single / step_s if single else None
-        row.speedup_vs_plain = plain / step_s if plain else None
-        row.speedup_vs_locked = locked / step_s if locked else None
+        single = _speed_of(rows, "bp", switches, 1)
+        locked = _speed_of(rows, "bp", switches, row.k) if row.k > 1 else None
+        row.speedup_vs_single = row.images_per_s / single if single else None
+        row.speedup_vs_plain = row.images_per_s / plain if plain else None
+        row.speedup_vs_locked = row.images_per_s / locked if locked else None
         if row.speedup_vs_locked and row.efficiency and row.method != "bp":
             row.limit = row.speedup_vs_locked / row.efficiency
 
@@ -208,11 +209,11 @@ def _switches(row: Row) -> frozenset[str]:
     return frozenset(word for word in row.words.split()[1:] if not word.startswith(OF_THE_MODULES))
 
 
-def _median_of(rows: Sequence[Row], method: str, switches: frozenset[str], k: int) -> float | None:
-    """The step time of a row with these very switches and nothing else behind its name."""
+def _speed_of(rows: Sequence[Row], method: str, switches: frozenset[str], k: int) -> float | None:
+    """Images/s of a row with these very switches and nothing else behind its name."""
     return next(
         (
-            row.step_time_s.median
+            row.images_per_s
             for row in rows
             if (row.method, row.k) == (method, k) and frozenset(row.words.split()[1:]) == switches
         ),
