@@ -118,8 +118,11 @@ def test_what_cannot_run_is_said_before_anything_does(settings: dict[str, Any], 
 def test_how_many_processes_need_more_cores_than_there_are_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = contenders(methods=["fr"], k=[1, 2, 3])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert (crowded(found) or "").startswith("3 processes and more have more threads")
+    assert (crowded(found) or "").startswith("3 processes and more with threads=1 have more threads")
     assert (crowded(contenders(methods=["fr replicas=2"], k=[2])) or "").startswith("4 processes")
+    some = contenders(methods=["bp", "plain threads=4", "fr threads=2", "fr"], k=[1, 2])
+    some_crowd = "2 processes and more with threads=2, 1 process and more with threads=4 have more threads"
+    assert (crowded(some) or "").startswith(some_crowd), "one thread each is not too many"
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
     assert crowded(found) is None
 

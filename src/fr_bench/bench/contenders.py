@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,9 +176,14 @@ def crowded(contenders: Sequence[Contender]) -> str | None:
     Processes, not K: replicas multiply them. Those on GPUs have other things to do than to compute.
     """
     cores = len(os.sched_getaffinity(0))
-    smallest = min(
-        (each.size for each in contenders if not each.on_gpu and each.size * each.plan.threads > cores), default=None
-    )
-    if smallest is None:
+    sizes = defaultdict[int, list[int]](list)  # by the threads of each process, which may stand behind a name
+    for each in contenders:
+        if not each.on_gpu and each.size * each.plan.threads > cores:
+            sizes[each.plan.threads].append(each.size)
+    if not sizes:
         return None
-    return f"{smallest} processes and more have more threads than there are cores: they share cores."
+    found = [
+        f"{min(some)} {'process' if min(some) == 1 else 'processes'} and more with threads={threads}"
+        for threads, some in sorted(sizes.items())
+    ]
+    return f"{', '.join(found)} have more threads than there are cores: they share cores."
