@@ -681,6 +681,16 @@ def test_so_is_one_whose_mistake_only_its_modules_find(
     assert "block 'stem' cannot be captured" in capsys.readouterr().err
 
 
+def test_what_all_share_is_not_what_stands_behind_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_file, "measure", lambda *_: measurement(0.1, {"play": 0.1}))
+    found = contenders(methods=["plain batch_size=16 threads=3", "bp"], k=[1])
+    bench = run_file.Bench(make_settings({"rounds": 1}), [run_file.Entry(each) for each in found], tmp_path)
+    bench.run(SignalWatch())
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["words"] for row in content["rows"]] == ["plain batch_size=16 threads=3", "bp"]
+    assert content["config"]["batch_size"] == 8 and content["env"]["numerics"]["threads"] == found[1].plan.threads != 3
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     bench = run_file.Bench(make_settings({}), [], tmp_path / "gone")
     with pytest.raises(RunFailed, match=rf"{tmp_path}/gone/bench.json: cannot be written \(No such file"):

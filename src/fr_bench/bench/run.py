@@ -24,6 +24,7 @@ from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.planning.balance import Balance
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.partition import module_slices
+from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.settings.folder_names import folder_name
 from fr_bench.simulation.settings import SimulateSettings
@@ -79,7 +80,9 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
         from fr_bench.bench.figure import STYLE, draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
 
-        title = f"{contenders[0].plan.config['model']['name']}, batch of {contenders[0].plan.config['batch_size']}"
+        plan = shared_plan(contenders)
+        assert plan is not None, "there are contenders"
+        title = f"{plan.config['model']['name']}, batch of {plan.config['batch_size']}"
         print(f"figure: {write(draw_bench(rows, title), STYLE, bench.folder, 'bench')[0]}")
     print(f"bench: {bench.folder / 'bench.json'}")
     return 1 if bench.failures else 0
@@ -108,6 +111,7 @@ class Bench:
         self.settings = settings
         self.folder = folder
         self.failures: list[dict[str, Any]] = []
+        self._shared = shared_plan([each.contender for each in entries])
         self._entries = entries
         self._tried: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
         self._complete_rounds = 0
@@ -193,7 +197,7 @@ class Bench:
 
     def write(self) -> None:
         """bench.json, with what there is so far."""
-        plan = self._entries[0].contender.plan if self._entries else None
+        plan = self._shared
         environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads}) if plan else {}
         shared = (
             "model", "dataset", "batch_size", "device", "precision", "channels_last", "compile", "cuda_graphs",
@@ -208,6 +212,12 @@ class Bench:
             "failures": self.failures,
         }
         write_json(self.folder / "bench.json", content)
+
+
+def shared_plan(contenders: Sequence[Contender]) -> Plan | None:
+    """That of BP as it is, which always takes part: its settings are those that stand behind nobody's name."""
+    plans = {contender.words: contender.plan for contender in contenders}
+    return plans.get("bp", contenders[0].plan if contenders else None)
 
 
 def has_limit(contender: Contender) -> bool:
