@@ -441,6 +441,18 @@ def test_the_uncontended_limit_is_over_a_network_that_does_not_replay(monkeypatc
     assert run_file.limit_uncontended(found) == 6 * 3 / (3 * 4)
 
 
+def test_the_uncontended_limit_of_replicas_is_that_of_modules_with_a_share_of_the_batch_over_bp_with_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An image of one of six blocks takes a second a pass, and two a backward."""
+    parts = [SimpleNamespace(costs=lambda first, last, k, b=b: b * (last - first) * (4.0 if k == 1 else 3.0))
+             for b in range(9)]  # fmt: skip
+    monkeypatch.setattr(run_file, "Balance", lambda config, *_: parts[config["batch_size"]])
+    words = "fr partition=equal replicas=2"
+    found = by_label(methods=[words], k=[2])[f"{words} K=2"]
+    assert run_file.limit_uncontended(found) == (8 * 6 * 3) / (4 * 3 * 4)
+
+
 def test_speed_ups_of_a_row_with_a_batch_of_its_own_are_of_images() -> None:
     found = by_label(methods=["plain", "bp", "bp batch_size=16", "fr batch_size=16"], k=[2])
     rows = [make_row(found[label], [measurement(2.0)]) for label in ("plain K=1", "bp K=1", "bp K=2")]

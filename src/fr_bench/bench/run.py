@@ -22,6 +22,7 @@ from fr_bench.components import check_method
 from fr_bench.errors import ConfigError, Interrupted, RunFailed
 from fr_bench.launching.signal_watch import SignalWatch, watch_signals
 from fr_bench.planning.balance import Balance
+from fr_bench.planning.costs import ModuleCosts
 from fr_bench.planning.environment import describe_environment
 from fr_bench.planning.partition import module_slices
 from fr_bench.planning.plan import Plan
@@ -226,19 +227,25 @@ def has_limit(contender: Contender) -> bool:
 
 
 def limit_uncontended(contender: Contender) -> float | None:
-    """The speed-up over locked BP, from block costs that were measured while nothing else ran; None for BP, and for
-    compiled blocks, which were not measured."""
+    """The speed-up over locked BP, which has no replicas, from block costs that were measured while nothing else ran;
+    None for BP, and for compiled blocks, which were not measured."""
     plan = contender.plan
     if plan.config["compile"]:
         return None
     method, hyper_parameters = check_method(plan.config["method"])
     if method.policy(**hyper_parameters).gradient == "true":
         return None
-    blocks, x = blocks_on_meta(plan.config, plan.sample), batch_on_meta(plan.config, plan.sample)
-    config = {**plan.config, "partition": "measured"}
-    costs = Balance(
-        config, method, hyper_parameters, blocks, x, plan.sample, plan.devices, plan.threads, plan.transport
-    ).costs
+    blocks = blocks_on_meta(plan.config, plan.sample)
+
+    def costs_of(batch_size: int) -> ModuleCosts:
+        config = {**plan.config, "partition": "measured", "batch_size": batch_size}
+        x = batch_on_meta(config, plan.sample)
+        devices, threads, transport = plan.devices, plan.threads, plan.transport
+        return Balance(config, method, hyper_parameters, blocks, x, plan.sample, devices, threads, transport).costs
+
+    whole, share = plan.config["batch_size"], plan.config["batch_size"] // plan.num_replicas
+    costs = costs_of(share)
     parts = module_slices(plan.cuts, len(blocks))
     busiest_s = max(costs(part.start, part.stop, k) for k, part in enumerate(parts, start=1))
-    return costs(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does
+    locked = costs if share == whole else costs_of(whole)
+    return locked(0, len(blocks), plan.k) / busiest_s  # module K pays a forward and a backward, as locked BP does
