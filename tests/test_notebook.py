@@ -82,6 +82,16 @@ def test_a_checkpoint_is_had_by_its_step(run_dir: Path, tmp_path: Path) -> None:
         load_model(run_dir, step=6)
 
 
+def test_a_default_device_of_the_callers_own_changes_nothing(run_dir: Path) -> None:
+    """Such as that of a notebook that computes on a GPU; ``meta`` stands for it here."""
+    with torch.device("meta"):
+        model, (images, labels) = load_model(run_dir), load_test_set(run_dir)
+    expected_images, expected_labels = load_test_set(run_dir)
+    assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
+    expected = load_model(run_dir).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
 def test_code_of_others_is_not_called_and_weights_that_are_missing_are_said(run_dir: Path, tmp_path: Path) -> None:
     text = (run_dir / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("fr_bench.models.mlp.mlp", "os.mkdir"))

@@ -40,29 +40,31 @@ def load_model(run_dir: str | Path, *, step: int | None = None, trust: bool = Fa
         ConfigError: it is no run's folder, its weights are missing or damaged, its data set, which says what the inputs
             are like, is not there, or it would call code of others.
     """
-    config = _read(run_dir, trust)
-    folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"], step)
-    dataset = build_dataset(config["dataset"])
-    model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
-    fill(model.to(DTYPES[config["precision"]]), read_weights(folder), folder)
-    return model.eval()
+    with torch.device("cpu"):  # whatever torch.set_default_device says
+        config = _read(run_dir, trust)
+        folder, _ = find_weights(Path(run_dir) / "checkpoints", config["k"], step)
+        dataset = build_dataset(config["dataset"])
+        model = nn.Sequential(OrderedDict(build_blocks(config["model"], dataset.input_shape, dataset.num_classes, 0)))
+        fill(model.to(DTYPES[config["precision"]]), read_weights(folder), folder)
+        return model.eval()
 
 
 def load_test_set(run_dir: str | Path, *, trust: bool = False) -> tuple[Tensor, Tensor]:
-    """The test set of a run's data set: images [N, C, H, W], scaled to 0..1 and normalised as the run had them, and
-    int64 labels [N] or [N, ...]. Other inputs are int64 or floats, with their values as stored. Floats are of the dtype
-    that the model has.
+    """The test set of a run's data set, on the CPU: images [N, C, H, W], scaled to 0..1 and normalised as the run had
+    them, and int64 labels [N] or [N, ...]. Other inputs are int64 or floats, with their values as stored. Floats are of
+    the dtype that the model has.
 
     Raises:
         ConfigError: see :func:`load_model`; or the data set's files are not there.
     """
-    config = _read(run_dir, trust)
-    dataset = build_dataset(config["dataset"])
-    images = evaluation_inputs(
-        dataset, dataset.test, len(dataset.test.images),
-        device=torch.device("cpu"), dtype=DTYPES[config["precision"]], memory_format=torch.contiguous_format,
-    )  # fmt: skip
-    return images.batch(0), dataset.test.labels.long()
+    with torch.device("cpu"):
+        config = _read(run_dir, trust)
+        dataset = build_dataset(config["dataset"])
+        images = evaluation_inputs(
+            dataset, dataset.test, len(dataset.test.images),
+            device=torch.device("cpu"), dtype=DTYPES[config["precision"]], memory_format=torch.contiguous_format,
+        )  # fmt: skip
+        return images.batch(0), dataset.test.labels.long()
 
 
 def _read(run_dir: str | Path, trust: bool) -> dict[str, Any]:
