@@ -326,6 +326,35 @@ class OddPolicy(FeaturesReplay):
         return Policy(keeps="activations", gradient="delayed")  # type: ignore[arg-type]
 
 
+class DictPolicy(FeaturesReplay):
+    @classmethod
+    def policy(cls, **_: Any) -> Policy:
+        return {"keeps": "inputs", "gradient": "delayed"}  # type: ignore[return-value]
+
+
+class PolicyOfAnInstance(FeaturesReplay):
+    def policy(self, **_: Any) -> Policy:  # type: ignore[override]
+        return Policy(keeps="inputs", gradient="delayed")
+
+
+class TargetsWithoutSettings(FeaturesReplay):
+    @classmethod
+    def needs_targets(cls) -> bool:  # type: ignore[override]
+        return True
+
+
+class NoMemory(FeaturesReplay):
+    @classmethod
+    def predict_memory(cls, *_: Any, **hyper_parameters: Any) -> dict[str, int]:
+        return None  # type: ignore[return-value]
+
+
+class FaultyMemory(FeaturesReplay):
+    @classmethod
+    def predict_memory(cls, *_: Any, **hyper_parameters: Any) -> dict[str, int]:
+        return {"stash": hyper_parameters["gain"]}
+
+
 class OddMemory(FeaturesReplay):
     @classmethod
     def predict_memory(cls, *_: Any, **hyper_parameters: Any) -> dict[str, int]:
@@ -368,6 +397,11 @@ class NoTargets(FeaturesReplay):
         ("NoMethod", {}, r"method._target_=.*NoMethod: must be a subclass of fr_bench.methods.base.Method"),
         ("NoPolicy", {}, "NoPolicy has no policy, a classmethod that returns a Policy"),
         ("OddPolicy", {}, "its policy has keeps='activations'; known are graph, graphs, inputs"),
+        ("DictPolicy", {}, r"DictPolicy.policy must return a Policy, not dict\."),
+        ("PolicyOfAnInstance", {}, r"PolicyOfAnInstance.policy cannot be called: TypeError: .* missing 1 required"),
+        ("TargetsWithoutSettings", {"warmup": "zero"}, r"needs_targets cannot be called with warmup='zero': TypeError"),
+        ("NoMemory", {}, r"NoMemory.predict_memory must return bytes by category, not NoneType\."),
+        ("FaultyMemory", {}, r"FaultyMemory.predict_memory cannot be called: KeyError: 'gain' \(.*own_code.py:\d+\)"),
         ("OddMemory", {}, "OddMemory.predict_memory: 'cache' is no category of memory; known are parameters"),
         ("WithoutCheck", {"gain": 2.0}, r"unexpected keyword argument 'gain'; give the class a check of its own"),
         ("OddCheck", {}, r"OddCheck cannot be called: AssertionError: too large \(.*own_code.py:\d+\)"),

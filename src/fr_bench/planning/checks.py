@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from fr_bench.components import refusing
 from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
+from fr_bench.methods.policy import Policy
+
+
+def what_it_says(method: type[Method], hyper_parameters: dict[str, Any]) -> tuple[Policy, bool]:
+    """The method's policy, and whether its modules below the top get labels.
+
+    Raises:
+        ConfigError: a user's own cannot say so, or says something else.
+    """
+    name = f"{method.__module__}.{method.__qualname__}"
+    with refusing("method", {"_target_": f"{name}.policy", **hyper_parameters}):
+        policy = method.policy(**hyper_parameters)
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"method: {name}.policy must return a Policy, not {type(policy).__name__}.")
+    with refusing("method", {"_target_": f"{name}.needs_targets", **hyper_parameters}):
+        return policy, method.needs_targets(**hyper_parameters)
 
 
 def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_bench.components import refusing
 from fr_bench.errors import ConfigError
 from fr_bench.measuring.categories import CATEGORIES
 from fr_bench.measuring.saved_tensors import SavedTensors, optimizer_state_bytes, tensor_bytes
@@ -202,10 +203,13 @@ class MemoryModel:
         Raises:
             ConfigError: it cannot run there, or counts what nobody knows.
         """
-        with able_to_run(COMPANION, shapes.output):
+        name = f"{self.method.__module__}.{self.method.__qualname__}.predict_memory"
+        with refusing("method", {"_target_": name, **self.hyper_parameters}), able_to_run(COMPANION, shapes.output):
             found = self.method.predict_memory(
                 shapes.output, shapes.output_is_saved, self.num_classes, self.optimizer_of, **self.hyper_parameters
             )
+        if not isinstance(found, dict):
+            raise ConfigError(f"method: {name} must return bytes by category, not {type(found).__name__}.")
         if unknown := sorted(found.keys() - {*CATEGORIES}):
             raise ConfigError(
                 f"method: {self.method.__qualname__}.predict_memory: '{unknown[0]}' is no category of memory; "

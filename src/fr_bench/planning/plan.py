@@ -16,7 +16,7 @@ from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.checks import check_labels, check_replicas
+from fr_bench.planning.checks import check_labels, check_replicas, what_it_says
 from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_compiler, check_cuda_graphs
 from fr_bench.planning.memory_model import MemoryModel, ModuleShapes, unpredictable
 from fr_bench.planning.never_learning import never_learning, without_gradient
@@ -187,7 +187,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     k, replicas = config["k"], config["replicas"]
     check_components(config)
     method, hyper_parameters = check_method(config["method"])
-    policy = method.policy(**hyper_parameters)
+    policy, needs_targets = what_it_says(method, hyper_parameters)
     limit_gb, unknown = config["memory_limit_gb"], unpredictable(config)
     if limit_gb is not None and unknown is not None:
         raise ConfigError(f"memory_limit_gb={limit_gb:g}: memory is not predicted {unknown}; leave it out")
@@ -243,7 +243,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
         num_parameters=[sum(p.numel() for p in module.parameters) for module in shapes],
         expected_share=balance.shares(cuts),
         staleness=policy.staleness(num_modules) * num_replicas,
-        targets_everywhere=method.needs_targets(**hyper_parameters),
+        targets_everywhere=needs_targets,
         predicted_memory=predicted_memory if is_predictable else [{} for _ in site.devices],
         uses_link=method.uses_link,
         num_parts=policy.num_microbatches,
