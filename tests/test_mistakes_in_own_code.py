@@ -385,6 +385,11 @@ class NoLearn(FeaturesReplay):
     learn_lower = Method.learn_lower
 
 
+class NoReturn(FeaturesReplay):
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        super().play_lower(x, t)  # type: ignore[return]
+
+
 class NoTargets(FeaturesReplay):
     def learn_lower(self, t: int) -> None:
         self.link.targets(t)
@@ -414,11 +419,15 @@ def test_a_method_that_cannot_be_is_one_line(target: str, settings: dict[str, An
 
 @pytest.mark.parametrize(
     ("target", "message"),
-    [("NoLearn", "NoLearn has no learn_lower"), ("NoTargets", "needs_targets must return True")],
+    [
+        ("NoLearn", "NoLearn has no learn_lower"),
+        ("NoReturn", "NoReturn.play_lower must return h_k, not NoneType"),
+        ("NoTargets", "needs_targets must return True"),
+    ],
 )
 def test_what_a_method_lacks_in_training_is_named(target: str, message: str, tmp_path: Path) -> None:
     config = tiny_config("fr", 2) | own("method", target)
-    with pytest.raises((NotImplementedError, RuntimeError), match=message):
+    with pytest.raises((NotImplementedError, RuntimeError, TypeError), match=message):
         run_serial(config, tmp_path)
 
 

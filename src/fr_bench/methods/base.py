@@ -86,7 +86,10 @@ class Method:
         if self.module.is_top:
             self._live = self.module.play(x, t, input_gradient=self.sends_gradients)
         else:
-            self.link.send_features(self.play_lower(x, t), t)
+            h = self.play_lower(x, t)
+            if not isinstance(h, Tensor):  # of a user's own that forgets its return, say
+                raise TypeError(f"{type(self).__qualname__}.play_lower must return h_k, not {type(h).__name__}")
+            self.link.send_features(h, t)
 
     def learn(self, t: int) -> BatchResult | None:
         """Second half of iteration ``t``; module K returns the loss and errors of batch ``t``."""
