@@ -31,6 +31,7 @@ from fr_bench.commands.dry_run import report
 from fr_bench.components import check_method
 from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError, RunFailed
+from fr_bench.launching.launch import run_training
 from fr_bench.launching.signal_watch import watch_signals
 from fr_bench.launching.supervisor import Supervisor
 from fr_bench.measuring.categories import CATEGORIES
@@ -223,6 +224,25 @@ class MicroBatched:
 
 
 DROPOUT = {"_target_": "tiny_models.residual", "name": "tiny", "dropout": 0.3}
+
+
+@pytest.mark.parametrize("method", ["gpipe", "1f1b", "zero_bubble"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"_target_": "tiny_models.faulty", "name": "faulty"},
+            r"ArithmeticError: the bug in .* \(.*tiny_models.py:\d+",
+        ),
+        ({"_target_": "tiny_models.bad_day", "name": "bad", "what": "torch", "at": 9}, "ran out of memory in step"),
+    ],
+)
+def test_what_a_block_raises_in_a_pipeline_is_the_first_cause(
+    method: str, model: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Torch puts an error of its own around it, which names a stage and shapes."""
+    with pytest.raises(RunFailed, match=rf"^module \d .*{message}"):
+        run_training(tiny_config(method, 2, "auto", method={"microbatches": 2}, model=model), tmp_path)
 
 
 def test_gpipe_with_one_micro_batch_is_bp_with_its_dropout(tmp_path: Path) -> None:

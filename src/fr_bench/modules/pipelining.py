@@ -125,10 +125,13 @@ class Pipeline:
             stage.hold = hold
         losses: list[Tensor] = []
         inputs = (x,) if self._is_first else ()
-        if self._is_last:
-            self._schedule.step(*inputs, target=y, losses=losses, return_outputs=False)
-        else:
-            self._schedule.step(*inputs, return_outputs=False)
+        of_last = {"target": y, "losses": losses} if self._is_last else {}
+        try:
+            self._schedule.step(*inputs, **of_last, return_outputs=False)
+        except RuntimeError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__  # noqa: B904  what a block raised; torch's error says neither that nor where
         return torch.stack(losses).sum().detach() if losses else None
 
     @property
