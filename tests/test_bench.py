@@ -776,7 +776,7 @@ def test_medians_of_a_bench_are_no_means_and_no_maxima() -> None:
 @pytest.mark.parametrize(
     "setting",
     ["transport=ipc", "streams=false", "partition=auto", "memory_limit_gb=1", "replicas=2", "devices=[0]",
-     "freeze=[1]", "method.warmup=zero"],
+     "freeze=[1]", "method.warmup=zero", "++partition=auto", "+method.own=1"],
 )  # fmt: skip
 def test_settings_of_the_modules_are_compared_with_bp_without_them(setting: str) -> None:
     found = by_label(methods=["bp", "fr"], k=[2])

@@ -206,7 +206,8 @@ def compare(rows: Sequence[Row]) -> None:
 
 def _switches(row: Row) -> frozenset[str]:
     """What stands behind the method's name and would make BP faster or slower, too."""
-    return frozenset(word for word in row.words.split()[1:] if not word.startswith(OF_THE_MODULES))
+    own = row.words.split()[1:]
+    return frozenset(word for word in own if not word.lstrip("+~").startswith(OF_THE_MODULES))
 
 
 def _speed_of(rows: Sequence[Row], method: str, switches: frozenset[str], k: int) -> float | None:
