@@ -21,6 +21,7 @@ from fr_bench.data import Dataset, Split
 from fr_bench.errors import ConfigError, RunFailed
 from fr_bench.launching.launch import check_plan, run_training
 from fr_bench.methods.base import Method
+from fr_bench.methods.bp import Backpropagation
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.methods.policy import Policy
 from fr_bench.planning.plan import make_plan
@@ -390,6 +391,12 @@ class NoReturn(FeaturesReplay):
         super().play_lower(x, t)  # type: ignore[return]
 
 
+class NoInputGradient(Backpropagation):
+    def play_lower(self, x: Tensor, t: int) -> Tensor:
+        self._live = self.module.play(x, t, input_gradient=False)
+        return self._live.hand_over()
+
+
 class NoTargets(FeaturesReplay):
     def learn_lower(self, t: int) -> None:
         self.link.targets(t)
@@ -422,11 +429,12 @@ def test_a_method_that_cannot_be_is_one_line(target: str, settings: dict[str, An
     [
         ("NoLearn", "NoLearn has no learn_lower"),
         ("NoReturn", "NoReturn.play_lower must return h_k, not NoneType"),
+        ("NoInputGradient", "no gradient to send down: was the pass one with input_gradient=False"),
         ("NoTargets", "needs_targets must return True"),
     ],
 )
 def test_what_a_method_lacks_in_training_is_named(target: str, message: str, tmp_path: Path) -> None:
-    config = tiny_config("fr", 2) | own("method", target)
+    config = tiny_config("fr", 3) | own("method", target)
     with pytest.raises((NotImplementedError, RuntimeError, TypeError), match=message):
         run_serial(config, tmp_path)
 

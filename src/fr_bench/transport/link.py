@@ -99,7 +99,8 @@ class ModuleLink:
         """The gradient with respect to h_{k-1} of ``batch``, down; module 1 has nobody to send it to."""
         if self._gradients_out is None:
             return
-        assert gradient is not None
+        if gradient is None:
+            raise RuntimeError("there is no gradient to send down: was the pass one with input_gradient=False?")
         with self._watch.span("send gradient", batch):
             self._gradients_out.send(gradient, batch)
         self.num_sent += 1
