@@ -436,7 +436,7 @@ def test_speed_ups_are_ratios_of_medians_efficiency_and_waiting_shares_of_all_th
 def test_the_uncontended_limit_is_over_a_network_that_does_not_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six equal blocks, of which module 1 has three: a second a pass, and two a backward."""
     costs = SimpleNamespace(costs=lambda first, last, k: (last - first) * (4.0 if k == 1 else 3.0))
-    monkeypatch.setattr(run_file, "Balance", lambda *_: costs)
+    monkeypatch.setattr(run_file, "Balance", lambda *_, **__: costs)
     found = by_label(methods=["fr partition=equal"], k=[2])["fr partition=equal K=2"]
     assert run_file.limit_uncontended(found) == 6 * 3 / (3 * 4)
 
@@ -447,10 +447,19 @@ def test_the_uncontended_limit_of_replicas_is_that_of_modules_with_a_share_of_th
     """An image of one of six blocks takes a second a pass, and two a backward."""
     parts = [SimpleNamespace(costs=lambda first, last, k, b=b: b * (last - first) * (4.0 if k == 1 else 3.0))
              for b in range(9)]  # fmt: skip
-    monkeypatch.setattr(run_file, "Balance", lambda config, *_: parts[config["batch_size"]])
+    monkeypatch.setattr(run_file, "Balance", lambda config, *_, **__: parts[config["batch_size"]])
     words = "fr partition=equal replicas=2"
     found = by_label(methods=[words], k=[2])[f"{words} K=2"]
     assert run_file.limit_uncontended(found) == (8 * 6 * 3) / (4 * 3 * 4)
+
+
+def test_what_is_timed_for_the_limit_is_not_said_to_be_for_the_cuts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = by_label(methods=["fr partition=equal"], k=[2])["fr partition=equal K=2"]
+    assert run_file.limit_uncontended(found)
+    assert capsys.readouterr().err.startswith("limit, uncontended: timing the blocks of tiny on cpu ...\n")
 
 
 def test_speed_ups_of_a_row_with_a_batch_of_its_own_are_of_images() -> None:

@@ -240,8 +240,10 @@ def limit_uncontended(contender: Contender) -> float | None:
     def costs_of(batch_size: int) -> ModuleCosts:
         config = {**plan.config, "partition": "measured", "batch_size": batch_size}
         x = batch_on_meta(config, plan.sample)
-        devices, threads, transport = plan.devices, plan.threads, plan.transport
-        return Balance(config, method, hyper_parameters, blocks, x, plan.sample, devices, threads, transport).costs
+        return Balance(
+            config, method, hyper_parameters, blocks, x, plan.sample, plan.devices, plan.threads, plan.transport,
+            asked_by="limit, uncontended",
+        ).costs  # fmt: skip
 
     whole, share = plan.config["batch_size"], plan.config["batch_size"] // plan.num_replicas
     costs = costs_of(share)

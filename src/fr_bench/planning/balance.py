@@ -41,6 +41,7 @@ class Balance:
         num_per_machine: of modules in all replicas; the next ones are on another machine. None if there is one.
         runs_here: whether the run is on this machine; one that is not measures nothing here.
         share: what a replica sees of ``x``, by which memory is counted; None for all of it.
+        asked_by: what blocks are timed for, in messages.
     """
 
     config: dict[str, Any]
@@ -55,6 +56,7 @@ class Balance:
     num_per_machine: int | None = None
     runs_here: bool = True
     share: Tensor | None = None
+    asked_by: str = "partition=measured"
 
     @property
     def num_modules(self) -> int:
@@ -74,7 +76,7 @@ class Balance:
         if self.config["partition"] == "measured" and self.num_modules > 1 and self.runs_here:
             device, num_blocks, has_companion = self.devices[0], len(self.blocks), any(costs.companions)
             task = MeasuringTask.of(self.config, self.sample, device, self.threads, num_blocks, has_companion)
-            costs = measured_costs(task, "partition=measured")
+            costs = measured_costs(task, self.asked_by)
         policy = self.method.policy(**self.hyper_parameters)
         trains = [any(p.requires_grad for p in block.parameters()) for _, block in self.blocks]
         return ModuleCosts(costs, policy, self.num_modules, trains)
