@@ -415,6 +415,34 @@ def test_runs_whose_first_steps_were_made_otherwise_are_no_seeds_of_one_experime
     assert not problems
 
 
+def test_a_method_with_other_settings_before_is_told_by_those_alone(tmp_path, problems):
+    """Where the method was the same with the same settings, an origin does not repeat them."""
+
+    def method(scale):
+        return {"name": "fr", "_target_": "mine.FR", "scale": scale}
+
+    def there(scale=None):
+        settings = {} if scale is None else {f"method.{key}": value for key, value in method(scale).items()}
+        return ORIGIN | {"is_exact": False, "in_one_piece": False, "settings": {"epochs": 2, **settings}}
+
+    write_run(tmp_path / "as before", settings={"method": method(1)}, origin=there())
+    write_run(tmp_path / "other now", settings={"method": method(2)}, origin=there(1))
+    write_run(tmp_path / "longer", settings={"method": method(1), "epochs": 7}, origin=there())
+    write_run(tmp_path / "other before", settings={"method": method(1)}, origin=there(3))
+    write_run(tmp_path / "other long before", settings={"method": method(1)}, origin=there() | {"origin": there(3)})
+    write_run(tmp_path / "twice as before", settings={"method": method(1)}, origin=there() | {"origin": there()})
+    labels = {group.runs[0].path.name: group.variant for group in groups_of(tmp_path, problems).values()}
+    once, twice = "from K=4 at step 10 of 10", "from K=4 at step 10 of 10, K=4 at step 10 of 10"
+    assert labels == {
+        "as before": f"scale=1, {once}",
+        "other now": f"scale=2, {once}, scale_there=1",
+        "longer": f"epochs=7, scale=1, {once}",
+        "other before": f"scale=1, {once}, scale_there=3",
+        "other long before": f"scale=1, {twice}, scale_there_before=3",
+        "twice as before": f"scale=1, {twice}",
+    }
+
+
 def with_code(run, *history):
     """``history``: hashes of the code that made its steps, the oldest first."""
     before = {"code_before": history[:-1]} if history[1:] else {}

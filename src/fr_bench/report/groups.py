@@ -262,11 +262,21 @@ def _differs(key: str, group: Group, rivals: list[Group]) -> bool:
         rivals = [other for other in rivals if (other.method, other.k) == (group.method, group.k)]
     elif key.startswith(THERE):  # it goes without saying but where all else of the steps before is the same
         rivals = [other for other in rivals if other.settings.get("resume") == group.settings["resume"]]
+        return any(_setting_there(key, other) != group.settings[key] for other in rivals)
     elif key.startswith(CODE):  # others have none of it to differ in
         rivals = [other for other in rivals if _has_code_of(key.removeprefix(CODE), other)]
     elif key in BOUND_TO_K:
         rivals = [other for other in rivals if other.k == group.k]
     return any(other.settings.get(key) != group.settings[key] for other in rivals)
+
+
+def _setting_there(key: str, group: Group) -> Any:
+    """What ``group`` has for ``key``, a setting of the steps before. Where these were made with the method of those
+    that follow, origin.json does not repeat the method's settings."""
+    while key not in group.settings and key.startswith(f"{THERE}method."):
+        name, _, before = key.rpartition("_there")
+        key = f"{name}_there{before.removesuffix('_before')}" if before else name.removeprefix(THERE)
+    return group.settings.get(key)
 
 
 def _has_code_of(package: str, group: Group) -> bool:
