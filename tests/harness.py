@@ -331,7 +331,8 @@ def train_here(
     run = Run(start.plan, directory, start)
     board = PatientBoard()
     metrics = directory.metrics
-    book = CheckpointBook(run.plan, directory.checkpoints, metrics, board, run.collector.clock, said.append)
+    clock = run.collector.clock
+    book = CheckpointBook(run.plan, directory.checkpoints, metrics, board, clock, said.append, code=run.code)
     connection = ParentConnection(run, board, book, stop_at, cut_off_at)
     reporter = Reporter(connection, [-1] * run.plan.k)  # type: ignore[arg-type]
     modules, threads = list(range(1, run.plan.k + 1)), torch.get_num_threads()

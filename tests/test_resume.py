@@ -26,7 +26,14 @@ from tiny_models import Counting, partly_frozen
 from torch import nn
 
 from fr_bench.checkpoints import snapshot
-from fr_bench.checkpoints.files import Checkpoint, folder_of, read_manifest, state_file, whole_folders
+from fr_bench.checkpoints.files import (
+    Checkpoint,
+    folder_of,
+    read_manifest,
+    state_file,
+    whole_folders,
+    write_manifest,
+)
 from fr_bench.commands.evaluate import evaluate_weights, find_weights, read_config
 from fr_bench.errors import ConfigError, RunFailed, TakenOver
 from fr_bench.launching import checkpoint_book, resume
@@ -1067,6 +1074,23 @@ def test_a_run_that_goes_on_with_other_code_of_the_users_own_says_so(own_folder:
         assert environment_of(run)["code"] != first and environment_of(run)["code_before"] == [first]
 
 
+def test_code_whose_steps_are_lost_is_no_code_of_the_run(own_folder: Path) -> None:
+    """As that of an attempt which failed at once, and was mended."""
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 3)
+    first = environment_of(run)["code"]
+    own_model(own_folder, "broken")
+    train_here(config, run, cut_off_at=4)
+    assert environment_of(run)["code_before"] == [first]
+    copied(run, own_folder / "mended")
+    own_model(own_folder, "mended")
+    train_here(config, own_folder / "mended")
+    assert environment_of(own_folder / "mended")["code_before"] == [first]
+    own_model(own_folder)
+    assert not any(CHANGED in line for line in train_here(config, run))
+    assert environment_of(run)["code"] == first and "code_before" not in environment_of(run)
+
+
 def test_a_run_that_starts_anew_is_made_by_the_code_that_is_there_now(own_folder: Path) -> None:
     config = tiny_config("fr", 2, model=own_model(own_folder))
     train_here(config, own_folder / "run", cut_off_at=2)
@@ -1128,8 +1152,20 @@ def test_of_code_that_nobody_knows_nothing_is_said(code: Any, own_folder: Path) 
     run = stopped(config, own_folder / "run", 5)
     told = environment_of(run) | {"code": code}
     (run / "env.json").write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    (folder,) = whole_folders(run / "checkpoints")
+    manifest = {key: value for key, value in read_manifest(folder).items() if key != "code"}
+    write_manifest(run / "checkpoints", manifest | ({"code": [{}]} if code == {} else {}))
     own_model(own_folder, "edited")
     assert len(decide(config, RunDirectory(run), print).notes) == 1  # from which step it goes on
+
+
+def test_of_older_versions_checkpoints_env_json_tells_the_code(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 5)
+    (folder,) = whole_folders(run / "checkpoints")
+    write_manifest(run / "checkpoints", {key: value for key, value in read_manifest(folder).items() if key != "code"})
+    own_model(own_folder, "edited")
+    assert decide(config, RunDirectory(run), print).code_before == [environment_of(run)["code"]]
 
 
 def test_a_run_whose_process_is_alive_is_refused(tmp_path: Path) -> None:

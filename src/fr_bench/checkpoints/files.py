@@ -42,8 +42,9 @@ class Checkpoint:
     Attributes:
         folder: where it is.
         manifest: ``step``, ``k``, ``replicas``, ``cuts``, ``blocks`` (all, in order), ``train_time`` (s), ``config``
-            (resolved), ``modules``: by number ``module``, ``is_exact``, ``gradients_sent``, ``gradients_received``,
-            ``gradients_kept``, ``files``, and of module K ``steps_since_record``, since the last `train` record.
+            (resolved), ``code`` (of the user's own, that made the steps, the oldest first), ``modules``: by number
+            ``module``, ``is_exact``, ``gradients_sent``, ``gradients_received``, ``gradients_kept``, ``files``, and of
+            module K ``steps_since_record``, since the last `train` record.
     """
 
     folder: Path

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fr_bench.checkpoints.files import folder_of, keep_newest, remove, write_manifest
+from fr_bench.planning.own_code import Code
 from fr_bench.planning.plan import Plan
 from fr_bench.processes.board import Board
 from fr_bench.records.collector import TrainingClock
@@ -27,6 +28,7 @@ class CheckpointBook:
         clock: the training clock.
         complain: prints a line.
         last_step: of the checkpoint that the run went on from, if it is one of this run's own.
+        code: the user's own that makes the run's steps, the oldest first.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class CheckpointBook:
         clock: TrainingClock,
         complain: Callable[[str], None],
         last_step: int | None = None,
+        code: Sequence[Code] = (),
     ) -> None:
         self.last_step = last_step
+        self._code = list(code)
         self._plan = plan
         self._checkpoints = checkpoints
         self._metrics = metrics
@@ -95,6 +99,7 @@ class CheckpointBook:
             "blocks": plan.block_names,
             "train_time": self._train_time_s[step],
             "config": plan.config,
+            "code": self._code,
             "modules": sorted(self._written[step], key=lambda written: written["module"]),
         }
         write_manifest(self._checkpoints, json.loads(strict_json(manifest)))

@@ -213,6 +213,7 @@ class Run:
         directory.write_config(described)
         environment = describe_environment(sys.argv, {**plan.config, "threads": plan.threads})
         directory.write_environment(environment | ({"code_before": start.code_before} if start.code_before else {}))
+        self.code = [*start.code_before, environment["code"]]
         origin = settle_origin(start, plan, directory.path)
         self.summary = SummaryBuilder(plan.config, plan.cuts, len(plan.block_names), origin)
         self.records = bring_records(start, directory)
@@ -278,6 +279,7 @@ class Run:
             self.collector.clock,
             self._say_unless_gone,
             own_step,
+            self.code,
         )
         try:
             with self._processes(board) as processes:

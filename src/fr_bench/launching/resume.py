@@ -194,7 +194,7 @@ def _start(
             f"What method={plan.config['method']['name']} keeps or has in flight cannot be saved with these settings: "
             "it resumes with an empty pipe, weights and optimizer as they were."
         )
-    history, now = code_history(read_json(source / "env.json")), describe_code(plan.config)
+    history, now = _code_of(checkpoint, source), describe_code(plan.config)
     if changed := changed_since(history, now):
         began = "that run began: this one goes on" if found is None else "this run began: it goes on"
         notes.append(f"The code of {changed} has changed since {began} with what is there now.")
@@ -202,6 +202,13 @@ def _start(
     is_exact = has_pipe and has_modules_of(checkpoint, plan)
     resumption = Resumption(checkpoint, is_exact, has_trace, is_own=found is not None)
     return Start(plan, found=found, resumption=resumption, source=source, code_before=code_before, notes=notes)
+
+
+def _code_of(checkpoint: Checkpoint, source: Path) -> list[Code]:
+    """The user's own code that made the steps until ``checkpoint``, the oldest first. env.json, the word of older
+    versions, has also that of an attempt which made no step that is left."""
+    told = checkpoint.manifest.get("code")
+    return code_history(read_json(source / "env.json")) if told is None else told
 
 
 def _made_by_other_code(config: dict[str, Any], finished: Path) -> list[str]:
