@@ -1091,6 +1091,17 @@ def test_code_whose_steps_are_lost_is_no_code_of_the_run(own_folder: Path) -> No
     assert environment_of(run)["code"] == first and "code_before" not in environment_of(run)
 
 
+def test_weights_that_do_not_fit_the_code_are_left_with_advice_that_can_be_followed(own_folder: Path) -> None:
+    config = tiny_config("fr", 2, model=own_model(own_folder))
+    run = stopped(config, own_folder / "run", 3)
+    wider = "from functools import partial\nfrom tiny_models import residual\nbuild = partial(residual, width=16)\n"
+    (own_folder / "own_model" / "models.py").write_text(wider)
+    sys.modules.pop("own_model.models")
+    advice = "put back the code that made it, or choose another run_dir, in which resume=auto begins anew"
+    with pytest.raises(RunFailed, match=f"does not fit: .*; {advice}"):
+        train_here(config, run)
+
+
 def test_a_run_that_starts_anew_is_made_by_the_code_that_is_there_now(own_folder: Path) -> None:
     config = tiny_config("fr", 2, model=own_model(own_folder))
     train_here(config, own_folder / "run", cut_off_at=2)

@@ -80,7 +80,10 @@ def restore(trainer: Trainer, resumption: Resumption) -> None:
             ) from error
         if isinstance(error, OSError):
             raise RunFailed(f"checkpoint {folder} cannot be read: {text}") from error
-        raise RunFailed(f"checkpoint {folder} does not fit: {text}; resume=never starts anew") from error
+        raise RunFailed(
+            f"checkpoint {folder} does not fit: {text}; put back the code that made it, or choose another run_dir, in "
+            "which resume=auto begins anew"
+        ) from error
 
 
 def _restore_exactly(trainer: Trainer, checkpoint: Checkpoint, is_own: bool) -> None:
