@@ -106,6 +106,8 @@ def test_of_jobs_that_differ_in_the_seed_alone_one_is_planned(tmp_path, monkeypa
     write_run(Path(second), "bp", seed=1)
     assert main(["train", *sweep, "sweep_dir=there"]) == 2
     assert "seed=1 sweep_dir=there': run_dir=" in (told := capsys.readouterr().err) and "other settings" in told
+    assert main(["train", *sweep, "sweep_dir=there", "resume=never"]) == 2
+    assert "seed=1 sweep_dir=there resume=never': run_dir=" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "there").iterdir()] == [Path(second).name]
 
 

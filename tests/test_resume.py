@@ -40,7 +40,7 @@ from fr_bench.launching import checkpoint_book, resume
 from fr_bench.launching.differences import MOVABLE, differences, in_short
 from fr_bench.launching.earlier_records import bring_records, resumable_records
 from fr_bench.launching.launch import Run, check_plan, run_training
-from fr_bench.launching.resume import decide
+from fr_bench.launching.resume import check_resume, decide
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.modules.module import Module
@@ -1024,6 +1024,10 @@ def test_never_starts_in_a_new_directory_alone(tmp_path: Path) -> None:
     copied(made_once(config), tmp_path / "finished")
     with pytest.raises(ConfigError, match=r"holds a finished run.*choose another run_dir"):
         run_training(config | {"resume": "never"}, tmp_path / "finished")
+    for there in ("run", "finished"):  # before anything is started, too
+        with pytest.raises(ConfigError, match="choose another run_dir"):
+            check_resume(config | {"resume": "never", "run_dir": str(tmp_path / there)})
+    check_resume(config | {"resume": "never", "run_dir": str(tmp_path / "nowhere")})
 
 
 def test_a_finished_run_is_said_to_be_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -415,13 +415,13 @@ def test_what_is_not_finished_is_submitted_as_an_array_for_each_request(
     table = output.rpartition("\njob  state")[2].splitlines()[1:5]
     assert [line.split()[1] for line in table] == ["finished", "failed", "failed", "failed"]
     assert output.count("ended by Slurm (gone); see ") == 6  # each as it happened and below the table
-    never = ["resume=never", "cluster.requeue=0"]  # it is for the job to say that it finds one
-    assert main(["train", "-m", *sweep, "cluster=slurm", *never, "k=2", "seed=0"]) == 1
-    assert "In Slurm's queue: 1 of 1 jobs, as 3." in capfd.readouterr().out
+    never = ["resume=never", "cluster.requeue=0"]
+    assert main(["train", "-m", *sweep, "cluster=slurm", *never, "k=2", "seed=0"]) == 2
+    assert "resume=never starts in a new directory alone" in capfd.readouterr().err
     (status,) = (tmp_path / "sweep").glob("*/status.json")
     status.write_text(status.read_text().replace('"finished"', '"interrupted"'))
     assert main(["train", "-m", *sweep, "cluster=slurm", "k=2", "seed=0"]) == 1
-    assert "In Slurm's queue: 1 of 1 jobs, as 4." in capfd.readouterr().out
+    assert "In Slurm's queue: 1 of 1 jobs, as 3." in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fr_bench.errors import ConfigError, FrBenchError, Interrupted, RunFailed, TakenOver
+from fr_bench.errors import FrBenchError, Interrupted, RunFailed, TakenOver
 from fr_bench.launching.checkpoint_book import CheckpointBook
 from fr_bench.launching.earlier_records import bring_records
 from fr_bench.launching.meeting import Meeting
@@ -115,10 +115,7 @@ def run_training(config: dict[str, Any], run_directory: Path, meeting: Meeting |
         elif finished is None:
             finished = directory.create()
             if finished is not None and config["resume"] == "never":
-                raise ConfigError(
-                    f"run_dir={run_directory}: holds a finished run, and resume=never starts in a new directory alone; "
-                    "choose another run_dir."
-                )
+                directory.refuse_any()
     if meeting is not None:
         meeting.say("start", {"is_finished": finished is not None, **start.description()})
     if finished is not None:

@@ -75,7 +75,10 @@ def check_resume(config: dict[str, Any]) -> None:
         ConfigError: naming what differs, or what is missing.
     """
     directory = RunDirectory(Path(config["run_dir"]))
-    found = directory.find() if config["resume"] != "never" else None
+    if config["resume"] == "never":
+        directory.refuse_any()
+        return
+    found = directory.find()
     if found is not None:
         _refuse_other_run(found, config, directory)
     elif _names_a_run(config) and (manifest := _newest_manifest(_find_source(config))):

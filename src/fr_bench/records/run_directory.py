@@ -137,6 +137,19 @@ class RunDirectory:
             self._status = _new_status()
             self._write_status()
 
+    def refuse_any(self) -> None:
+        """Makes sure, for a run that never goes on with one, that no run is in the folder. Changes nothing.
+
+        Raises:
+            ConfigError: one is.
+        """
+        if self._status_path.exists():
+            self._finished_summary()
+            raise ConfigError(
+                f"run_dir={self.path}: holds a finished run, and resume=never starts in a new directory alone; "
+                "choose another run_dir."
+            )
+
     def create(self) -> dict[str, Any] | None:
         """Makes the folder if need be and claims it for this process, with state ``running``.
 
