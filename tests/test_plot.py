@@ -128,6 +128,14 @@ def test_runs_that_ended_early_are_drawn_by_themselves_and_marked(tmp_path):
     assert legend_words(drawing) == ["FR (n = 1, 1 diverged, 1 unfinished)", "diverged", "unfinished"]
 
 
+def test_losses_whose_squares_overflow_are_drawn(tmp_path):
+    """In float64 a loss may be so large and the run go on."""
+    for seed in (0, 1):
+        huge = {"loss": lambda epoch, seed=seed: 1.0 if seed or epoch < 1 else 1.7e308}
+        write_run(tmp_path / "runs" / str(seed), seed=seed, **huge)
+    assert plot(tmp_path / "runs", "--out", tmp_path / "figures") == 0
+
+
 def test_runs_of_which_none_finished_have_no_mean(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / str(seed), seed=seed, state="running", loss=lambda _, seed=seed: 1.0 + seed)

@@ -19,6 +19,7 @@ from fr_bench.report.groups import Group
 
 LARGEST_NUMBER_OF_POINTS = 150  # of a training curve; more is noise on paper
 NUM_MARKERS = 7
+LARGEST_VALUE = 1e100  # on an axis: the squares and margins of larger ones, which only fp64 has, may overflow
 BAND_WORDS = "mean of n seeds, band: ± 1 standard deviation"
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -70,7 +71,7 @@ def thinning_notes(stride: int, kind: str) -> tuple[str, ...]:
 def _points(run: Run, kind: str, key: str, module: int | None) -> Array:
     """A line for each record with a finite value: step, epoch, seconds, value."""
     rows = [
-        (record["step"], record["epoch"], record["train_time"], value)
+        (record["step"], record["epoch"], record["train_time"], max(-LARGEST_VALUE, min(value, LARGEST_VALUE)))
         for record in run.of(kind, module)
         if (value := number(record, key)) is not None
     ]
