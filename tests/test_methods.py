@@ -791,7 +791,7 @@ def test_what_wants_no_gradient_stays_as_it_was(method: str, settings: dict[str,
         assert torch.equal(after[name], parameter) is not parameter.requires_grad, name
 
 
-@pytest.mark.parametrize("what", ["instance", "averaged", "skipped"])
+@pytest.mark.parametrize("what", ["instance", "averaged", "skipped", "functional", "renormalized", "seldom"])
 def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) -> None:
     """Not in the rehearsal, nor for accounts and sigma; and once an iteration, whether FR replays or BP recomputes. The
     vectors of spectral norm are in blocks that may be skipped, too."""
@@ -805,6 +805,18 @@ def test_buffers_of_any_layer_move_in_training_alone(what: str, tmp_path: Path) 
     other = run_serial(seldom, tmp_path / "other")
     assert other.losses == fr.losses
     assert all(torch.equal(value, other.weights[name]) for name, value in fr.weights.items())
+
+
+def test_a_replay_moves_what_its_play_left_alone(tmp_path: Path) -> None:
+    """With weights that stay as they are, module 1 has moved by the batches that it replayed, each once, as with BP."""
+    for what in ("functional", "renormalized", "seldom"):
+        model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}
+        still = {"lr": 0.0, "weight_decay": 0.0}
+        fr = run_serial(tiny_config("fr", 3, model=model, optimizer=still), tmp_path / "fr" / what)
+        bp = run_serial(tiny_config("bp", 1, model=model, optimizer=still, max_steps=8), tmp_path / "bp" / what)
+        assert fr.cuts[0] >= 2
+        moved = [name for name in bp.weights if name.startswith("block1.norm")]
+        assert all(torch.equal(fr.weights[name], bp.weights[name]) for name in moved), what
 
 
 @pytest.mark.parametrize(("kind", "method"), [("ShrinkingFR", "fr"), ("ShrinkingDDG", "ddg")])

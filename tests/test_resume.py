@@ -153,10 +153,11 @@ def test_without_carried_history_too(method: str, tmp_path: Path) -> None:
     assert_goes_on_exactly(config, tmp_path, [2, 5, 7, 11])
 
 
-def test_graphs_are_rebuilt_from_the_buffers_that_their_plays_began_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["skipped", "shared"])
+def test_graphs_are_rebuilt_from_the_buffers_that_their_plays_began_with(what: str, tmp_path: Path) -> None:
     """Spectral norm divides by what the vectors in its buffers come to, and moves them in every pass that does not skip
-    its block."""
-    model = {"_target_": "tiny_models.moving", "name": "moving", "what": "skipped"}
+    its block. Of a buffer that two layers have the second sees what the first one made of it."""
+    model = {"_target_": "tiny_models.moving", "name": "moving", "what": what}
     assert_goes_on_exactly(tiny_config("ddg", 3, model=model), tmp_path, [4])
 
 

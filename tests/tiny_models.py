@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_bench.training.trainer import Trainer
@@ -144,10 +145,53 @@ def segmenter(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple
     return [*residual(input_shape, num_classes)[:-1], ("head", PerPixel(8, num_classes))]
 
 
+class FunctionalNorm(nn.Module):
+    """Batch norm that is no layer of torch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.variance, training=self.training)
+
+
+class Renormalized(nn.BatchNorm2d):
+    """Batch norm that scales by its running statistics in training, too (Ioffe, 2017), and moves them by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, (0, 2, 3))
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, 0.1)  # type: ignore[union-attr]
+            self.running_var.lerp_(variance, 0.1)  # type: ignore[union-attr]
+        scale = (self.weight / self.running_var.sqrt()).view(1, -1, 1, 1)  # type: ignore[union-attr]
+        return (x - mean.view(1, -1, 1, 1)) * scale + self.bias.view(1, -1, 1, 1)
+
+
+class SeldomMoved(nn.Module):
+    """Subtracts a mean that is taken anew in every third pass."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("num_passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not x.is_meta:
+            self.num_passes += 1
+            if self.num_passes % 3 == 0:
+                self.mean.copy_(x.detach().mean(dim=(0, 2, 3)))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
 def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> list[tuple[str, nn.Module]]:
     """Residual blocks with buffers that move in every pass, and not as those of ordinary batch norm: the vectors of
-    spectral norm, the running statistics of instance norm, or of batch norm that averages over all batches; or the
-    first of them in blocks that half of the batches skip (``skipped``)."""
+    spectral norm, the running statistics of instance norm, or of batch norm that averages over all batches, is a
+    function of torch's or has a forward of its own; a mean that moves in every third pass, or one of two layers; or
+    the first of them in blocks that half of the batches skip (``skipped``)."""
     blocks = residual(input_shape, num_classes)
     for index, (name, block) in list(enumerate(blocks))[1:-1]:
         assert isinstance(block, Residual)
@@ -156,6 +200,15 @@ def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> li
             continue
         if what == "averaged":
             block.norm = nn.BatchNorm2d(8, momentum=None)
+            continue
+        if what == "shared":
+            means = [SeldomMoved(8), SeldomMoved(8)]
+            means[1]._buffers |= means[0]._buffers
+            block.norm = nn.Sequential(*means)  # type: ignore[assignment]
+            continue
+        if what in ("functional", "renormalized", "seldom"):
+            kinds = {"functional": FunctionalNorm, "renormalized": Renormalized, "seldom": SeldomMoved}
+            block.norm = kinds[what](8)
             continue
         nn.utils.parametrizations.spectral_norm(block.conv)
         if what == "skipped":

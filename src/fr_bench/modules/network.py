@@ -17,6 +17,7 @@ from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
 from fr_bench.modules.draws import KeyedDraws
 
 NUM_DRAWS = 32  # batches that a block may skip by chance before it is taken to skip all
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm
 
 
 class InPlaceError(ValueError):
@@ -44,14 +45,15 @@ class Network(nn.Module):
         self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
         self._draws = KeyedDraws(seed)
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        # Buffers that other layers have, by owner and name: those that passes move, as far as passes have shown.
+        # Other buffers, by owner and name: of layers that move some in passes, as far as passes have shown. A batch
+        # norm with a forward of its own may move its statistics, and more, whatever it is told.
         self._moving = [
             (layer, name)
             for layer in self.modules()
-            if layer not in self._batch_norms
             for name, buffer in layer.named_buffers(recurse=False)
-            if buffer is not None
+            if buffer is not None and not (_is_torchs_batch_norm(layer) and name in STATISTICS)
         ]
+        self._movers: set[nn.Module] = set()  # layers that passes have shown to move a buffer
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """Maps the module's input ``x`` to its output; ``batch`` is the mini-batch's index."""
@@ -100,8 +102,9 @@ class Network(nn.Module):
 
     def _forward_checkpointed(self, name: str, block: nn.Module, x: Tensor, batch: int) -> Tensor:
         updates = any(norm.track_running_stats for norm in self._batch_norms)
-        statistics = unmoved_statistics(block) if updates else still_statistics(block.modules())
-        again = _repeating(statistics, self._moving_of(block))
+        moving = self._moving_of(block)  # what has these is put back as it was, and must not be told anything
+        plain = {*block.modules()} - {layer for layer, _ in moving}
+        again = _repeating(unmoved_statistics(plain) if updates else still_statistics(block.modules()), moving)
         return checkpoint(
             self._forward_keyed,
             name,
@@ -210,13 +213,17 @@ class Network(nn.Module):
 
     @contextmanager
     def _moving_aside(self) -> Iterator[None]:
-        """Layers that are not batch norms move copies of their buffers, such as spectral norm's vectors: a graph may
-        hold what they moved, so that it cannot be put back in place."""
+        """Layers that are not torch's batch norms move copies of their buffers, such as spectral norm's vectors: a
+        graph may hold what they moved, so that it cannot be put back in place. Of one that moves a buffer all are set
+        aside: it may count the passes, and move another one in every tenth."""
         aside = []
+        copies: dict[int, Tensor] = {}  # one of a buffer that several layers have
         for layer, name in self._moving:
             buffer = layer._buffers[name]
             assert buffer is not None
-            layer._buffers[name] = copy = buffer.clone()
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.clone()
+            layer._buffers[name] = copy = copies[id(buffer)]
             aside.append((layer, name, buffer, copy, copy._version))
         # One that a pass skips by chance has not shown that it moves nothing. A compiler would compile every hook anew.
         skipped = set() if self.is_compiled else {layer for layer, _ in self._moving}
@@ -226,17 +233,18 @@ class Network(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-            self._moving = []
             for layer, name, buffer, copy, version in aside:
-                if layer in skipped or layer._buffers[name] is not copy or copy._version != version:
-                    self._moving.append((layer, name))
+                if layer not in skipped | self._movers:
+                    is_same = layer._buffers[name] is copy and copy._version == version and _holds(copy, buffer)
+                    self._movers |= set() if is_same else {layer}
                 layer._buffers[name] = buffer
+            self._moving = [(layer, name) for layer, name, *_ in aside if layer in skipped | self._movers]
 
     @contextmanager
     def counted_together(self, update: bool) -> Iterator[None]:
         """Batch norms that count their batches do so here at once: one kernel instead of one each."""
         counters: dict[nn.Module, Tensor] = {}
-        for norm in self._batch_norms:
+        for norm in filter(_is_torchs_batch_norm, self._batch_norms):
             if norm.num_batches_tracked is not None and norm.momentum is not None:  # else its value is needed
                 counters[norm] = norm.num_batches_tracked
         if not update or self.is_compiled or not counters:
@@ -275,13 +283,13 @@ def still_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def unmoved_statistics(block: nn.Module) -> Iterator[None]:
-    """Runs the batch norms of ``block`` as ever, but leaves their running statistics where they are.
+def unmoved_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Runs the batch norms among ``modules`` as ever, but leaves their running statistics where they are.
 
     A recomputation must save the same tensors as the pass that it repeats, the running statistics among them, so
     they are moved by nothing instead of not being moved.
     """
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, counter in before:
         norm.momentum = 0.0
@@ -309,6 +317,21 @@ def _repeating(
     finally:
         for (layer, name), kept in now.items():
             layer._buffers[name] = kept
+
+
+def _is_torchs_batch_norm(layer: nn.Module) -> bool:
+    """Whether it moves its statistics if it is to track them, and only then; not so one with a forward of its own."""
+    forward = getattr(layer.forward, "__func__", None)
+    return forward in (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _holds(copy: Tensor, buffer: Tensor) -> bool:
+    """Whether a pass left ``copy`` as it was: ``F.batch_norm`` moves what it is given without a new version."""
+    if copy.is_meta:
+        return True
+    if copy.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False  # there nobody can look
+    return torch.equal(copy, buffer)
 
 
 def _reaches(h: Tensor, x: Tensor) -> bool:
