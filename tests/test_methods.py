@@ -819,6 +819,24 @@ def test_a_replay_moves_what_its_play_left_alone(tmp_path: Path) -> None:
         assert all(torch.equal(fr.weights[name], bp.weights[name]) for name in moved), what
 
 
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant"])
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_blocks_may_recompute_their_layers_in_the_backward(method: str, how: str, tmp_path: Path) -> None:
+    """On the weights and with the statistics of the pass that they repeat: of DDG's, on its copies."""
+    model = {"_target_": "tiny_models.recomputing", "name": "recomputing"}
+
+    def run(how: str, **settings: Any) -> Result:
+        config = tiny_config(method, 3, model=model | {"how": how} | settings)
+        return run_serial(config, tmp_path / how / str(len(settings)))
+
+    assert_same(run(how), run("kept"))
+    normed = run(how, norm=True)
+    assert normed.losses == run("kept", norm=True).losses
+    # Torch's own way: a recomputation counts its batch once more, and the rehearsal's does not.
+    num_batches = normed.weights["block3.layers.1.num_batches_tracked"]
+    assert num_batches == {"bp": 10 + 10, "fr": 9 + 9, "ddg": 10 + 9}[method]
+
+
 @pytest.mark.parametrize(("kind", "method"), [("ShrinkingFR", "fr"), ("ShrinkingDDG", "ddg")])
 def test_a_method_of_ones_own_may_change_how_a_module_learns(kind: str, method: str, tmp_path: Path) -> None:
     """Gradients that do not shrink are those of the method; those that shrink to nothing leave modules as they were."""

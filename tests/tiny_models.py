@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fr_bench.training.trainer import Trainer
 from fr_bench.transport import open as opening
@@ -216,6 +217,31 @@ def moving(input_shape: tuple[int, int, int], num_classes: int, what: str) -> li
             dropped.block = block
             blocks[index] = (name, dropped)
     return blocks
+
+
+class Recomputing(nn.Module):
+    """Layers that are run again in the backward (torch.utils.checkpoint), unless ``how`` is ``kept``."""
+
+    def __init__(self, channels: int, how: str, norm: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.layers = nn.Sequential(conv, nn.BatchNorm2d(channels) if norm else nn.Tanh(), nn.Conv2d(8, channels, 1))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "kept":
+            return self.layers(x)
+        h = checkpoint(self.layers, x, use_reentrant=self.how == "reentrant")
+        assert isinstance(h, Tensor)
+        return h
+
+
+def recomputing(
+    input_shape: tuple[int, int, int], num_classes: int, how: str, norm: bool = False
+) -> list[tuple[str, nn.Module]]:
+    """Blocks of such layers between others."""
+    blocks = residual(input_shape, num_classes)
+    return [(name, Recomputing(8, how, norm) if name in ("block1", "block3") else block) for name, block in blocks]
 
 
 class OddlyNormed(nn.Module):

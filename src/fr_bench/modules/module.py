@@ -225,7 +225,8 @@ class Module:
             if live.captured is None:
                 end = live.end if loss is None else loss
                 if not isinstance(end, Tensor) or end.requires_grad:  # else this batch skipped all that learns
-                    torch.autograd.backward(end, d)
+                    with self.passes.of_backward(live):
+                        torch.autograd.backward(end, d)
                 gradient = live.x.grad
             else:
                 if loss is not None:

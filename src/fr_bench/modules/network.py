@@ -43,6 +43,8 @@ class Network(nn.Module):
             self.add_module(name, block)
         self._compiled: dict[str, Callable[[Tensor], Tensor]] = {}
         self.checkpointing = False  # keep each block's input alone, and recompute the block in the backward
+        # Whether blocks recompute layers there by themselves (torch.utils.checkpoint), once a backward has shown it.
+        self.recomputes: bool | None = None
         self._draws = KeyedDraws(seed)
         self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         # Other buffers, by owner and name: of layers that move some in passes, as far as passes have shown. A batch
@@ -161,6 +163,18 @@ class Network(nn.Module):
                     x = self._forward_keyed(name, block, x, batch).detach()
                 found.append(tensor_bytes(saved.tensors, except_for=[*block.parameters(), *block.buffers()]))
         return found
+
+    @contextmanager
+    def noticing_recomputation(self) -> Iterator[None]:
+        """Inside is a backward, which shows whether layers run again in it."""
+        ran: list[nn.Module] = []
+        hooks = [layer.register_forward_pre_hook(lambda layer, _: ran.append(layer)) for layer in self.modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.recomputes = bool(ran) and not self.checkpointing
 
     @contextmanager
     def unchanged_buffers(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.utils.stateless import _reparametrize_module
 
 from fr_bench.errors import ConfigError
 from fr_bench.memory_errors import is_out_of_memory
@@ -31,6 +32,7 @@ class Pass:
         captured: what the pass runs on, where it is a CUDA graph; then ``h`` is a copy without a graph of autograd's.
         copies: of the parameters by name, where it runs on those; in their ``grad`` a backward leaves its gradients.
         buffers: copies of what it began with and moved, by name; see :meth:`Network.moving_buffers`.
+        moves_statistics: whether it did.
         end: where a backward begins.
     """
 
@@ -40,6 +42,7 @@ class Pass:
     captured: PairGraph | None = None
     copies: Mapping[str, Tensor] | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    moves_statistics: bool = True
     end: Tensor | GradientEdge = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,24 @@ class Passes:
         return live
 
     @contextmanager
+    def of_backward(self, live: Pass) -> Iterator[None]:
+        """For the backward of ``live``: blocks that recompute layers in it (torch.utils.checkpoint) do so on the pass's
+        copies of the weights, and with statistics that move if they did in the pass. The first backward, that of the
+        rehearsal, shows whether there are any: to put copies in place takes as long as many a layer."""
+        network = self._network
+        if network.recomputes is False:
+            yield
+            return
+        with ExitStack() as stack:
+            if network.recomputes is None:
+                stack.enter_context(network.noticing_recomputation())
+            if not network.checkpointing:  # which sees to it itself
+                stack.enter_context(network.statistics(live.moves_statistics))
+                if live.copies is not None:
+                    stack.enter_context(_reparametrize_module(network, dict(live.copies), tie_weights=True))
+            yield
+
+    @contextmanager
     def as_they_are(self) -> Iterator[None]:
         """Nothing inside is launched as a graph."""
         before, self._launches = self._launches, False
@@ -192,7 +213,7 @@ class Passes:
         x = x.detach()
         if kind.graph and self._has_input_gradient(kind):
             x.requires_grad_()
-        return Pass(batch, x, self._run(kind, x, weights, stream))
+        return Pass(batch, x, self._run(kind, x, weights, stream), moves_statistics=kind.update_statistics)
 
     def _run(self, kind: PassKind, x: Tensor, weights: Mapping[str, Tensor] | None, stream: int) -> Tensor:
         network = self._network
