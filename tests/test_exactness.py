@@ -42,6 +42,13 @@ def test_bp_over_k_modules_is_bp_in_one(k: int) -> None:
     assert_same(run_serial_once(tiny_config("bp", k)), run_serial_once(tiny_config("bp", 1)))
 
 
+def test_a_gradient_passes_a_cut_in_its_own_layout() -> None:
+    """That of the features, which may be another one, would change the last bits of what is computed from it."""
+    model = {"_target_": "tiny_models.post_normed", "name": "post_normed"}
+    one = run_serial_once(tiny_config("bp", 1, model=model))
+    assert_same(run_serial_once(tiny_config("bp", 3, model=model)), one)
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "bp"])
 def test_every_method_with_one_module_is_bp(method: str) -> None:
     assert_same(run_serial_once(tiny_config(method, 1)), run_serial_once(tiny_config("bp", 1)))

@@ -244,6 +244,25 @@ def recomputing(
     return [(name, Recomputing(8, how, norm) if name in ("block1", "block3") else block) for name, block in blocks]
 
 
+class PostNormed(nn.Module):
+    """A residual block whose branch ends with its norm: the gradient of a sum passes on in the layout that it has."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x.relu()))
+
+
+def post_normed(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Features in channels_last whose gradients are not."""
+    stem = nn.Conv2d(input_shape[0], 8, 3, padding=1)
+    blocks = [(f"block{index}", PostNormed(8)) for index in range(1, 5)]
+    return [("stem", stem), *blocks, ("pool", Pool()), ("head", nn.Linear(8, num_classes))]
+
+
 class OddlyNormed(nn.Module):
     """One batch norm that is used twice, and one that stays as it was trained before."""
 

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.draws import seed_generators
@@ -224,10 +225,11 @@ class Module:
         with self.watch.span("backward", live.batch):
             if live.captured is None:
                 end = live.end if loss is None else loss
+                gradient = None
                 if not isinstance(end, Tensor) or end.requires_grad:  # else this batch skipped all that learns
-                    with self.passes.of_backward(live):
+                    with self.passes.of_backward(live), _catching_gradient(live.x) as caught:
                         torch.autograd.backward(end, d)
-                gradient = live.x.grad
+                    gradient = caught[0] if caught else None
             else:
                 if loss is not None:
                     (d,) = torch.autograd.grad(loss, live.h)
@@ -300,6 +302,27 @@ class Module:
     def autocast(self) -> AbstractContextManager:
         """The context of a forward pass in this module's precision."""
         return self.passes.autocast()
+
+
+@contextmanager
+def _catching_gradient(x: Tensor) -> Iterator[list[Tensor]]:
+    """Inside is a backward; the gradient of the leaf ``x`` is caught on its way there, with the strides that it would
+    have where the network is not cut. As ``x.grad`` it would get those of ``x``, and with them other last bits of what
+    is computed from it."""
+    caught: list[Tensor] = []
+
+    def catch(gradients: tuple[Tensor | None, ...]) -> tuple[None]:
+        caught.extend(gradient for gradient in gradients if gradient is not None)
+        return (None,)  # nothing to accumulate
+
+    if not x.requires_grad:
+        yield caught
+        return
+    hook = get_gradient_edge(x).node.register_prehook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()
 
 
 def _parameters_of_first_layer(network: nn.Module) -> list[nn.Parameter]:
