@@ -42,6 +42,7 @@ from fr_bench.models import build_blocks
 from fr_bench.modules.loss import loss_sum
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
+from fr_bench.modules.passes import Passes
 from fr_bench.modules.running_means import RunningMeans
 from fr_bench.notebook import load_model, load_test_set
 from fr_bench.planning.never_learning import never_learning
@@ -817,6 +818,34 @@ def test_a_replay_moves_what_its_play_left_alone(tmp_path: Path) -> None:
         assert fr.cuts[0] >= 2
         moved = [name for name in bp.weights if name.startswith("block1.norm")]
         assert all(torch.equal(fr.weights[name], bp.weights[name]) for name in moved), what
+
+
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_hooks_on_parameters_see_their_gradients(method: str, tmp_path: Path) -> None:
+    """Those of DDG's copies, too."""
+    still = {"weight_decay": 0.0}
+    model = {"_target_": "tiny_models.hooked", "name": "hooked", "masked": True}
+    config = tiny_config(method, 3, model=model, optimizer=still)
+    run = run_serial(config, tmp_path)
+    initial = dict(Network(build_blocks(model, (3, 8, 8), 4, config["seed"]), 0).named_parameters())
+    for index in range(1, 5):
+        conv, bias = f"block{index}.conv.weight", f"block{index}.norm.bias"
+        assert torch.equal(run.weights[conv][::2], initial[conv][::2])
+        assert not torch.equal(run.weights[conv][1::2], initial[conv][1::2])
+        assert torch.equal(run.weights[bias], initial[bias])
+
+
+def test_what_a_pass_on_copies_changes_in_weights_it_changes_in_the_modules_own() -> None:
+    """An embedding that shortens its vectors does so where they are used. Not for an account, nor on older copies."""
+    embedding = torch.nn.Embedding(4, 3, max_norm=0.1)
+    passes = Passes(Network([("embed", embedding)], 0), "fp32", is_bottom=True, is_top=False)
+    x, initial = torch.tensor([[0, 1, 2]]), embedding.weight.detach().clone()
+    passes.run_on_copies(x, 0, 0, None, False)
+    passes.run_on_copies(x, 0, 0, {"embed.weight": initial}, True)
+    assert torch.equal(embedding.weight, initial)
+    live = passes.run_on_copies(x, 0, 0, None, True)
+    assert live.copies is not None and torch.equal(embedding.weight, live.copies["embed.weight"])
+    assert embedding.weight[:3].norm(dim=1).max() < 0.11 and torch.equal(embedding.weight[3], initial[3])
 
 
 @pytest.mark.parametrize("how", ["reentrant", "not reentrant"])

@@ -263,6 +263,21 @@ def post_normed(input_shape: tuple[int, int, int], num_classes: int) -> list[tup
     return [("stem", stem), *blocks, ("pool", Pool()), ("head", nn.Linear(8, num_classes))]
 
 
+def hooked(input_shape: tuple[int, int, int], num_classes: int, masked: bool) -> list[tuple[str, nn.Module]]:
+    """Some weights never learn: their gradient is masked by a hook, or made zero once it is accumulated."""
+
+    def zero(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+
+    blocks = residual(input_shape, num_classes)
+    for _, block in blocks[1:-1] if masked else []:
+        assert isinstance(block, Residual)
+        block.conv.weight.register_hook(lambda gradient: gradient * (torch.arange(8).view(-1, 1, 1, 1) % 2))
+        block.norm.bias.register_post_accumulate_grad_hook(zero)
+    return blocks
+
+
 class OddlyNormed(nn.Module):
     """One batch norm that is used twice, and one that stays as it was trained before."""
 

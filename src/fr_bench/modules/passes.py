@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +92,8 @@ class Passes:
         self._pair_graphs: dict[PassKind, list[PairGraph]] = {}
         self._launches = True
         self._parameters: dict[str, Tensor] = dict(network.named_parameters())
+        # A model's own, such as those that mask gradients; later ones, with which replicas listen, are none.
+        self._hooks = {name: _hooks_of(parameter) for name, parameter in self._parameters.items()}
 
     def run(self, x: Tensor, stream: int, batch: int, kind: PassKind) -> Pass:
         """A pass on the parameters.
@@ -114,7 +116,11 @@ class Passes:
         kind = PassKind(True, update_statistics, on_copies=True)
         pair = self._free_pair(kind)
         if pair is None:
-            live = self._forward(x, stream, batch, kind, copies := self._copies(of))
+            copies = self._copies(of)
+            versions = [copy._version for copy in copies.values()]
+            live = self._forward(x, stream, batch, kind, copies)
+            if of is None and update_statistics:
+                self._take_over(copies, versions)
         else:
             live, copies = self._launch(pair, x, batch, self._parameters if of is None else of), pair.leaves
         live.copies = copies
@@ -247,6 +253,14 @@ class Passes:
         if drawing := self._network.drawing_blocks:
             raise ConfigError(f"cuda_graphs=true: block '{drawing[0]}' {DRAWS}")
 
+    @torch.no_grad()
+    def _take_over(self, copies: Mapping[str, Tensor], versions: Sequence[int]) -> None:
+        """What a pass changed in its ``copies`` of the weights, it was to change in those, such as an embedding that
+        shortens its vectors (max_norm)."""
+        for (name, copy), version in zip(copies.items(), versions, strict=True):
+            if copy._version != version:
+                self._parameters[name].copy_(copy)
+
     def _has_input_gradient(self, kind: PassKind) -> bool:
         return kind.input_gradient and not self._is_bottom
 
@@ -255,10 +269,22 @@ class Passes:
 
     def _copies(self, of: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         of = self._parameters if of is None else of
-        return {  # to the device, as scalars from a checkpoint are still on the host
+        copies = {  # to the device, as scalars from a checkpoint are still on the host
             name: of[name].detach().to(own.device, copy=True).requires_grad_(own.requires_grad)
             for name, own in self._parameters.items()
         }
+        for name, (of_gradient, of_accumulation) in self._hooks.items():
+            for hook in of_gradient:
+                copies[name].register_hook(hook)
+            for hook in of_accumulation:
+                copies[name].register_post_accumulate_grad_hook(hook)
+        return copies
+
+
+def _hooks_of(parameter: Tensor) -> tuple[list[Any], list[Any]]:
+    """On its gradient, and on what accumulates it; torch has no name of its own for them."""
+    of_gradient, of_accumulation = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    return list((of_gradient or {}).values()), list((of_accumulation or {}).values())
 
 
 def _first_cause(error: RuntimeError) -> RuntimeError:
