@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from pathlib import Path
 from random import shuffle
 from typing import Any
@@ -66,6 +67,8 @@ def model(input_shape: tuple[int, ...], num_classes: int, what: str = "plain") -
         last.weight.data = torch.from_numpy(np.full((num_classes, width), 0.1, np.float32))
     if what == "numpy buffer":
         head.insert(0, Shifted(width))
+    if what == "lock":
+        head.lock, width = threading.Lock(), int(torch.tensor(8).item())  # type: ignore[assignment]
     if what == "device":
         head.to("cpu")
     if what == "loaded":
@@ -97,6 +100,12 @@ def test_a_model_may_be_built_with_values(what: str, tmp_path: Path) -> None:
     assert (run.losses == plain.losses) == (what in ("item", "numpy buffer", "device"))
     if what in ("numpy weights", "loaded"):
         assert (run.weights["head.1.weight"] - 0.1).abs().max() < 0.1  # they begin there, and do not go far
+
+
+def test_a_model_of_values_that_cannot_be_copied_is_one_line() -> None:
+    """As shapes alone it can be had by copying it, and only so."""
+    config = tiny_config("fr", 2, **own("model", "model", what="lock"))
+    assert_refused("cannot pickle '_thread.lock' object; leave out what cannot be copied", config)
 
 
 @pytest.mark.parametrize("what", ["tied", "tied, with values"])

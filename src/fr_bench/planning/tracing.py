@@ -40,7 +40,13 @@ def blocks_on_meta(config: dict[str, Any], sample: SampleSpec) -> Blocks:
             blocks = build_blocks(*arguments)
     except ConfigError:  # a mistake, or what shapes alone cannot do: .item(), or weights that are loaded
         blocks = build_blocks(*arguments)
-    blocks = _without_values(blocks)
+    try:
+        blocks = _without_values(blocks)
+    except Exception as error:  # whatever a layer keeps that is no tensor, such as a lock or an open file
+        raise ConfigError(
+            f"model: the blocks of {config['model']['_target_']} can only be built of values, and cannot be copied "
+            f"without: {type(error).__name__}: {error}; leave out what cannot be copied, or give it a __deepcopy__"
+        ) from error
     for _, block in blocks:
         block.to(dtype=DTYPES[config["precision"]]).to(memory_format=memory_format_of(config))
         for layer in block.modules():
