@@ -263,6 +263,11 @@ def test_impossible_sizes_are_refused(name: str, changes: dict[str, Any], messag
         build(name, **changes)
 
 
+class Remembering(nn.Identity):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 0}
+
+
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
@@ -271,6 +276,7 @@ def test_impossible_sizes_are_refused(name: str, changes: dict[str, Any], messag
         ([nn.Identity()], "it holds Identity"),
         ([("a.b", nn.Identity())], "'a.b' is not a name"),
         ([("a", nn.Identity()), ("a", nn.Identity())], "'a' occurs twice"),
+        ([("a", nn.Sequential(Remembering()))], "block 'a' has '0._extra_state' of type dict"),
     ],
 )
 def test_a_model_that_returns_something_else_is_refused(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from fr_bench.components import bind, refusing
@@ -73,3 +73,9 @@ def _check_blocks(blocks: Any, target: str) -> None:
             raise ConfigError(f"model: block '{name}' has a lazy layer: give it its size, as nn.Linear(8, 2) has.")
         if any(parameter.is_complex() for parameter in parameters.values()):
             raise ConfigError(f"model: block '{name}' has complex parameters, and a run's weights are real.")
+        for key, value in item[1].state_dict().items():
+            if not isinstance(value, Tensor):  # of get_extra_state, which may return anything
+                raise ConfigError(
+                    f"model: block '{name}' has '{key}' of type {type(value).__name__} in its state_dict(), and a run "
+                    "saves tensors alone: have get_extra_state return one, or keep it in a buffer."
+                )
