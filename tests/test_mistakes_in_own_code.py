@@ -158,6 +158,27 @@ def test_a_block_that_lets_no_gradient_through_is_named_where_modules_wait_for_o
         check_plan(config)
 
 
+class Spectrum(nn.Linear):
+    """Features become complex numbers, or real again."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(torch.fft.ifft(h).real) if h.is_complex() else torch.fft.fft(super().forward(h))
+
+
+def complex_model(input_shape: tuple[int, ...], num_classes: int) -> Blocks:
+    first, *others = model(input_shape, num_classes)
+    return [first, ("there", Spectrum(8, 8)), ("back", Spectrum(8, 8)), *others]
+
+
+def test_complex_features_go_from_module_to_module_in_one_process(tmp_path: Path) -> None:
+    config = tiny_config("bp", 2, partition=[2], **own("model", "complex_model"))
+    assert_same(run_serial(config, tmp_path / "two"), run_serial(config | {"k": 1, "partition": []}, tmp_path / "one"))
+    message = r"partition=\[2\]: module 1 ends with complex64 features, which cannot be sent"
+    with pytest.raises(ConfigError, match=message):
+        check_plan(config | {"transport": "ipc"})
+    check_plan(config | {"transport": "ipc", "partition": [3]})
+
+
 class Skipped(nn.Linear):
     """As a layer that is dropped, which may be all of a module."""
 

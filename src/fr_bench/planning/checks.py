@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fr_bench.components import refusing
@@ -9,6 +10,8 @@ from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
+from fr_bench.planning.memory_model import ModuleShapes
+from fr_bench.transport.side import DTYPES
 
 
 def what_it_says(method: type[Method], hyper_parameters: dict[str, Any]) -> tuple[Policy, bool]:
@@ -40,6 +43,17 @@ def check_replicas(config: dict[str, Any], replicas: int, method: type[Method]) 
             f"batch_size={config['batch_size']}: cannot be shared equally by replicas={replicas}; "
             f"use a multiple of {replicas}"
         )
+
+
+def check_messages(cuts: Sequence[int], shapes: Sequence[ModuleShapes], transport: str) -> None:
+    """Raises ConfigError where features between two processes are of a dtype that no message has."""
+    for k, module in enumerate(shapes[:-1], start=1):
+        if transport != "serial" and module.output.dtype not in DTYPES:
+            raise ConfigError(
+                f"partition={list(cuts)}: module {k} ends with {str(module.output.dtype).removeprefix('torch.')} "
+                "features, which cannot be sent to another process; move the cut (torch.view_as_real makes complex "
+                "numbers real), or use transport=serial"
+            )
 
 
 def check_labels(

@@ -16,7 +16,7 @@ from fr_bench.methods.base import Method
 from fr_bench.methods.policy import Policy
 from fr_bench.modules.module import Place
 from fr_bench.planning.balance import Balance
-from fr_bench.planning.checks import check_labels, check_replicas, what_it_says
+from fr_bench.planning.checks import check_labels, check_messages, check_replicas, what_it_says
 from fr_bench.planning.compilation import check_captured_blocks, check_compile, check_compiler, check_cuda_graphs
 from fr_bench.planning.memory_model import MemoryModel, ModuleShapes, unpredictable
 from fr_bench.planning.never_learning import never_learning, without_gradient
@@ -219,6 +219,7 @@ def _plan_with(config: dict[str, Any], dataset: Outline, runs_here: bool) -> Pla
     shapes = trace_modules(config, blocks, cuts, x, sample, site.devices[0], method.sends_gradients)
     check_captured_blocks(config, chain.from_iterable(module.drawing_blocks for module in shapes))
     transport, reason = site.transport(num_replicas * ring_bytes(shapes, method.sends_gradients))
+    check_messages(cuts, shapes, transport)
     predicted_memory = predict_modules(config, shapes, method, hyper_parameters, transport, sample.num_classes)
     shapes, predicted_memory = shapes * num_replicas, predicted_memory * num_replicas
     balance.check_limit(predicted_memory)
