@@ -42,6 +42,14 @@ def test_bp_over_k_modules_is_bp_in_one(k: int) -> None:
     assert_same(run_serial_once(tiny_config("bp", k)), run_serial_once(tiny_config("bp", 1)))
 
 
+def test_what_has_no_channels_last_is_trained_too(tmp_path: Path) -> None:
+    """Weights of five dimensions, as of convolutions over volumes."""
+    model = {"_target_": "tiny_models.volumetric", "name": "volumetric"}
+    dataset = {"_target_": "tiny_data.volumes", "name": "volumes"}
+    one, three = (tiny_config("bp", k, model=model, dataset=dataset) for k in (1, 3))
+    assert_same(run_serial(three, tmp_path / "3"), run_serial(one, tmp_path / "1"))
+
+
 def test_a_gradient_passes_a_cut_in_its_own_layout() -> None:
     """That of the features, which may be another one, would change the last bits of what is computed from it."""
     model = {"_target_": "tiny_models.post_normed", "name": "post_normed"}

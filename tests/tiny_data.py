@@ -42,6 +42,15 @@ def floats(
     return Dataset(splits[0], splits[1], None, 2)
 
 
+def volumes(num_train: int = 44, num_test: int = 22) -> Dataset:
+    """Noise in three dimensions, one channel, brighter in one of two classes."""
+    labels = draw(num_train + num_test, high=2)
+    noise = torch.randn(len(labels), 1, 4, 4, 4, generator=torch.Generator().manual_seed(6))
+    inputs = noise + labels.view(-1, 1, 1, 1, 1)
+    splits = [Split(inputs[part], labels[part]) for part in (slice(num_train), slice(num_train, None))]
+    return Dataset(splits[0], splits[1], None, 2)
+
+
 def maps(size: int = 4, num_train: int = 44, num_test: int = 22, num_labels: int | None = None) -> Dataset:
     """Images, with a label at each pixel: whether it is bright. Or with those of the first pixels alone."""
     images = draw(num_train + num_test, 1, size, size, high=256).to(torch.uint8)

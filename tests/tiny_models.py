@@ -124,6 +124,13 @@ class FirstOf(nn.Module):
         return self.linear(both[0])
 
 
+def volumetric(input_shape: tuple[int, int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
+    """Convolutions over three dimensions, and one over two."""
+    stem, body = (nn.Conv3d(channels, 8, 3, padding=1) for channels in (input_shape[0], 8))
+    flat = nn.Sequential(nn.Flatten(2, 3), nn.Conv2d(8, 8, 3, padding=1))
+    return [("stem", stem), ("body", nn.Sequential(nn.ReLU(), body)), ("flat", flat), ("head", Head(8, num_classes))]
+
+
 def two_outputs(input_shape: tuple[int, int, int], num_classes: int) -> list[tuple[str, nn.Module]]:
     """A block that returns a pair, for one that takes it."""
     flat = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 8))

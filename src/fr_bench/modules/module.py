@@ -14,6 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from fr_bench.measuring.stopwatch import Stopwatch
 from fr_bench.modules.draws import seed_generators
 from fr_bench.modules.finite import FiniteWatch
+from fr_bench.modules.layout import lay_out
 from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.loss import loss_sum, num_errors
 from fr_bench.modules.network import Network
@@ -295,7 +296,7 @@ class Module:
         memory format of this module's weights, and returns it. Its weights, too, must stay the same in all replicas."""
         weight = next(self.network.parameters())
         other.to(device=weight.device, dtype=weight.dtype)
-        other.to(memory_format=self._memory_format)  # separate: torch has no stub for all three
+        lay_out(other, self._memory_format)
         self.companions.append(other)
         return other
 

@@ -18,6 +18,7 @@ from fr_bench.components import bind
 from fr_bench.data import SampleSpec
 from fr_bench.measuring.profiling import DeviceLoad, profile_file, record_profile
 from fr_bench.models import build_blocks
+from fr_bench.modules.layout import lay_out
 from fr_bench.modules.loss import loss_sum
 from fr_bench.peers.step_clock import StepClock
 from fr_bench.planning.tracing import DTYPES, memory_format_of
@@ -147,7 +148,8 @@ class PeerTask:
         sample = self.sample
         blocks = build_blocks(self.config["model"], sample.input_shape, sample.num_classes, self.config["seed"])
         for _, block in blocks:
-            block.to(device=self.device, dtype=self.dtype).to(memory_format=self.memory_format)
+            block.to(device=self.device, dtype=self.dtype)
+            lay_out(block, self.memory_format)
             block.train()
         return blocks
 

@@ -29,6 +29,7 @@ from fr_bench.components import bind, check_method
 from fr_bench.data import SampleSpec, SeededOrder, TrainImages, TrainTensor
 from fr_bench.errors import ConfigError
 from fr_bench.models import build_blocks
+from fr_bench.modules.layout import lay_out
 from fr_bench.planning.costs import BlockCost, Likeness, NetworkCosts, network_costs
 from fr_bench.planning.environment import cpu_model
 from fr_bench.planning.own_code import describe_code
@@ -159,7 +160,8 @@ def measure(task: MeasuringTask) -> NetworkCosts:
     dtype, layout = DTYPES[task.precision], memory_format_of({"channels_last": task.channels_last})
 
     def placed(network: nn.Module) -> nn.Module:
-        return network.to(device=device, dtype=dtype).to(memory_format=layout)
+        lay_out(network.to(device=device, dtype=dtype), layout)
+        return network
 
     method, hyper_parameters = (None, {}) if task.method is None else check_method(task.method)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fr_bench.data import SampleSpec
 from fr_bench.errors import ConfigError
 from fr_bench.models import Blocks, build_blocks
+from fr_bench.modules.layout import lay_out
 from fr_bench.modules.network import DetachedError, InPlaceError, Network
 from fr_bench.planning.costs import CANNOT_RUN, advice_on
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
@@ -48,7 +49,8 @@ def blocks_on_meta(config: dict[str, Any], sample: SampleSpec) -> Blocks:
             f"without: {type(error).__name__}: {error}; leave out what cannot be copied, or give it a __deepcopy__"
         ) from error
     for _, block in blocks:
-        block.to(dtype=DTYPES[config["precision"]]).to(memory_format=memory_format_of(config))
+        block.to(dtype=DTYPES[config["precision"]])
+        lay_out(block, memory_format_of(config))
         for layer in block.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
                 layer.momentum = 0.0  # an average over all batches would want to know how many they are

@@ -21,6 +21,7 @@ from fr_bench.measuring.device_stopwatch import make_stopwatch
 from fr_bench.memory_errors import is_out_of_memory
 from fr_bench.methods.base import Link, Method
 from fr_bench.models import build_blocks
+from fr_bench.modules.layout import lay_out
 from fr_bench.modules.module import Module
 from fr_bench.modules.network import Network
 from fr_bench.planning.compilation import configure_compiler
@@ -245,7 +246,7 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
         place = plan.place_of(number)
         network = Network(blocks[plan.block_ranges[number - 1]], config["seed"])
         network.to(device=plan.devices[number - 1], dtype=DTYPES[config["precision"]])
-        network.to(memory_format=memory_format)  # separate: torch has no stub for all three
+        lay_out(network, memory_format)
         network.train()
         network.checkpointing = plan.recomputes
         if config["compile"]:
