@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from multiprocessing import get_context
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
@@ -147,6 +150,26 @@ def test_auto_falls_back_to_gloo_where_shared_memory_is_too_small() -> None:
     transport, reason = choose_transport("auto", ["cpu", "cpu"], ring_bytes=2**60)
     assert transport == "gloo"
     assert "/dev/shm" in reason
+
+
+def with_shared_memory(options: str, words: list[str]) -> str:
+    """Runs Python with ``words`` where /dev/shm is mounted anew with ``options``; returns what it prints."""
+    command = 'mount -t tmpfs -o "$0" tmpfs /dev/shm || exit 77; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command, options, sys.executable, *words],
+        capture_output=True, text=True, timeout=200, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_needs_no_shared_memory(tmp_path: Path) -> None:
+    """auto falls back to gloo, and what else processes share is there all the same."""
+    words = ["model=mlp", "dataset=digits", "k=2", "max_steps=2", "wandb.mode=disabled", f"run_dir={tmp_path / 'run'}"]
+    told = with_shared_memory("ro", ["-m", "fr_bench", "train", *words, "batch_size=32", "device=cpu"])
+    assert "transport gloo: ipc is out: there is no /dev/shm here, or it cannot be written to" in told
 
 
 @pytest.mark.parametrize(

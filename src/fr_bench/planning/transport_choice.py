@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -9,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from fr_bench.errors import ConfigError
+from fr_bench.processes.nursery import SHARED_MEMORY
 from fr_bench.processes.torchrun import Torchrun
 
-SHARED_MEMORY = "/dev/shm"
 # What PyTorch's allocator may be set to, and cannot share memory with another process then.
 WITHOUT_CUDA_IPC = ("expandable_segments:True", "backend:cudaMallocAsync")
 ALL_TRANSPORTS = ("serial", "gloo", "ipc", "nccl")
@@ -125,15 +126,14 @@ def why_not(transport: str, devices: Sequence[str], ring_bytes: int) -> str | No
 
 
 def _shared_memory_problem(ring_bytes: int) -> str | None:
-    try:
-        status = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return f"there is no {SHARED_MEMORY} here; use gloo"
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return f"there is no {SHARED_MEMORY} here, or it cannot be written to; use gloo"
+    status = os.statvfs(SHARED_MEMORY)
     free_bytes = status.f_bavail * status.f_frsize
     if ring_bytes <= free_bytes:
         return None
     return (
-        f"its rings need {ring_bytes / 2**20:.0f} MiB of {SHARED_MEMORY}, which has {free_bytes / 2**20:.0f} MiB "
+        f"its rings need {math.ceil(ring_bytes / 2**20)} MiB of {SHARED_MEMORY}, which has {free_bytes // 2**20} MiB "
         "free; use gloo, or enlarge it (docker run --shm-size)"
     )
 
