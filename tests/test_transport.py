@@ -17,6 +17,7 @@ from harness import tiny_config
 from fr_bench.errors import ConfigError
 from fr_bench.methods.fr import FeaturesReplay
 from fr_bench.planning.site import find_site
+from fr_bench.planning.tracing import ring_bytes
 from fr_bench.planning.transport_choice import check_precision, choose_transport, module_devices, why_not
 from fr_bench.processes.torchrun import Torchrun
 from fr_bench.transport.channel import LocalChannel
@@ -165,11 +166,46 @@ def with_shared_memory(options: str, words: list[str]) -> str:
     return done.stdout
 
 
+def test_shared_memory_that_has_become_full_is_named_and_nothing_is_left_there() -> None:
+    program = """
+import os
+import torch
+from multiprocessing import get_context
+from fr_bench.errors import RunFailed
+from fr_bench.processes.child import tidy_up
+from fr_bench.transport.ipc import RingPorts, RingSender
+from fr_bench.transport.spec import TensorSpec
+ports = RingPorts.create(get_context("spawn"))
+try:
+    RingSender(ports, TensorSpec.of(torch.zeros(2**20)), "features", torch.device("cpu"))
+except RunFailed as error:
+    print(error)
+tidy_up()
+print(os.listdir("/dev/shm"))
+with open("/dev/shm/others", "wb", buffering=0) as file:
+    file.write(bytes(2**20))
+try:
+    RingPorts.create(get_context("spawn"))
+except RunFailed as error:
+    print(error)
+"""
+    slots, left, semaphores = with_shared_memory("size=64k", ["-c", program]).splitlines()
+    for told in (slots, semaphores):
+        assert told.startswith("transport=ipc: /dev/shm is full (") and "transport=gloo" in told
+    assert left == "[]"
+
+
 def test_a_run_needs_no_shared_memory(tmp_path: Path) -> None:
     """auto falls back to gloo, and what else processes share is there all the same."""
     words = ["model=mlp", "dataset=digits", "k=2", "max_steps=2", "wandb.mode=disabled", f"run_dir={tmp_path / 'run'}"]
     told = with_shared_memory("ro", ["-m", "fr_bench", "train", *words, "batch_size=32", "device=cpu"])
     assert "transport gloo: ipc is out: there is no /dev/shm here, or it cannot be written to" in told
+
+
+def test_shared_memory_is_counted_in_pages() -> None:
+    """auto falls back to gloo before there is no room for the second tensor of many that are smaller than a page."""
+    shapes = [SimpleNamespace(output_bytes=num_bytes) for num_bytes in (8, 2**12 + 1, 0)]
+    assert ring_bytes(shapes, True) == 2 * 2**12 * ((2 * 1 + 3) + (2 * 2 + 3))
 
 
 @pytest.mark.parametrize(

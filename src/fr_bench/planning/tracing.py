@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from mmap import PAGESIZE
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from fr_bench.modules.network import DetachedError, InPlaceError, Network
 from fr_bench.planning.costs import CANNOT_RUN, advice_on
 from fr_bench.planning.memory_model import ModuleShapes, shape_pass
 from fr_bench.planning.partition import module_slices
-from fr_bench.transport.ipc import DEPTH
+from fr_bench.transport.ipc import DEPTH, PAGES_BESIDE_SLOTS
 
 # Of weights and images; bf16 is that of the forward pass alone, under autocast.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -169,5 +171,7 @@ def _cause(error: Exception, network: Network, x: Tensor) -> Exception:
 
 
 def ring_bytes(shapes: Sequence[ModuleShapes], sends_gradients: bool) -> int:
-    """Shared memory of the rings between modules: one up at every cut, and one down where gradients are sent."""
-    return (1 + sends_gradients) * DEPTH * sum(module.output_bytes for module in shapes[:-1])
+    """Shared memory of the rings between modules, in whole pages: one up at every cut, and one down where gradients are
+    sent."""
+    pages = [DEPTH * math.ceil(module.output_bytes / PAGESIZE) + PAGES_BESIDE_SLOTS for module in shapes[:-1]]
+    return (1 + sends_gradients) * PAGESIZE * sum(pages)

@@ -116,11 +116,14 @@ def tidy_up() -> None:
 
 def _remove_shared_counters() -> None:
     """Removes the files in which torch counts who uses a GPU's memory that this process shares: it does so itself in an
-    orderly exit only. They are known by being mapped here, since another container may have processes of our number.
-    """
+    orderly exit only. Also one of shared memory for which there was no room, which torch leaves open. They are known by
+    being mapped or open here, since another container may have processes of our number."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/maps").read_bytes().splitlines():
-            name = os.fsdecode(line.split(maxsplit=5)[-1])  # some library's may be no text
+        names = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_bytes().splitlines()]
+        for link in os.listdir(b"/proc/self/fd"):
+            with contextlib.suppress(OSError):  # that of the list itself
+                names.append(os.readlink(b"/proc/self/fd/" + link))
+        for name in map(os.fsdecode, names):  # some library's may be no text
             if name.startswith("/dev/shm/torch_") and not name.endswith("(deleted)"):
                 Path(name).unlink(missing_ok=True)
 

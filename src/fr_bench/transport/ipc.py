@@ -13,6 +13,8 @@ side's stream waits for before it touches the slot.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -23,11 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_bench.errors import RunFailed
+from fr_bench.processes.nursery import SHARED_MEMORY
 from fr_bench.transport.channel import check_batch
 from fr_bench.transport.spec import PeerLost, TensorSpec
 from fr_bench.waits import waiting_for
 
 DEPTH = 2
+PAGES_BESIDE_SLOTS = 3  # of a ring: two semaphores, and the numbers of the batches
 
 
 @dataclass
@@ -41,9 +46,18 @@ class RingPorts:
 
     @classmethod
     def create(cls, context: BaseContext) -> RingPorts:
-        """Ports of a ring with all slots free."""
+        """Ports of a ring with all slots free.
+
+        Raises:
+            RunFailed: shared memory has no room for a semaphore.
+        """
         sender_end, receiver_end = context.Pipe()
-        return cls(context.Semaphore(DEPTH), context.Semaphore(0), sender_end, receiver_end)
+        try:
+            return cls(context.Semaphore(DEPTH), context.Semaphore(0), sender_end, receiver_end)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise _no_room(error) from error
 
 
 class RingSender:
@@ -55,7 +69,7 @@ class RingSender:
         self._what = what
         self._device = device
         self._slots = _allocate(spec, device)
-        self._batches = torch.zeros(DEPTH, dtype=torch.int64).share_memory_()
+        self._batches = _shared(torch.zeros(DEPTH, dtype=torch.int64))
         self._filled_events = _make_events(device)
         self._free_events: list[torch.cuda.Event] = []
         self._index = 0
@@ -126,7 +140,24 @@ class RingReceiver:
 
 def _allocate(spec: TensorSpec, device: torch.device) -> list[Tensor]:
     slots = [spec.empty(device) for _ in range(DEPTH)]
-    return [slot.share_memory_() for slot in slots] if device.type == "cpu" else slots
+    return [_shared(slot) for slot in slots] if device.type == "cpu" else slots
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """Moves ``tensor`` to shared memory. The plan has seen that there is room; others may have taken it since."""
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise _no_room(error) from error
+
+
+def _no_room(error: Exception) -> RunFailed:
+    return RunFailed(
+        f"transport=ipc: {SHARED_MEMORY} is full ({error}); make room there, enlarge it (docker run --shm-size), or "
+        "use transport=gloo"
+    )
 
 
 def _make_events(device: torch.device) -> list[torch.cuda.Event]:
