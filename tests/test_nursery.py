@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -212,6 +213,20 @@ def test_a_server_that_dies_while_it_imports_fails_the_run_in_one_line(partition
     _, told = program.communicate(timeout=200)
     assert program.returncode == 1 and told.count("\n") == (1 if partition == "equal" else 2), told
     assert "fr-bench: the server that a run's processes are forked from was killed by SIGKILL (by hand" in told
+
+
+@pytest.mark.parametrize("most", [24, 40])
+def test_too_few_open_files_are_told_in_one_line_and_nothing_is_left(most: int, tmp_path: Path) -> None:
+    """24: for the pipes between the modules; 40: for those of the third process."""
+    words = ["model=mlp", "dataset=digits", "k=4", "transport=ipc", "console=off", "epochs=1", "wandb.mode=disabled"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fr_bench", "train", *words, f"run_dir={tmp_path / 'run'}"],
+        capture_output=True, text=True, timeout=200, env=os.environ | {"TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "Too many open files: `ulimit -n` says" in done.stderr
+    assert not list(tmp_path.glob("pymp-*"))
 
 
 def members_of(session: int) -> list[str]:

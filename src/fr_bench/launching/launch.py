@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,8 @@ class Run:
         except OSError as failure:
             cause = as_told(failure, self.directory.path)
             cause.__cause__ = failure
+            # What had been opened on the way is closed: without a free descriptor Python could not remove its folder.
+            traceback.clear_frames(failure.__traceback__)
         except BaseException as failure:
             cause = failure
         summary = self.summary.build(_state(cause))

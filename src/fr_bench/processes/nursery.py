@@ -28,6 +28,7 @@ from fr_bench.processes.signals import held_back, how_it_ended
 ENDS_WITHIN_S = 1.0  # after it has closed its connections
 LONGEST_TMPDIR = 75  # letters; of a socket's address the system allows 107
 SHARED_MEMORY = "/dev/shm"
+NUM_DESCRIPTORS = 8  # that starting a process takes, at most
 
 
 def context() -> ForkServerContext:
@@ -63,7 +64,11 @@ def start(process: ForkServerProcess) -> None:
 
     Raises:
         RunFailed: the server has died, as it may while it imports; or its address is gone.
+        OSError: this process may not have so many open files.
     """
+    with contextlib.ExitStack() as probe:  # the server would print a traceback, were it asked and then left alone
+        for _ in range(NUM_DESCRIPTORS):
+            probe.callback(os.close, os.open(os.devnull, os.O_RDONLY))
     try:
         process.start()
     except FileNotFoundError as error:
