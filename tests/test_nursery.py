@@ -215,6 +215,26 @@ def test_a_server_that_dies_while_it_imports_fails_the_run_in_one_line(partition
     assert "fr-bench: the server that a run's processes are forked from was killed by SIGKILL (by hand" in told
 
 
+def test_a_server_that_is_killed_later_is_named_instead_of_a_module(tmp_path: Path) -> None:
+    """Its modules end with it, and nobody is told how."""
+    words = ["train", "debug=fast", "k=2", "transport=ipc", "epochs=1000000", "max_steps=null", "console=off"]
+    run = Forked([*words, "run_dir=run"], tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(server_of(run.pid), signal.SIGKILL)
+    _, told = run.communicate(timeout=100)
+    assert run.returncode == 1 and told.count("\n") == 1, told
+    assert "fr-bench: the server that a run's processes are forked from was killed by SIGKILL (by hand" in told
+
+
+def server_of(pid: int) -> int:
+    """The process number of the server that process ``pid`` has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(int(each) for each in children if b"forkserver" in Path(f"/proc/{each}/cmdline").read_bytes())
+
+
 @pytest.mark.parametrize("most", [24, 40])
 def test_too_few_open_files_are_told_in_one_line_and_nothing_is_left(most: int, tmp_path: Path) -> None:
     """24: for the pipes between the modules; 40: for those of the third process."""

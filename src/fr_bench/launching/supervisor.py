@@ -32,6 +32,7 @@ POLL_S = 0.2
 GRACE_S = 0.5
 # How long a process may take to end once it is killed. The system does not end one that waits for a device or a disk.
 ENDS_WITHIN_S = 5.0
+UNKNOWN_EXIT_CODE = 255  # multiprocessing's
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,9 @@ class Supervisor:
         own = first_of_own(errors)
         if own is not None:
             return self._as_exception(own)
+        # Where the server is gone, which would tell how they ended, nobody knows.
+        if any(each.exit_code == UNKNOWN_EXIT_CODE for each in self._started) and (loss := nursery.loss()):
+            return RunFailed(loss)
         for each in self._started:
             if each.exit_code is not None and each.exit_code < 0:
                 return RunFailed(self._how_it_ended(each), each.module)

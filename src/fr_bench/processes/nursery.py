@@ -28,6 +28,7 @@ from fr_bench.processes.signals import held_back, how_it_ended
 ENDS_WITHIN_S = 1.0  # after it has closed its connections
 LONGEST_TMPDIR = 75  # letters; of a socket's address the system allows 107
 SHARED_MEMORY = "/dev/shm"
+THE_SERVER = "the server that a run's processes are forked from"
 NUM_DESCRIPTORS = 8  # that starting a process takes, at most
 
 
@@ -77,20 +78,27 @@ def start(process: ForkServerProcess) -> None:
             "by what tidies up there; the same command tries again"
         ) from error
     except (EOFError, ConnectionError) as error:
-        raise RunFailed(
-            f"the server that a run's processes are forked from {_how_the_server_ended()}; the same command tries again"
-        ) from error
+        how = _how_the_server_ended(ENDS_WITHIN_S) or "does not answer"
+        raise RunFailed(f"{THE_SERVER} {how}; the same command tries again") from error
 
 
-def _how_the_server_ended() -> str:
-    """Looks only: it is multiprocessing that waits for it."""
-    pid, deadline = _server(), time.monotonic() + ENDS_WITHIN_S
+def loss() -> str | None:
+    """How the server ended, in a sentence, and with it all processes that were forked from it; None if it lives."""
+    how = _how_the_server_ended(within_s=0)
+    return how and f"{THE_SERVER} {how}, and they ended with it; the same command goes on from the last checkpoint"
+
+
+def _how_the_server_ended(within_s: float) -> str | None:
+    """None if it lives. Looks only: it is multiprocessing that waits for it."""
+    pid, deadline = _server(), time.monotonic() + within_s
     with contextlib.suppress(ChildProcessError):
-        while pid is not None and time.monotonic() < deadline:
+        while pid is not None:
             if found := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
                 return how_it_ended(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
+            if time.monotonic() >= deadline:
+                break
             time.sleep(0.01)
-    return "does not answer"
+    return None
 
 
 def _server() -> int | None:
