@@ -150,6 +150,16 @@ def test_an_unknown_subcommand_gets_the_nearest_one(words, hint, capsys):
     assert hint in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
+@pytest.mark.parametrize("words", [["train", "debug=fast"], ["report", "."], ["doctor"]])
+def test_a_folder_that_is_gone_is_no_place_to_start(words, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(words) == 2
+    assert capsys.readouterr().err == "fr-bench: the folder that this was started in is gone; cd to one that is there\n"
+
+
 def test_every_subcommand_has_a_module_of_ours():
     for command in COMMANDS.values():
         assert (Path(__file__).parents[1] / "src" / Path(*command.module.split("."))).with_suffix(".py").exists()

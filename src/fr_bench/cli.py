@@ -103,6 +103,10 @@ def _dispatch(words: list[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise ConfigError(_unknown(name, words))
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the folder that this was started in is gone; cd to one that is there") from error
     if name != "train" and Torchrun.from_environment() is not None:
         raise ConfigError(f"fr-bench {name}: is the work of one process; start it without torchrun.")
     try:
