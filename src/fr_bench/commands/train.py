@@ -13,6 +13,7 @@ import argparse
 import atexit
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import shutil
@@ -271,11 +272,12 @@ def _help(arguments: argparse.Namespace, job: Job) -> int:
 def _show(argv: list[str]) -> int:
     """Lets Hydra print what was asked for. It runs nothing, so what fails is the command."""
     register()
-    before, logging.raiseExceptions = logging.raiseExceptions, False  # of each line that `| head` leaves unread
+    shown = io.StringIO()  # Hydra would print a traceback of what `| head` leaves unread
     try:
-        return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None), argv)) else 0
+        with contextlib.redirect_stdout(shown):
+            return 2 if _run_hydra(argv, TrainTask(OutcomeLog(None), argv)) else 0
     finally:
-        logging.raiseExceptions = before
+        sys.stdout.write(shown.getvalue())
 
 
 def _check_all(jobs: list[Job], check_one: Callable[[Job], None]) -> None:
@@ -344,7 +346,7 @@ def _try_to_make_one_in(path: Path, folder: str) -> None:
 def _run_hydra(argv: list[str], task: TrainTask) -> int:
     """Returns Hydra's own exit code: 0, or 1 if it failed outside our task (it has then said why)."""
     run = hydra.main(config_path=CONFIG_PATH, config_name=CONFIG_NAME, version_base=VERSION_BASE)(task)
-    with _arguments(argv):
+    with _arguments(argv), _without_complaints():
         try:
             run()
         except SystemExit as stop:
@@ -364,6 +366,16 @@ def _arguments(argv: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextlib.contextmanager
+def _without_complaints() -> Iterator[None]:
+    """Hydra logs to stdout what jobs a sweep has: logging prints a traceback of every line that nobody reads."""
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 def _remove_if_empty(run_dir: Path) -> None:
