@@ -215,6 +215,42 @@ def test_a_server_that_dies_while_it_imports_fails_the_run_in_one_line(partition
     assert "fr-bench: the server that a run's processes are forked from was killed by SIGKILL (by hand" in told
 
 
+def test_a_server_that_gets_no_more_processes_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def fork():\n"
+        "    raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "if 'multiprocessing.forkserver' in ' '.join(sys.orig_argv):\n"
+        "    os.fork = fork\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    words = ["train", "debug=fast", "k=2", "console=off", "run_dir=run"]
+    program = Forked(words, tmp_path, {**os.environ, "PYTHONPATH": path})
+    _, told = program.communicate(timeout=200)
+    assert program.returncode == 1 and told.count("\n") == 1, told
+    assert told.startswith("fr-bench: the system gives no more processes or threads: `ulimit -u` says")
+
+
+@dataclass
+class Thread:
+    """A process in which a library wants a thread too many."""
+
+    modules: list[int]
+
+    def run(self, _: Reporter) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_process_that_gets_no_more_threads_says_so(tmp_path: Path) -> None:
+    told = r"can't start new thread \(.*\); the system gives no more .*`ulimit -u`"
+    with (
+        watch_signals() as signals,
+        Supervisor(lambda *_: [Thread([1])], 1, tmp_path, needs_store=False) as supervisor,
+        pytest.raises(RunFailed, match=told),
+    ):
+        list(supervisor.events(signals))
+
+
 def test_a_server_that_is_killed_later_is_named_instead_of_a_module(tmp_path: Path) -> None:
     """Its modules end with it, and nobody is told how."""
     words = ["train", "debug=fast", "k=2", "transport=ipc", "epochs=1000000", "max_steps=null", "console=off"]

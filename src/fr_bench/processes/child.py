@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import multiprocessing
 import multiprocessing.util
@@ -28,6 +29,13 @@ PR_SET_PDEATHSIG = 1
 # Ctrl-C reaches the whole process group, a cluster's signals every process of a job; the parent decides what they mean,
 # and ends us with SIGKILL.
 IGNORED = (signal.SIGINT, *THAT_STOP)
+CANNOT_FORK = 71  # exit code of the server where the system gives it no process; of sysexits.h
+NO_MORE_PROCESSES = (
+    "the system gives no more processes or threads: `ulimit -u` says how many a user may have, and a container or a "
+    "job may have a limit of its own"
+)
+# How Python and gloo say so.
+_WORDS_OF_IT = ("can't start new thread", os.strerror(errno.EAGAIN))
 
 
 class ProcessTask(Protocol):
@@ -64,6 +72,7 @@ def begin(surroundings: Surroundings) -> None:
     """Makes a process that the server forked one of its own: with its parent's folder and variables, deaf to signals
     that are its parent's to answer, and with Python's collector, which the server does without."""
     gc.enable()
+    sys.excepthook = sys.__excepthook__  # the server has its own
     die_with_parent()
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -164,7 +173,9 @@ def report_error(reporter: Reporter, task: ProcessTask, error: BaseException, pr
     message = str(error)
     if not expected:
         place = place_of(error)
+        is_full = any(words in message for words in _WORDS_OF_IT)
         message = f"{type(error).__name__}: {' '.join(message.split())}" + (f" ({place})" if place else "")
+        message += f"; {NO_MORE_PROCESSES}" if is_full else ""
     with contextlib.suppress(OSError):  # the parent may be gone; so are we, in a moment
         reporter.send(
             "error",

@@ -22,7 +22,7 @@ from multiprocessing import forkserver, heap, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from fr_bench.errors import ConfigError, RunFailed
-from fr_bench.processes.child import IGNORED
+from fr_bench.processes.child import CANNOT_FORK, IGNORED, NO_MORE_PROCESSES
 from fr_bench.processes.signals import held_back, how_it_ended
 
 ENDS_WITHIN_S = 1.0  # after it has closed its connections
@@ -78,23 +78,29 @@ def start(process: ForkServerProcess) -> None:
             "by what tidies up there; the same command tries again"
         ) from error
     except (EOFError, ConnectionError) as error:
-        how = _how_the_server_ended(ENDS_WITHIN_S) or "does not answer"
+        code = _exit_code_of_the_server(ENDS_WITHIN_S)
+        if code == CANNOT_FORK:
+            raise RunFailed(NO_MORE_PROCESSES) from error
+        how = "does not answer" if code is None else how_it_ended(code)
         raise RunFailed(f"{THE_SERVER} {how}; the same command tries again") from error
 
 
 def loss() -> str | None:
     """How the server ended, in a sentence, and with it all processes that were forked from it; None if it lives."""
-    how = _how_the_server_ended(within_s=0)
-    return how and f"{THE_SERVER} {how}, and they ended with it; the same command goes on from the last checkpoint"
+    code = _exit_code_of_the_server(within_s=0)
+    if code is None:
+        return None
+    how = how_it_ended(code)
+    return f"{THE_SERVER} {how}, and they ended with it; the same command goes on from the last checkpoint"
 
 
-def _how_the_server_ended(within_s: float) -> str | None:
+def _exit_code_of_the_server(within_s: float) -> int | None:
     """None if it lives. Looks only: it is multiprocessing that waits for it."""
     pid, deadline = _server(), time.monotonic() + within_s
     with contextlib.suppress(ChildProcessError):
         while pid is not None:
             if found := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                return how_it_ended(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status)
+                return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.01)

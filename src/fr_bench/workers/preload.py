@@ -5,10 +5,22 @@ itself die with the process that started it.
 """
 
 import gc
+import os
 import signal
+import sys
+from types import TracebackType
 
-from fr_bench.processes.child import IGNORED, die_with_parent
+from fr_bench.processes.child import CANNOT_FORK, IGNORED, die_with_parent
 
+
+def end_in_words(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """What the server does where it cannot fork: the process that asked it to tells why, without a traceback."""
+    if isinstance(error, BlockingIOError):
+        os._exit(CANNOT_FORK)
+    sys.__excepthook__(kind, error, where)
+
+
+sys.excepthook = end_in_words
 die_with_parent()
 gc.disable()  # until a process is forked (see child.begin): what is imported stays, and is not to be looked through
 
