@@ -292,6 +292,19 @@ def test_a_mirror_that_breaks_does_not_end_the_run(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err.count("W&B stopped") == 1
 
 
+def test_how_a_run_ended_is_known_where_its_table_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for a user without a home."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "file"))
+    sink = WandbSink(tmp_path, CONFIG, mode="offline", project="p")
+    sink.finish({"memory": [{"parameters": 8}]}, 1)
+    wandb.teardown()
+    assert [record.exit.exit_code for record in wandb_records(tmp_path) if record.HasField("exit")] == [1]
+    assert "please set WANDB_DATA_DIR" in capsys.readouterr().err
+
+
 def test_wandb_is_imported_by_nobody_who_does_not_use_it() -> None:
     use = "import sys, fr_bench.records.wandb_sink as w; w.check_wandb(w.resolve_mode('offline'))"
     program = f"{use}; assert 'wandb' not in sys.modules"

@@ -240,8 +240,13 @@ class WandbSink:
     def finish(self, summary: dict[str, Any] | None, exit_code: int) -> None:
         """Ends the W&B run, as failed unless ``exit_code`` is 0, with the run's summary added to its own."""
         self._mirror(lambda: self._run.summary.update(summary or {}))
-        self._mirror(lambda: self._log_memory_table((summary or {}).get("memory") or []))
-        self._mirror(lambda: self._run.finish(exit_code=exit_code))
+        self._mirror(lambda: self._end((summary or {}).get("memory") or [], exit_code))
+
+    def _end(self, accounts: list[dict[str, Any] | None], exit_code: int) -> None:
+        try:
+            self._log_memory_table(accounts)
+        finally:  # a user without a home has no place for a table; how the run ended is to be known all the same
+            self._run.finish(exit_code=exit_code)
 
     def _log_memory_table(self, accounts: list[dict[str, Any] | None]) -> None:
         """The last memory account, a row a module, in bytes."""
