@@ -130,6 +130,18 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     assert commands == [["fr-bench", *words]] * 2
 
 
+def test_nor_is_a_bench_lost_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    words = ["model=mlp", "dataset.height=8", "dataset.width=8", "dataset.num_train=64", "batch_size=16", "threads=1"]
+    words += ["bench.k=[1]", "bench.methods=[bp]", "bench.rounds=2", "bench.steps=2"]
+    code, said = told_to_nobody("bench", *words, f"run_dir={tmp_path / 'bench'}")
+    assert code == 0
+    assert said == (
+        "fr-bench: nobody reads the output any more; measuring goes on, and its files are written as ever\n"
+    )
+    assert json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
+    assert (tmp_path / "bench" / "bench.png").exists()
+
+
 @pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["report", "--version"]])
 def test_version_names_the_libraries(words, capsys):
     assert main(words) == 0

@@ -58,22 +58,22 @@ def open_to_all() -> None:
 
 
 @contextmanager
-def heard_or_not() -> Iterator[None]:
+def heard_or_not(then: str = "training goes on, and is logged as ever") -> Iterator[None]:
     """What is printed inside is for whoever reads stdout; a run does not end because that one has gone, or has no
-    room."""
+    room. ``then``: what it does instead."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         if not is_unread(sys.stdout):
             raise
-        _tell("nobody reads the output any more")
+        _tell(f"nobody reads the output any more; {then}")
     except OSError as error:
         lead_nowhere(sys.stdout)
-        _tell(f"the output cannot be written ({error.strerror})")
+        _tell(f"the output cannot be written ({error.strerror}); {then}")
 
 
-def _tell(why: str) -> None:
+def _tell(line: str) -> None:
     with contextlib.suppress(OSError):
         # Not sys.stderr, which a live display leads to stdout.
-        print(f"fr-bench: {why}; training goes on, and is logged as ever", file=sys.__stderr__, flush=True)
+        print(f"fr-bench: {line}", file=sys.__stderr__, flush=True)

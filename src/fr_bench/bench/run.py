@@ -29,7 +29,7 @@ from fr_bench.planning.plan import Plan
 from fr_bench.planning.tracing import batch_on_meta, blocks_on_meta
 from fr_bench.settings.folder_names import folder_name
 from fr_bench.simulation.settings import SimulateSettings
-from fr_bench.unread import say
+from fr_bench.unread import heard_or_not, say
 
 
 def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: ConfigOf, folder: Path) -> int:
@@ -57,7 +57,7 @@ def run_bench(settings: BenchSettings, simulated: SimulateSettings, config_of: C
     forecast_path = forecast.write(folder) if forecast is not None else None
     code = _compare(Bench(settings, entries, folder), contenders) if contenders else 0
     if forecast is not None:
-        print(f"{forecast.text()}\nsimulation: {forecast_path}")
+        _show(f"{forecast.text()}\nsimulation: {forecast_path}")
     return code
 
 
@@ -70,13 +70,13 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
             raise Interrupted(f"{interruption}; {bench.so_far}", interruption.exit_code) from interruption
     rows = bench.rows()
     if rows:
-        print(as_table(rows))
+        _show(as_table(rows))
     if checkpoints := as_checkpoint_table(rows):
-        print(f"\n{checkpoints}\n")
+        _show(f"\n{checkpoints}\n")
     if crowding := crowded(contenders):
-        print(crowding)
+        _show(crowding)
     if left_out := [f"'{row.words}' with K = {row.k}" for row in rows if row.speedup_vs_single is None]:
-        print(f"{', '.join(left_out)}: not in the figure, for want of a BP with K = 1 under the same settings")
+        _show(f"{', '.join(left_out)}: not in the figure, for want of a BP with K = 1 under the same settings")
     if len(left_out) < len(rows):
         from fr_bench.bench.figure import STYLE, draw_bench  # matplotlib, which nothing else here needs
         from fr_bench.figures.write import write
@@ -84,9 +84,15 @@ def _compare(bench: Bench, contenders: Sequence[Contender]) -> int:
         plan = shared_plan(contenders)
         assert plan is not None, "there are contenders"
         title = f"{plan.config['model']['name']}, batch of {plan.config['batch_size']}"
-        print(f"figure: {write(draw_bench(rows, title), STYLE, bench.folder, 'bench')[0]}")
-    print(f"bench: {bench.folder / 'bench.json'}")
+        _show(f"figure: {write(draw_bench(rows, title), STYLE, bench.folder, 'bench')[0]}")
+    _show(f"bench: {bench.folder / 'bench.json'}")
     return 1 if bench.failures else 0
+
+
+def _show(text: str) -> None:
+    """Prints it for whoever reads it; hours of measuring are not lost because that one has gone."""
+    with heard_or_not("measuring goes on, and its files are written as ever"):
+        print(text, flush=True)
 
 
 @dataclass
@@ -143,7 +149,7 @@ class Bench:
         median_s = make_row(contender, [measurement]).step_time_s.median
         if contender.num_microbatches is not None and number == 1:
             self._tried[contender.words, contender.k][contender.num_microbatches] = median_s
-        print(f"round {number} of {self.settings.rounds}: {contender.label}: {median_s:.4g} s a step", flush=True)
+        _show(f"round {number} of {self.settings.rounds}: {contender.label}: {median_s:.4g} s a step")
         if self.settings.checkpoints and not contender.is_peer:
             self._run_with_checkpoints(entry, number, median_s, name, signals)
 
@@ -157,10 +163,7 @@ class Bench:
             return
         entry.checkpoints += costs
         extra_s = CheckpointCosts.of(costs).extra_s.median
-        print(
-            f"round {number} of {self.settings.rounds}: {contender.label}: a checkpoint costs {extra_s:.4g} s",
-            flush=True,
-        )
+        _show(f"round {number} of {self.settings.rounds}: {contender.label}: a checkpoint costs {extra_s:.4g} s")
 
     def _note_failure(self, contender: Contender, number: int, error: RunFailed | ConfigError) -> None:
         self.failures.append({"method": contender.words, "k": contender.k, "round": number, "error": str(error)})
