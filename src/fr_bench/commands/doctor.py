@@ -32,10 +32,10 @@ from fr_bench.planning.environment import (
     versions,
 )
 from fr_bench.planning.transport_choice import ALL_TRANSPORTS, choose_transport, module_devices, why_not
-from fr_bench.processes.nursery import SHARED_MEMORY
 from fr_bench.records.console import num_bytes
 from fr_bench.records.run_files import strict_json
 from fr_bench.records.wandb_sink import find_credentials, resolve_mode
+from fr_bench.transport.ipc import SHARED_MEMORY
 
 METHODS: dict[str, type[Method]] = {
     "bp": Backpropagation,

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from fr_bench.errors import ConfigError
-from fr_bench.processes.nursery import SHARED_MEMORY
 from fr_bench.processes.torchrun import Torchrun
+from fr_bench.transport.ipc import SHARED_MEMORY
 
 # What PyTorch's allocator may be set to, and cannot share memory with another process then.
 WITHOUT_CUDA_IPC = ("expandable_segments:True", "backend:cudaMallocAsync")

@@ -27,7 +27,6 @@ from fr_bench.processes.signals import held_back, how_it_ended
 
 ENDS_WITHIN_S = 1.0  # after it has closed its connections
 LONGEST_TMPDIR = 75  # letters; of a socket's address the system allows 107
-SHARED_MEMORY = "/dev/shm"
 THE_SERVER = "the server that a run's processes are forked from"
 NUM_DESCRIPTORS = 8  # that starting a process takes, at most
 
@@ -40,7 +39,7 @@ def context() -> ForkServerContext:
     """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["fr_bench.workers.preload"])
-    if not os.access(SHARED_MEMORY, os.W_OK):  # multiprocessing takes for granted that it is there
+    if not os.access("/dev/shm", os.W_OK):  # multiprocessing takes for granted that it is there
         heap.Arena._dir_candidates = []  # type: ignore[attr-defined]  # what processes share then lies in TMPDIR
     # A cluster sends its signals to every process of a job, at any time. The server can ignore them no sooner than
     # its first line of ours, seconds after its start, and multiprocessing's tracker ignores some of them only.

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from fr_bench.errors import RunFailed
-from fr_bench.processes.nursery import SHARED_MEMORY
 from fr_bench.transport.channel import check_batch
 from fr_bench.transport.spec import PeerLost, TensorSpec
 from fr_bench.waits import waiting_for
 
 DEPTH = 2
+SHARED_MEMORY = "/dev/shm"
 PAGES_BESIDE_SLOTS = 3  # of a ring: two semaphores, and the numbers of the batches
 
 
