@@ -202,6 +202,12 @@ def test_a_run_needs_no_shared_memory(tmp_path: Path) -> None:
     assert "transport gloo: ipc is out: there is no /dev/shm here, or it cannot be written to" in told
 
 
+def test_nor_does_a_measurement() -> None:
+    """That times how fast a ring of shared memory would be filled."""
+    program = "from fr_bench.planning.measured_costs import _copy_s_per_byte; print(_copy_s_per_byte())"
+    assert float(with_shared_memory("ro", ["-c", program])) > 0
+
+
 def test_shared_memory_is_counted_in_pages() -> None:
     """auto falls back to gloo before there is no room for the second tensor of many that are smaller than a page."""
     shapes = [SimpleNamespace(output_bytes=num_bytes) for num_bytes in (8, 2**12 + 1, 0)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import platform
 import statistics
@@ -204,7 +205,9 @@ def _load_s(task: MeasuringTask, device: torch.device, dtype: torch.dtype, layou
 
 def _copy_s_per_byte() -> float:
     """As a channel of shared memory copies a message on the CPU: in at one end, out at the other, at the same rate."""
-    slot, message = torch.empty(COPIED_BYTES, dtype=torch.uint8).share_memory_(), torch.zeros(COPIED_BYTES).byte()
+    # Memory of the same kind as that of /dev/shm, which is not needed: it may be full, or not there.
+    slot = torch.frombuffer(mmap.mmap(-1, COPIED_BYTES), dtype=torch.uint8)
+    message = torch.zeros(COPIED_BYTES).byte()
     clock = Clock(torch.device("cpu"))
     return statistics.median(clock.measure(partial(slot.copy_, message))[0] for _ in range(NUM_COPIES)) / COPIED_BYTES
 
