@@ -130,6 +130,12 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
     assert commands == [["fr-bench", *words]] * 2
 
 
+@pytest.mark.parametrize("words", [[], ["debug=fast"]])
+def test_hydras_flags_are_shown_whatever_the_settings(words, capsys):
+    assert main(["train", *words, "--hydra-help"]) == 0
+    assert "--config-dir" in capsys.readouterr().out
+
+
 def test_nor_is_a_bench_lost_when_nobody_reads_its_output(tmp_path: Path) -> None:
     words = ["model=mlp", "dataset.height=8", "dataset.width=8", "dataset.num_train=64", "batch_size=16", "threads=1"]
     words += ["bench.k=[1]", "bench.methods=[bp]", "bench.rounds=2", "bench.steps=2"]

@@ -85,7 +85,9 @@ def main(argv: list[str]) -> int:
     composition = compose(arguments)
     if arguments.help:
         return _help(arguments, composition.jobs[0])
-    if arguments.hydra_help or arguments.info:
+    if arguments.hydra_help:  # of Hydra alone, which would look for our groups among its own
+        return _show([word for word in argv if word not in arguments.overrides])
+    if arguments.info:
         return _show(argv)
     if arguments.cfg:
         _check_all(composition.jobs, lambda job: check(job.config))
