@@ -111,6 +111,14 @@ def test_so_it_is_with_every_choice_of_a_method(method: str, own: dict[str, Any]
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
+def test_gradients_keep_a_layout_that_is_not_that_of_the_features(method: str, tmp_path: Path) -> None:
+    model = {"_target_": "tiny_models.post_normed", "name": "post_normed"}
+    plain = run_serial(tiny_config(method, 3, model=model), tmp_path / "plain")
+    assert_same(run_serial(tiny_config(method, 3, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_batch_norms_that_do_not_count_one_batch_a_pass_count_what_they_would(method: str, tmp_path: Path) -> None:
     model = {"_target_": "tiny_models.oddly_normed", "name": "tiny"}
     plain = run_serial(tiny_config(method, 2, model=model), tmp_path / "plain")

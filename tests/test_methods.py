@@ -848,6 +848,7 @@ def test_what_a_pass_on_copies_changes_in_weights_it_changes_in_the_modules_own(
     assert embedding.weight[:3].norm(dim=1).max() < 0.11 and torch.equal(embedding.weight[3], initial[3])
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # a play's
 @pytest.mark.parametrize("how", ["reentrant", "not reentrant"])
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_blocks_may_recompute_their_layers_in_the_backward(method: str, how: str, tmp_path: Path) -> None:

@@ -282,6 +282,8 @@ def hooked(input_shape: tuple[int, int, int], num_classes: int, masked: bool) ->
         assert isinstance(block, Residual)
         block.conv.weight.register_hook(lambda gradient: gradient * (torch.arange(8).view(-1, 1, 1, 1) % 2))
         block.norm.bias.register_post_accumulate_grad_hook(zero)
+        block.norm.weight.register_hook(lambda gradient: gradient)
+        block.norm.weight.requires_grad_(False)  # no hook can be on such a one, but for those from before
     return blocks
 
 

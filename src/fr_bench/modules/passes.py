@@ -274,6 +274,8 @@ class Passes:
             for name, own in self._parameters.items()
         }
         for name, (of_gradient, of_accumulation) in self._hooks.items():
+            if not copies[name].requires_grad:  # frozen since
+                continue
             for hook in of_gradient:
                 copies[name].register_hook(hook)
             for hook in of_accumulation:
