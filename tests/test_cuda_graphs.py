@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import METHODS, assert_same, assert_same_run, run_serial, tiny_config, train_here
+from harness import METHODS, Result, assert_same, assert_same_run, run_serial, tiny_config, train_here
 from test_tokens import TOKENS, on
 from torch import Tensor
 
@@ -68,14 +68,20 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def same_with_graphs(config: dict[str, Any], folder: Path) -> Result:
+    """The run of ``config`` without graphs, which the one with them must equal."""
+    plain = run_serial(config, folder / "plain")
+    assert counts["recorded"] == 0
+    assert_same(run_serial(config | {"cuda_graphs": True}, folder / "graphed"), plain)
+    assert counts["repeated"] > 0
+    return plain
+
+
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize(("method", "k"), [("bp", 1), *((method, 4) for method in METHODS)])
 def test_every_bit_is_that_without(method: str, k: int, tmp_path: Path) -> None:
     """Batch norm's statistics and the counters of its batches among them. With one module all methods are BP."""
-    plain = run_serial(tiny_config(method, k), tmp_path / "plain")
-    assert counts["recorded"] == 0
-    graphed = run_serial(tiny_config(method, k, cuda_graphs=True), tmp_path / "graphed")
-    assert_same(graphed, plain)
+    same_with_graphs(tiny_config(method, k), tmp_path)
     # Every pass of training is a launch, and so is its backward; FR's lower modules play once more.
     num_steps = [10 - (k - j if method in ("fr", "ddg") else 0) for j in range(1, k + 1)]
     num_plays = 10 * (k - 1) if method == "fr" else 0 if method != "ddg" else sum(10 - steps for steps in num_steps)
@@ -85,9 +91,7 @@ def test_every_bit_is_that_without(method: str, k: int, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_every_bit_is_that_without_with_tokens_too(method: str, tmp_path: Path) -> None:
-    plain = run_serial(on(TOKENS, method, 3), tmp_path / "plain")
-    assert_same(run_serial(on(TOKENS, method, 3, cuda_graphs=True), tmp_path / "graphed"), plain)
-    assert counts["repeated"] > 0
+    same_with_graphs(on(TOKENS, method, 3), tmp_path)
 
 
 @pytest.mark.usefixtures("graphs")
@@ -103,26 +107,21 @@ def test_every_bit_is_that_without_with_tokens_too(method: str, tmp_path: Path) 
 )
 def test_so_it_is_with_every_choice_of_a_method(method: str, own: dict[str, Any], tmp_path: Path) -> None:
     """Where the pipe is emptied each epoch, passes end without a backward: their graphs are free again."""
-    plain = run_serial(tiny_config(method, 3, method=METHODS[method] | own), tmp_path / "plain")
-    graphed = run_serial(tiny_config(method, 3, method=METHODS[method] | own, cuda_graphs=True), tmp_path / "graphed")
-    assert counts["repeated"] > 0
-    assert_same(graphed, plain)
+    same_with_graphs(tiny_config(method, 3, method=METHODS[method] | own), tmp_path)
 
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_gradients_keep_a_layout_that_is_not_that_of_the_features(method: str, tmp_path: Path) -> None:
     model = {"_target_": "tiny_models.post_normed", "name": "post_normed"}
-    plain = run_serial(tiny_config(method, 3, model=model), tmp_path / "plain")
-    assert_same(run_serial(tiny_config(method, 3, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+    same_with_graphs(tiny_config(method, 3, model=model), tmp_path)
 
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("method", ["bp", "fr", "ddg"])
 def test_batch_norms_that_do_not_count_one_batch_a_pass_count_what_they_would(method: str, tmp_path: Path) -> None:
     model = {"_target_": "tiny_models.oddly_normed", "name": "tiny"}
-    plain = run_serial(tiny_config(method, 2, model=model), tmp_path / "plain")
-    assert_same(run_serial(tiny_config(method, 2, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+    plain = same_with_graphs(tiny_config(method, 2, model=model), tmp_path)
     counted = {name: int(value) for name, value in plain.weights.items() if name.endswith("num_batches_tracked")}
     num_batches = 9 if method == "fr" else 10  # the last one that was played was not replayed
     assert counted["odd.twice.num_batches_tracked"] == 2 * num_batches
@@ -134,8 +133,7 @@ def test_batch_norms_that_do_not_count_one_batch_a_pass_count_what_they_would(me
 def test_a_parameter_that_no_pass_uses_is_left_alone(method: str, tmp_path: Path) -> None:
     """A gradient of zeros would let weight decay act on it."""
     model = {"_target_": "tiny_models.with_an_idle_parameter", "name": "tiny"}
-    plain = run_serial(tiny_config(method, 2, model=model), tmp_path / "plain")
-    assert_same(run_serial(tiny_config(method, 2, model=model, cuda_graphs=True), tmp_path / "graphed"), plain)
+    plain = same_with_graphs(tiny_config(method, 2, model=model), tmp_path)
     assert torch.equal(plain.weights["block1.idle"], torch.ones(3))
 
 

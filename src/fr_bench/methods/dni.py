@@ -28,9 +28,9 @@ from fr_bench.methods.base import Link, Method
 from fr_bench.methods.companion import held_tensors, predicted_bytes, take_step
 from fr_bench.methods.policy import Policy
 from fr_bench.methods.synthesizer import Synthesizer
+from fr_bench.modules.buffers import still_statistics
 from fr_bench.modules.learning_rates import LearningRates
 from fr_bench.modules.module import Module
-from fr_bench.modules.network import still_statistics
 from fr_bench.modules.optimizer_state import load_state
 from fr_bench.modules.passes import Pass
 from fr_bench.seeds import derive_seed, streams_of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,10 +14,18 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from fr_bench.measuring.saved_tensors import SavedTensors, tensor_bytes
+from fr_bench.modules.buffers import (
+    STATISTICS,
+    batch_norms_of,
+    holds,
+    is_torchs_batch_norm,
+    repeating,
+    still_statistics,
+    unmoved_statistics,
+)
 from fr_bench.modules.draws import KeyedDraws
 
 NUM_DRAWS = 32  # batches that a block may skip by chance before it is taken to skip all
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm
 
 
 class InPlaceError(ValueError):
@@ -46,14 +54,15 @@ class Network(nn.Module):
         # Whether blocks recompute layers there by themselves (torch.utils.checkpoint), once a backward has shown it.
         self.recomputes: bool | None = None
         self._draws = KeyedDraws(seed)
-        self._batch_norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._batch_norms = batch_norms_of(self.modules())
+        self._torchs_batch_norms = [norm for norm in self._batch_norms if is_torchs_batch_norm(norm)]
         # Other buffers, by owner and name: of layers that move some in passes, as far as passes have shown. A batch
         # norm with a forward of its own may move its statistics, and more, whatever it is told.
         self._moving = [
             (layer, name)
             for layer in self.modules()
             for name, buffer in layer.named_buffers(recurse=False)
-            if buffer is not None and not (_is_torchs_batch_norm(layer) and name in STATISTICS)
+            if buffer is not None and not (is_torchs_batch_norm(layer) and name in STATISTICS)
         ]
         self._movers: set[nn.Module] = set()  # layers that passes have shown to move a buffer
 
@@ -106,7 +115,7 @@ class Network(nn.Module):
         updates = any(norm.track_running_stats for norm in self._batch_norms)
         moving = self._moving_of(block)  # what has these is put back as it was, and must not be told anything
         plain = {*block.modules()} - {layer for layer, _ in moving}
-        again = _repeating(unmoved_statistics(plain) if updates else still_statistics(block.modules()), moving)
+        again = repeating(unmoved_statistics(plain) if updates else still_statistics(block.modules()), moving)
         return checkpoint(
             self._forward_keyed,
             name,
@@ -249,7 +258,7 @@ class Network(nn.Module):
                 hook.remove()
             for layer, name, buffer, copy, version in aside:
                 if layer not in skipped | self._movers:
-                    is_same = layer._buffers[name] is copy and copy._version == version and _holds(copy, buffer)
+                    is_same = layer._buffers[name] is copy and copy._version == version and holds(copy, buffer)
                     self._movers |= set() if is_same else {layer}
                 layer._buffers[name] = buffer
             self._moving = [(layer, name) for layer, name, *_ in aside if layer in skipped | self._movers]
@@ -258,7 +267,7 @@ class Network(nn.Module):
     def counted_together(self, update: bool) -> Iterator[None]:
         """Batch norms that count their batches do so here at once: one kernel instead of one each."""
         counters: dict[nn.Module, Tensor] = {}
-        for norm in filter(_is_torchs_batch_norm, self._batch_norms):
+        for norm in self._torchs_batch_norms:
             if norm.num_batches_tracked is not None and norm.momentum is not None:  # else its value is needed
                 counters[norm] = norm.num_batches_tracked
         if not update or self.is_compiled or not counters:
@@ -281,71 +290,6 @@ class Network(nn.Module):
                 counting.register_buffer("num_batches_tracked", counter)
         for number in {*num_batches.values()} - {0}:
             torch._foreach_add_([counters[norm] for norm, times in num_batches.items() if times == number], number)
-
-
-@contextmanager
-def still_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Keeps the running statistics of the batch norms among ``modules`` from moving, without touching them."""
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-@contextmanager
-def unmoved_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Runs the batch norms among ``modules`` as ever, but leaves their running statistics where they are.
-
-    A recomputation must save the same tensors as the pass that it repeats, the running statistics among them, so
-    they are moved by nothing instead of not being moved.
-    """
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, _, counter in before:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = counter.clone() if counter is not None else None
-    try:
-        yield
-    finally:
-        for norm, momentum, counter in before:
-            norm.momentum = momentum
-            norm.num_batches_tracked = counter
-
-
-@contextmanager
-def _repeating(
-    statistics: AbstractContextManager[None], began: Mapping[tuple[nn.Module, str], Tensor]
-) -> Iterator[None]:
-    """For a recomputation, under ``statistics``: other buffers, by owner and name, are what the pass ``began`` with, on
-    which what it computed may depend, and afterwards again what they were."""
-    now = {(layer, name): layer._buffers[name] for layer, name in began}
-    for (layer, name), buffer in began.items():
-        layer._buffers[name] = buffer.clone()
-    try:
-        with statistics:
-            yield
-    finally:
-        for (layer, name), kept in now.items():
-            layer._buffers[name] = kept
-
-
-def _is_torchs_batch_norm(layer: nn.Module) -> bool:
-    """Whether it moves its statistics if it is to track them, and only then; not so one with a forward of its own."""
-    forward = getattr(layer.forward, "__func__", None)
-    return forward in (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
-
-
-def _holds(copy: Tensor, buffer: Tensor) -> bool:
-    """Whether a pass left ``copy`` as it was: ``F.batch_norm`` moves what it is given without a new version."""
-    if copy.is_meta:
-        return True
-    if copy.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False  # there nobody can look
-    return torch.equal(copy, buffer)
 
 
 def _reaches(h: Tensor, x: Tensor) -> bool:

@@ -93,7 +93,8 @@ class Passes:
         self._launches = True
         self._parameters: dict[str, Tensor] = dict(network.named_parameters())
         # A model's own, such as those that mask gradients; later ones, with which replicas listen, are none.
-        self._hooks = {name: _hooks_of(parameter) for name, parameter in self._parameters.items()}
+        hooks = {name: _hooks_of(parameter) for name, parameter in self._parameters.items()}
+        self._hooks = {name: found for name, found in hooks.items() if any(found)}
 
     def run(self, x: Tensor, stream: int, batch: int, kind: PassKind) -> Pass:
         """A pass on the parameters.

@@ -164,9 +164,7 @@ def run_worker(task: WorkerTask, reporter: Reporter, store: dist.Store | None = 
         checkpointer.wait()
     sides[0].barrier()  # final weights get the room of a checkpoint for which the disk was too full
     if is_complete:
-        for module in modules:
-            if module.replica == 1:
-                save_weights(module, task.run_directory / "checkpoints" / "final")
+        save_final_weights(modules, task.run_directory / "checkpoints" / "final")
     sides[0].barrier()  # nobody leaves while a neighbour may still be reading what it sent
 
 
@@ -274,15 +272,16 @@ def build_modules(plan: Plan, numbers: list[int]) -> list[Module]:
     return modules
 
 
-def save_weights(module: Module, folder: Path) -> None:
-    """Writes parameters and buffers under ``block.name`` keys.
+def save_final_weights(modules: list[Module], folder: Path) -> None:
+    """Writes parameters and buffers under ``block.name`` keys, those of the first replica.
 
     Raises:
         RunFailed: the disk is full, or the like.
     """
-    path = folder / weights_file(module.number)
-    try:
-        make_folder(folder)
-        replace_file(path, save(weights_of(module)))
-    except OSError as error:
-        raise cannot_write(path, error, "Training is complete", module.number) from error
+    for module in [each for each in modules if each.replica == 1]:
+        path = folder / weights_file(module.number)
+        try:
+            make_folder(folder)
+            replace_file(path, save(weights_of(module)))
+        except OSError as error:
+            raise cannot_write(path, error, "Training is complete", module.number) from error
